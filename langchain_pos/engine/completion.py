@@ -1,0 +1,55 @@
+"""What the engine returns: plain frozen data, no tensors and no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+"""How a sequence ended: by itself (EOS, a stop sequence, a completed grammar), at its token
+budget, by cancellation, or by an error."""
+
+
+@dataclass(frozen=True)
+class TokenUsage:
+    """Tokens of a prompt and of what was written after it.
+
+    Attributes:
+        input_tokens: tokens that were given (prompt; for a branch, its opening).
+        output_tokens: tokens that were written, text forced by a grammar included.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Input and output tokens together."""
+        return self.input_tokens + self.output_tokens
+
+    def __add__(self, other: "TokenUsage") -> "TokenUsage":
+        return TokenUsage(
+            self.input_tokens + other.input_tokens, self.output_tokens + other.output_tokens
+        )
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished sequence.
+
+    Attributes:
+        token_ids: the tokens written, without the prompt, a final EOS, or the tokens that lie
+            wholly behind the start of a stop sequence.
+        text: their text, cut before the stop sequence that ended it; special tokens left out.
+        finish_reason: how it ended.
+        usage: tokens of the prompt (or opening) and of the completion.
+        forward_passes: forward passes from its first token fed to its last token sampled.
+        stop: the stop sequence that ended it, None when something else did.
+        error: what went wrong when `finish_reason` is "error".
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    usage: TokenUsage
+    forward_passes: int
+    stop: str | None = None
+    error: str | None = None

@@ -1,0 +1,269 @@
+"""The data of a question's way: plan, branches, conclusion, result. Frozen, JSON round-trips.
+
+    ReasoningRequest   what is asked
+    Plan of Steps      stage 1, what the model means to do
+    BranchResult       stage 2, one for each step
+    Block              one plan with its branches; an answer may have several
+    ReasoningResult    everything
+    ReasoningChunk     a piece of a result while it is written; pieces add up to the whole
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from langchain_pos.engine.completion import FinishReason, TokenUsage
+
+Mode = Literal["parallel", "sequential"]
+Stage = Literal["plan", "expand", "conclude"]
+
+STEP_MARK = "####"
+"""Opens a step (paper, section 3.1). Ordinary text, never a special token."""
+END_MARK = "####%%%%"
+"""Closes a block of steps."""
+BODY_PLACEHOLDER = "......"
+"""Stands for a body in the skeleton."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Step(_Frozen):
+    """One independent step of a plan.
+
+    Attributes:
+        title: what the step is about; one line, without `####`.
+    """
+
+    title: str = Field(min_length=1)
+
+    @field_validator("title")
+    @classmethod
+    def _one_clean_line(cls, title: str) -> str:
+        title = " ".join(title.split())
+        if not title:
+            raise ValueError("a step's title is empty; give every step a title")
+        if STEP_MARK in title:
+            raise ValueError(f"a step's title contains {STEP_MARK!r}, which opens a step: {title!r}")
+        return title
+
+
+class Plan(_Frozen):
+    """A parsed skeleton: what is said before the steps, and the steps.
+
+    Attributes:
+        preamble: the text before the first step, stripped.
+        steps: at least one; titles differ (case and spaces aside).
+    """
+
+    preamble: str = ""
+    steps: tuple[Step, ...] = Field(min_length=1)
+
+    @field_validator("steps")
+    @classmethod
+    def _titles_differ(cls, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        seen: set[str] = set()
+        for step in steps:
+            key = step.title.casefold()
+            if key in seen:
+                raise ValueError(f"two steps have the same title: {step.title!r}")
+            seen.add(key)
+        return steps
+
+    @classmethod
+    def of(cls, titles: list[str] | tuple[str, ...], preamble: str = "") -> Self:
+        """A plan from bare titles."""
+        return cls(preamble=preamble, steps=tuple(Step(title=title) for title in titles))
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """The steps' titles, in order."""
+        return tuple(step.title for step in self.steps)
+
+
+class BranchResult(_Frozen):
+    """What one branch wrote.
+
+    Attributes:
+        index: its place among the steps of its block, from 0.
+        title: the step's title.
+        text: the body, stripped of white space at both ends.
+        finish_reason: "stop", "length" (its token budget), "cancelled" or "error".
+        usage: `input_tokens` counts its opening, `output_tokens` its body.
+        started: seconds from the request's start to its first token fed.
+        ended: seconds from the request's start to its last token.
+        error: what went wrong, when `finish_reason` is "error".
+    """
+
+    index: int
+    title: str
+    text: str = ""
+    finish_reason: FinishReason = "stop"
+    usage: TokenUsage = TokenUsage()
+    started: float = 0.0
+    ended: float = 0.0
+    error: str | None = None
+
+
+class Block(_Frozen):
+    """One round of stages 1 and 2: a plan and its branches, in the plan's order."""
+
+    plan: Plan
+    branches: tuple[BranchResult, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The block as the paper joins it: preamble, `####title: body` lines, `####%%%%`."""
+        lines = [self.plan.preamble] if self.plan.preamble else []
+        lines += [f"{STEP_MARK}{b.title}: {b.text}" for b in self.branches]
+        return "\n".join([*lines, END_MARK])
+
+
+class StageTimings(_Frozen):
+    """Wall-clock seconds by stage. `queued`: waiting for other requests before the first pass."""
+
+    queued: float = 0.0
+    plan: float = 0.0
+    expand: float = 0.0
+    conclude: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All seconds from the request to its result."""
+        return self.queued + self.plan + self.expand + self.conclude
+
+
+class StagePasses(_Frozen):
+    """Forward passes by stage. A pass that other requests shared counts for each of them."""
+
+    plan: int = 0
+    expand: int = 0
+    conclude: int = 0
+
+    @property
+    def total(self) -> int:
+        """All forward passes of the request."""
+        return self.plan + self.expand + self.conclude
+
+
+class ReasoningRequest(_Frozen):
+    """A question with what may be set for it alone.
+
+    Attributes:
+        question: what is asked, or the last human message of `messages`.
+        messages: a chat history that ends with the question, as `(role, text)` pairs; empty for
+            a bare question.
+        steps: titles given by the caller; stage 1 is skipped.
+    """
+
+    question: str
+    messages: tuple[tuple[str, str], ...] = ()
+    steps: tuple[str, ...] | None = None
+
+
+class ReasoningResult(_Frozen):
+    """The answer with everything that led to it.
+
+    Attributes:
+        question: what was asked.
+        blocks: the rounds of plan and branches; empty when answered sequentially.
+        conclusion: the text after the last block; the whole answer when answered sequentially.
+        mode: "parallel", or "sequential" when that was asked for or nothing could be planned.
+        fallback_reason: why a question meant for parallel was answered sequentially.
+        finish_reason: how the conclusion ended.
+        usage: prompt tokens, and every token written in any stage.
+        timings: wall-clock seconds by stage.
+        forward_passes: by stage.
+        plan_attempts: how often a skeleton was tried; 0 when the caller gave the steps.
+        peak_slots: most KV-cache slots that the request held at once.
+        model_name: folder or hub name of the model.
+    """
+
+    question: str = ""
+    blocks: tuple[Block, ...] = ()
+    conclusion: str = ""
+    mode: Mode = "parallel"
+    fallback_reason: str | None = None
+    finish_reason: FinishReason = "stop"
+    usage: TokenUsage = TokenUsage()
+    timings: StageTimings = StageTimings()
+    forward_passes: StagePasses = StagePasses()
+    plan_attempts: int = 0
+    peak_slots: int = 0
+    model_name: str = ""
+
+    @property
+    def plan(self) -> Plan | None:
+        """The first block's plan; None when answered sequentially."""
+        return self.blocks[0].plan if self.blocks else None
+
+    @property
+    def preamble(self) -> str:
+        """What was said before the first steps."""
+        return self.blocks[0].plan.preamble if self.blocks else ""
+
+    @property
+    def branches(self) -> tuple[BranchResult, ...]:
+        """The branches of all blocks, in the order of the plan."""
+        return tuple(branch for block in self.blocks for branch in block.branches)
+
+    @property
+    def text(self) -> str:
+        """The whole answer as one text, in the paper's form."""
+        return "\n".join([*(block.text for block in self.blocks), self.conclusion])
+
+
+class ReasoningChunk(ReasoningResult):
+    """A piece of a result, streamed while it is written.
+
+    `first + second + …` over a whole stream has the fields of the result that `invoke` returns,
+    so a chunk is a `ReasoningResult` of which not everything is known yet.
+
+    Attributes:
+        stage: the stage that wrote it.
+        branch: index of the branch that wrote it, in the stage "expand".
+        delta: the new text: raw skeleton in the stage "plan", a branch's body in "expand", the
+            conclusion in "conclude"; empty when the chunk brings something else.
+    """
+
+    stage: Stage = "plan"
+    branch: int | None = None
+    delta: str = ""
+
+    def __add__(self, other: ReasoningChunk) -> ReasoningChunk:
+        if not isinstance(other, ReasoningChunk):
+            return NotImplemented
+        newer = {name: getattr(other, name) for name in other.model_fields_set}
+        newer["blocks"] = _merge_blocks(self.blocks, other.blocks)
+        newer["conclusion"] = self.conclusion + other.conclusion
+        newer["delta"] = self.delta + other.delta
+        return self.model_copy(update=newer)
+
+    def result(self) -> ReasoningResult:
+        """The sum so far as a plain `ReasoningResult`."""
+        fields = set(ReasoningResult.model_fields)
+        return ReasoningResult(**{name: getattr(self, name) for name in fields})
+
+
+def _merge_blocks(left: tuple[Block, ...], right: tuple[Block, ...]) -> tuple[Block, ...]:
+    """Blocks of two chunks: same place, same block; branches merge by index, texts concatenate."""
+    merged = list(left)
+    for place, block in enumerate(right):
+        if place >= len(merged):
+            merged.append(block)
+            continue
+        branches = {branch.index: branch for branch in merged[place].branches}
+        for branch in block.branches:
+            known = branches.get(branch.index)
+            branches[branch.index] = branch if known is None else _merge_branch(known, branch)
+        ordered = tuple(branches[index] for index in sorted(branches))
+        merged[place] = Block(plan=block.plan, branches=ordered)
+    return tuple(merged)
+
+
+def _merge_branch(known: BranchResult, more: BranchResult) -> BranchResult:
+    update: dict[str, Any] = {name: getattr(more, name) for name in more.model_fields_set}
+    return known.model_copy(update={**update, "text": known.text + more.text})
