@@ -1,0 +1,126 @@
+"""Parallel decoding in one sequence for LangChain.
+
+Public names are imported when they are first used (PEP 562), so that `import langchain_pos` loads
+neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from langchain_pos.embedded import embedded_model_path
+    from langchain_pos.engine.completion import Completion, TokenUsage
+    from langchain_pos.engine.engine import Engine
+    from langchain_pos.engine.sampling import SamplingParams
+    from langchain_pos.errors import (
+        ContextLengthError,
+        InvalidRequestError,
+        ModelLoadError,
+        NonFiniteLogitsError,
+        OutOfSlotsError,
+        ParallelReasoningError,
+        PlanFormatError,
+        RequestCancelled,
+        UnsupportedModelError,
+    )
+    from langchain_pos.plan_parser import PlanParser
+    from langchain_pos.prompts import ReasoningPrompts
+    from langchain_pos.reasoner import Reasoner
+    from langchain_pos.runnable import ParallelReasoningLLM
+    from langchain_pos.schema import (
+        Block,
+        BranchResult,
+        Plan,
+        ReasoningChunk,
+        ReasoningRequest,
+        ReasoningResult,
+        StagePasses,
+        StageTimings,
+        Step,
+    )
+
+    __version__: str
+
+_MODULES = {
+    "embedded": ("embedded_model_path",),
+    "engine.completion": ("Completion", "TokenUsage"),
+    "engine.engine": ("Engine",),
+    "engine.sampling": ("SamplingParams",),
+    "errors": (
+        "ContextLengthError",
+        "InvalidRequestError",
+        "ModelLoadError",
+        "NonFiniteLogitsError",
+        "OutOfSlotsError",
+        "ParallelReasoningError",
+        "PlanFormatError",
+        "RequestCancelled",
+        "UnsupportedModelError",
+    ),
+    "plan_parser": ("PlanParser",),
+    "prompts": ("ReasoningPrompts",),
+    "reasoner": ("Reasoner",),
+    "runnable": ("ParallelReasoningLLM",),
+    "schema": (
+        "Block",
+        "BranchResult",
+        "Plan",
+        "ReasoningChunk",
+        "ReasoningRequest",
+        "ReasoningResult",
+        "StagePasses",
+        "StageTimings",
+        "Step",
+    ),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "Block",
+    "BranchResult",
+    "Completion",
+    "ContextLengthError",
+    "Engine",
+    "InvalidRequestError",
+    "ModelLoadError",
+    "NonFiniteLogitsError",
+    "OutOfSlotsError",
+    "ParallelReasoningError",
+    "ParallelReasoningLLM",
+    "Plan",
+    "PlanFormatError",
+    "PlanParser",
+    "Reasoner",
+    "ReasoningChunk",
+    "ReasoningPrompts",
+    "ReasoningRequest",
+    "ReasoningResult",
+    "RequestCancelled",
+    "SamplingParams",
+    "StagePasses",
+    "StageTimings",
+    "Step",
+    "TokenUsage",
+    "UnsupportedModelError",
+    "__version__",
+    "embedded_model_path",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("langchain-pos")
+    elif name in _HOME:
+        value = getattr(importlib.import_module(f"langchain_pos.{_HOME[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

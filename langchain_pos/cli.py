@@ -1,0 +1,6 @@
+"""The command `langchain-pos`."""
+
+
+def main() -> None:
+    """Run the command."""
+    raise SystemExit("not written yet")
