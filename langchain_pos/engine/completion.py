@@ -36,8 +36,8 @@ class Completion:
     """One finished sequence.
 
     Attributes:
-        token_ids: the tokens written, without the prompt, a final EOS, or the tokens that lie
-            wholly behind the start of a stop sequence.
+        token_ids: the tokens written, without the prompt and without a final EOS. Those of the
+            stop sequence that ended it are there.
         text: their text, cut before the stop sequence that ended it; special tokens left out.
         finish_reason: how it ended.
         usage: tokens of the prompt (or opening) and of the completion.

@@ -1,0 +1,126 @@
+"""Grammars compiled for a tokenizer: which tokens may come next.
+
+Three nouns in order, as in xgrammar, which does the work: a `Constraint` is a specification, a
+`CompiledConstraint` is it for one tokenizer, a `ConstraintState` is it for one sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import xgrammar
+
+from langchain_pos.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A language that a completion must belong to.
+
+    Attributes:
+        kind: "ebnf" (xgrammar's dialect), "json_schema" or "regex".
+        text: the grammar, the schema as JSON text, or the regular expression.
+    """
+
+    kind: Literal["ebnf", "json_schema", "regex"]
+    text: str
+
+
+class ConstraintCompiler:
+    """Compiles constraints for one tokenizer, and remembers them.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        vocabulary: width of the model's logits; may exceed the tokenizer's size.
+        stop_token_ids: EOS ids; allowed where the grammar may end.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        vocabulary: int,
+        stop_token_ids: Sequence[int],
+    ) -> None:
+        info = xgrammar.TokenizerInfo.from_huggingface(
+            tokenizer, vocab_size=vocabulary, stop_token_ids=list(stop_token_ids) or None
+        )
+        self._compiler = xgrammar.GrammarCompiler(info, max_threads=2)
+        self._compiled = lru_cache(maxsize=64)(self._compile)
+
+    def state(self, constraint: Constraint) -> ConstraintState:
+        """A fresh state for one sequence.
+
+        Raises:
+            InvalidRequestError: the grammar, schema or expression cannot be read.
+        """
+        return ConstraintState(self._compiled(constraint))
+
+    def _compile(self, constraint: Constraint) -> xgrammar.CompiledGrammar:
+        compile_ = {
+            "ebnf": self._compiler.compile_grammar,
+            "json_schema": self._compiler.compile_json_schema,
+            "regex": self._compiler.compile_regex,
+        }[constraint.kind]
+        try:
+            return compile_(constraint.text)
+        except RuntimeError as error:
+            raise InvalidRequestError(
+                f"this {constraint.kind} constraint cannot be compiled: {error}"
+            ) from error
+
+
+class ConstraintState:
+    """How far one sequence has come in its grammar."""
+
+    def __init__(self, compiled: xgrammar.CompiledGrammar) -> None:
+        # Without a terminator token the matcher ends where the grammar does.
+        self._matcher = xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=True)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the text is complete and nothing may follow."""
+        return bool(self._matcher.is_terminated())
+
+    def accept_token(self, token_id: int) -> bool:
+        """Go on by a token. False, and nothing changes, when the grammar forbids it."""
+        return bool(self._matcher.accept_token(token_id))
+
+    def accept_text(self, text: str) -> bool:
+        """Go on by a text. False, and nothing changes, when the grammar forbids it."""
+        return bool(self._matcher.accept_string(text))
+
+    def forced_text(self) -> str:
+        """The text that must come next whatever the model prefers; often empty."""
+        if self.finished:
+            return ""
+        return str(self._matcher.find_jump_forward_string())
+
+    def fill(self, bitmask: torch.Tensor, row: int) -> None:
+        """Write the allowed tokens into `bitmask[row]`, int32 `[rows, vocabulary / 32]`."""
+        self._matcher.fill_next_token_bitmask(bitmask, row)
+
+
+def apply_constraints(logits: torch.Tensor, states: Sequence[ConstraintState | None]) -> None:
+    """Set the logits of forbidden tokens to minus infinity, in place.
+
+    Args:
+        logits: `[R, vocabulary]`.
+        states: the grammar's state of each row, None for a free one.
+    """
+    rows = [index for index, state in enumerate(states) if state is not None]
+    if not rows:
+        return
+    bitmask = xgrammar.allocate_token_bitmask(len(states), logits.shape[-1])
+    for index in rows:
+        state = states[index]
+        assert state is not None
+        state.fill(bitmask, index)
+    xgrammar.apply_token_bitmask_inplace(logits, bitmask.to(logits.device), indices=rows)

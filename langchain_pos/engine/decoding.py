@@ -1,0 +1,224 @@
+"""Sequences while they are decoded: what to feed next, what to make of the token that comes back.
+
+Everything the engine does for a request is a generator (`Steps`): it yields the tokens that it
+wants fed and is sent back the tokens sampled. The scheduler steps all live generators in one
+forward pass. So a request reads top-down, and cancelling it is closing its generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from langchain_pos.engine.completion import Completion, FinishReason, TokenUsage
+from langchain_pos.engine.constraints import ConstraintState
+from langchain_pos.engine.sampling import RowSampling, SamplingParams
+from langchain_pos.engine.segments import Segment
+from langchain_pos.engine.text import TextStream, encode_continuation
+from langchain_pos.errors import NonFiniteLogitsError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Tokens for one segment, and whether a token shall be sampled after the last of them."""
+
+    segment: Segment
+    token_ids: Sequence[int]
+    sampling: RowSampling | None = None
+
+
+Sampled = int | NonFiniteLogitsError | None
+"""What comes back for a `Feed`: the token, why there is none, or None when none was asked for."""
+
+Steps = Generator[list[Feed], list[Sampled], T]
+"""A request, or a part of one. Within one list, feeds are in order: a later one may build on an
+earlier one, as a branch's opening does on the prompt."""
+
+
+class DecodingSequence:
+    """One sequence on its way to a `Completion`.
+
+    Args:
+        tokenizer: for text, stop sequences and forced text.
+        segment: where its tokens go.
+        prompt_ids: tokens to feed before the first one is sampled; at least one.
+        eos_token_ids: tokens that end it.
+        max_new_tokens: its budget.
+        sampling: parameters; their seed is not looked at.
+        seed: the sequence's own seed.
+        stop: texts that end it.
+        constraint: a grammar's fresh state.
+        strip: leave out white space at both ends of the text.
+        context_ids: tokens before `prompt_ids`, for the repetition penalty and spacing.
+        on_text: called with each piece of text once it is certain.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        segment: Segment,
+        prompt_ids: Sequence[int],
+        *,
+        eos_token_ids: frozenset[int],
+        max_new_tokens: int,
+        sampling: SamplingParams,
+        seed: int,
+        stop: Sequence[str] = (),
+        constraint: ConstraintState | None = None,
+        strip: bool = False,
+        context_ids: Sequence[int] = (),
+        on_text: Callable[[str], None] | None = None,
+    ) -> None:
+        self.segment = segment
+        self.prompt_ids = tuple(prompt_ids)
+        self.token_ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+        self.error: str | None = None
+        self.forward_passes = 0
+        self.constraint = constraint
+        self._tokenizer = tokenizer
+        self._prompt_fed = False
+        self._fed = 0  # tokens of the completion that the model has seen
+        self._eos = eos_token_ids
+        self._budget = max_new_tokens
+        self._sampling = sampling
+        self._seed = seed
+        self._context = [*context_ids, *prompt_ids]
+        self._stream = TextStream(tokenizer, self._context, stop, strip=strip)
+        self._on_text = on_text or (lambda piece: None)
+
+    @property
+    def text(self) -> str:
+        """The text that is certain so far."""
+        return self._stream.text
+
+    def feed(self) -> Feed:
+        """The tokens that the model has not seen yet, with one to be sampled after them."""
+        unseen = (() if self._prompt_fed else self.prompt_ids) + tuple(self.token_ids[self._fed :])
+        history = ()
+        if self._sampling.repetition_penalty != 1:
+            history = (*self._context, *self.token_ids)
+        step = len(self.token_ids)
+        sampling = RowSampling(self._sampling, self._seed, step, history, self.constraint)
+        return Feed(self.segment, unseen, sampling)
+
+    def accept(self, sampled: Sampled) -> None:
+        """Take the token that was sampled after the last `feed`."""
+        self._prompt_fed, self._fed = True, len(self.token_ids)
+        self.forward_passes += 1
+        if not isinstance(sampled, int):
+            self.finish("error", str(sampled))
+        elif sampled in self._eos:
+            self.finish("stop")
+        else:
+            piece = self._stream.decode(sampled)
+            if self.constraint is not None:
+                self.constraint.accept_token(sampled)
+            forced = self._forced_text()
+            # Forced text costs no pass. Joined with the token before it, which is not fed yet
+            # either, it is encoded as the model itself would have written it.
+            if forced and piece:
+                self._write(encode_continuation(self._tokenizer, piece + forced), piece + forced)
+            else:
+                more = encode_continuation(self._tokenizer, forced)
+                self._write([sampled, *more], piece + forced)
+
+    def force(self, text: str) -> bool:
+        """Write `text` whatever the model prefers, if the grammar allows it here.
+
+        Returns:
+            False, and nothing has changed, when the grammar does not.
+        """
+        if self.constraint is not None and not self.constraint.accept_text(text):
+            return False
+        text += self._forced_text()
+        self._write(encode_continuation(self._tokenizer, text), text)
+        return True
+
+    def _forced_text(self) -> str:
+        forced = "" if self.constraint is None else self.constraint.forced_text()
+        if forced and self.constraint is not None:
+            self.constraint.accept_text(forced)
+        return forced
+
+    def _write(self, token_ids: Sequence[int], text: str) -> None:
+        self.token_ids.extend(token_ids)
+        self._emit(self._stream.push(text))
+        if self._stream.stopped is not None:
+            self.finish("stop")
+        elif self.constraint is not None and self.constraint.finished:
+            self.finish("stop")
+        elif len(self.token_ids) >= self._budget:
+            self.finish("length")
+
+    def _emit(self, piece: str) -> None:
+        if piece:
+            self._on_text(piece)
+
+    def finish(self, reason: FinishReason, error: str | None = None) -> None:
+        """End the sequence; text that was held back becomes certain."""
+        self.finish_reason, self.error = reason, error
+        self._emit(self._stream.flush())
+
+    def completion(self) -> Completion:
+        """The finished sequence."""
+        if self.finish_reason is None:
+            raise ValueError("the sequence is still being decoded")
+        return Completion(
+            token_ids=tuple(self.token_ids),
+            text=self.text,
+            finish_reason=self.finish_reason,
+            usage=TokenUsage(len(self.prompt_ids), len(self.token_ids)),
+            forward_passes=self.forward_passes,
+            stop=self._stream.stopped,
+            error=self.error,
+        )
+
+
+def decode(
+    sequences: Iterable[DecodingSequence],
+    *,
+    first: Sequence[Feed] = (),
+    max_parallel: int | None = None,
+    on_start: Callable[[DecodingSequence], None] | None = None,
+    on_end: Callable[[DecodingSequence], None] | None = None,
+) -> Steps[None]:
+    """Decode sequences together, one token each in a forward pass.
+
+    A sequence that has ended is no longer fed, and one that waits takes its place at once.
+
+    Args:
+        sequences: may be an iterator that makes each sequence when its turn comes.
+        first: tokens to be fed before and along with the first ones, such as a shared prompt.
+        max_parallel: sequences decoded at the same time; None for all.
+        on_start: called before a sequence is first fed.
+        on_end: called when one has ended; here its segment can be released.
+    """
+    waiting = iter(sequences)
+    live: list[DecodingSequence] = []
+    more = True
+    while True:
+        while more and (max_parallel is None or len(live) < max_parallel):
+            joining = next(waiting, None)
+            if joining is None:
+                more = False
+            else:
+                if on_start is not None:
+                    on_start(joining)
+                live.append(joining)
+        if not live:
+            return
+        feeds = [*first, *(sequence.feed() for sequence in live)]
+        sampled = (yield feeds)[len(first) :]
+        first = ()
+        for sequence, token in zip(live, sampled, strict=True):
+            sequence.accept(token)
+            if sequence.finish_reason is not None and on_end is not None:
+                on_end(sequence)
+        live = [sequence for sequence in live if sequence.finish_reason is None]

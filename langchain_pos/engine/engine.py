@@ -1,0 +1,321 @@
+"""The engine's front: token ids in, token ids out. It knows no prompt and no LangChain."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import torch
+
+from langchain_pos.engine.completion import Completion
+from langchain_pos.engine.constraints import Constraint, ConstraintCompiler
+from langchain_pos.engine.decoding import DecodingSequence, Feed, Steps, decode
+from langchain_pos.engine.loading import load, prepare
+from langchain_pos.engine.sampling import SamplingParams, derive_seed
+from langchain_pos.engine.scheduler import Request, Scheduler
+from langchain_pos.engine.segments import Segment
+from langchain_pos.engine.text import backend
+from langchain_pos.errors import ContextLengthError, InvalidRequestError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
+GREEDY = SamplingParams()
+
+
+class Engine:
+    """A model that decodes many sequences of one forest together.
+
+    Safe to use from several threads: their requests share forward passes.
+
+    Args:
+        model: transformers causal language model; its attention implementation is set.
+        tokenizer: its fast tokenizer.
+        attn_implementation: "auto", or one of transformers' names ("sdpa", "eager").
+        max_slots: KV-cache slots to hold at most; None takes what fits in half of the memory
+            that is free now.
+        max_rows: tokens fed in one forward pass at most.
+
+    Raises:
+        UnsupportedModelError: the model cannot keep branches apart.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        attn_implementation: str = "auto",
+        max_slots: int | None = None,
+        max_rows: int = 1024,
+    ) -> None:
+        backend(tokenizer)  # refuses slow tokenizers before any work
+        self.model = model
+        self.tokenizer = tokenizer
+        slots = max_slots if max_slots is not None else _slots_that_fit(model)
+        self.forward = prepare(model, attn_implementation, slots)
+        self.scheduler = Scheduler(self.forward, max_rows=max_rows)
+        self.eos_token_ids = _eos_token_ids(model, tokenizer)
+        self._constraints: ConstraintCompiler | None = None
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        revision: str | None = None,
+        attn_implementation: str = "auto",
+        max_slots: int | None = None,
+        trust_remote_code: bool = False,
+        use_safetensors: bool = True,
+        **model_kwargs: Any,
+    ) -> Self:
+        """Load a folder or hub name; see `langchain_pos.engine.loading.load`."""
+        model, tokenizer = load(
+            name,
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=use_safetensors,
+            **model_kwargs,
+        )
+        return cls(
+            model, tokenizer, attn_implementation=attn_implementation, max_slots=max_slots
+        )
+
+    # -------------------------------------------------------------- whole answers
+
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_new_tokens: int,
+        sampling: SamplingParams = GREEDY,
+        constraint: Constraint | None = None,
+        stop: Sequence[str] = (),
+    ) -> Completion:
+        """Decode one sequence after a prompt.
+
+        Args:
+            prompt_ids: at least one token.
+            max_new_tokens: budget in tokens.
+            sampling: how tokens are chosen.
+            constraint: the language that the completion must belong to.
+            stop: texts that end it.
+
+        Raises:
+            InvalidRequestError: empty prompt or budget, unreadable constraint.
+            ContextLengthError: prompt and budget exceed the model's positions.
+            OutOfSlotsError: they exceed the slots.
+            NonFiniteLogitsError: the model broke down.
+        """
+        self.check(prompt_ids, max_new_tokens)
+        seed = self.seed(sampling)
+
+        def steps(request: Request[Completion]) -> Steps[Completion]:
+            sequence = self.sequence(
+                self.scheduler.root(request),
+                prompt_ids,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                seed=seed,
+                constraint=constraint,
+                stop=stop,
+            )
+            yield from decode([sequence])
+            return sequence.completion()
+
+        return self.run(steps, reserve=len(prompt_ids) + max_new_tokens)
+
+    def decode_branches(
+        self,
+        prefix_ids: Sequence[int],
+        openings: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        sampling: SamplingParams = GREEDY,
+        stop: Sequence[str] = (),
+        max_parallel: int | None = None,
+    ) -> list[Completion]:
+        """Decode branches that share a prefix and do not see each other.
+
+        Args:
+            prefix_ids: the tokens that all branches see; at least one.
+            openings: the first tokens of each branch; at least one each.
+            max_new_tokens: each branch's budget in tokens.
+            sampling: how tokens are chosen; branch i has a seed of its own, made from the seed
+                and i, so it draws the same tokens whatever runs beside it.
+            stop: texts that end a branch.
+            max_parallel: branches decoded at the same time; the others wait and follow.
+
+        Returns:
+            a completion for each opening, in their order. One that failed has the finish reason
+            "error" and says why; the others are whole.
+
+        Raises:
+            as `generate`, for what concerns all branches.
+        """
+        longest = max((len(opening) for opening in openings), default=0)
+        if not openings or not all(openings):
+            raise InvalidRequestError("every branch needs an opening of at least one token")
+        self.check([*prefix_ids, *[0] * longest] if prefix_ids else (), max_new_tokens)
+        seed = self.seed(sampling)
+        together = min(len(openings), max_parallel or len(openings))
+
+        def steps(request: Request[list[Completion]]) -> Steps[list[Completion]]:
+            root = self.scheduler.root(request)
+            sequences = [
+                self.sequence(
+                    self.fork(root, at=len(prefix_ids)),
+                    opening,
+                    max_new_tokens=max_new_tokens,
+                    sampling=sampling,
+                    seed=derive_seed(seed, index),
+                    stop=stop,
+                    context_ids=prefix_ids,
+                )
+                for index, opening in enumerate(openings)
+            ]
+            yield from decode(
+                sequences,
+                first=[Feed(root, prefix_ids)],
+                max_parallel=max_parallel,
+                on_end=lambda sequence: self.release(sequence.segment),
+            )
+            return [sequence.completion() for sequence in sequences]
+
+        reserve = len(prefix_ids) + together * (longest + max_new_tokens)
+        return self.run(steps, reserve=reserve)
+
+    # ------------------------------------------------- parts to write requests from
+
+    def run(self, steps: Callable[[Request[T]], Steps[T]], *, reserve: int) -> T:
+        """Run a request to its end; see `Scheduler.submit`."""
+        return self.scheduler.run(self.scheduler.submit(steps, reserve=reserve))
+
+    def sequence(
+        self,
+        segment: Segment,
+        prompt_ids: Sequence[int],
+        *,
+        max_new_tokens: int,
+        sampling: SamplingParams,
+        seed: int,
+        constraint: Constraint | None = None,
+        stop: Sequence[str] = (),
+        strip: bool = False,
+        context_ids: Sequence[int] = (),
+        on_text: Callable[[str], None] | None = None,
+    ) -> DecodingSequence:
+        """A sequence for this tokenizer and its EOS; see `DecodingSequence`."""
+        return DecodingSequence(
+            self.tokenizer,
+            segment,
+            prompt_ids,
+            eos_token_ids=self.eos_token_ids,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            seed=seed,
+            stop=stop,
+            constraint=None if constraint is None else self.constraints.state(constraint),
+            strip=strip,
+            context_ids=context_ids,
+            on_text=on_text,
+        )
+
+    def fork(self, segment: Segment, at: int | None = None) -> Segment:
+        """See `SegmentForest.fork`."""
+        return self.forward.forest.fork(segment, at)
+
+    def release(self, segment: Segment) -> None:
+        """See `SegmentForest.release`."""
+        self.forward.forest.release(segment)
+
+    def truncate(self, segment: Segment, end: int) -> None:
+        """See `SegmentForest.truncate`."""
+        self.forward.forest.truncate(segment, end)
+
+    @property
+    def constraints(self) -> ConstraintCompiler:
+        """Grammars for this tokenizer; made when first asked for."""
+        if self._constraints is None:
+            self._constraints = ConstraintCompiler(
+                self.tokenizer,
+                vocabulary=self.forward.config.vocab_size,
+                stop_token_ids=sorted(self.eos_token_ids),
+            )
+        return self._constraints
+
+    @staticmethod
+    def seed(sampling: SamplingParams) -> int:
+        """The request's seed: the one given, or a new one."""
+        return secrets.randbits(63) if sampling.seed is None else sampling.seed
+
+    # --------------------------------------------------------------------- limits
+
+    @property
+    def context_length(self) -> int | None:
+        """Positions that the model has been built for; None where it names no limit."""
+        limit = getattr(self.forward.config, "max_position_embeddings", None)
+        return int(limit) if limit else None
+
+    def check(self, prompt_ids: Sequence[int], max_new_tokens: int) -> None:
+        """Refuse what cannot be served, before any work."""
+        if not prompt_ids:
+            raise InvalidRequestError("the prompt has no tokens; give at least one")
+        if max_new_tokens < 1:
+            raise InvalidRequestError(f"max_new_tokens={max_new_tokens}: it must be at least 1")
+        limit = self.context_length
+        if limit is not None and len(prompt_ids) + max_new_tokens > limit:
+            raise ContextLengthError(
+                f"a prompt of {len(prompt_ids)} tokens and up to {max_new_tokens} new ones exceed "
+                f"the model's {limit} positions; shorten the prompt or the budget"
+            )
+
+    @property
+    def slots_in_use(self) -> int:
+        """Slots that live requests hold now; 0 when there is none."""
+        return self.forward.forest.slots_in_use
+
+    def describe(self) -> dict[str, str]:
+        """What a user asks first: model, device, dtype, attention path, limits."""
+        config = self.forward.config
+        return {
+            "model": str(getattr(self.model, "name_or_path", "") or config.model_type),
+            "architecture": type(self.model).__name__,
+            "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
+            "device": str(self.forward.device),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "attention": f"{config._attn_implementation} ({self.forward.mask_form} mask)",
+            "layers": str(config.num_hidden_layers),
+            "positions": str(self.context_length or "no limit"),
+            "max_slots": str(self.forward.forest.max_slots),
+            "probe": "passed",
+        }
+
+
+def _eos_token_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> frozenset[int]:
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
+
+
+def _slots_that_fit(model: PreTrainedModel) -> int:
+    """Slots whose keys and values fill half of the memory that is free now."""
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    slot_bytes = 2 * config.num_hidden_layers * heads * dim * model.dtype.itemsize
+    if model.device.type == "cuda":
+        free = torch.cuda.mem_get_info(model.device)[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(int(free / 2 / slot_bytes), 1024)

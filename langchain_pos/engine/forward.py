@@ -1,0 +1,141 @@
+"""One forward pass over ragged rows: any number of tokens for any number of segments.
+
+The model is transformers' own, unmodified. It is given a batch of one sequence whose tokens are
+the pass's rows, their positions, the forest's mask, and a cache that knows the slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from langchain_pos.engine.attention import FOLDED, fold_mask
+from langchain_pos.engine.kv_cache import SlotCache
+from langchain_pos.engine.segments import Segment, SegmentForest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MaskForm = Literal["by_layer_type", "single"]
+"""How a model takes its mask: a dict by layer type, or one tensor for all layers."""
+
+
+class ForwardPass:
+    """The model with its forest and its cache.
+
+    Attributes:
+        model: transformers model in eval mode.
+        forest: labels of the slots.
+        cache: keys and values of the slots.
+        mask_form: how the model takes its mask; the loader finds out.
+        count: passes run so far.
+        rows: rows fed so far, over all passes.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, max_slots: int = 1 << 30) -> None:
+        self.model = model
+        self.config = model.config.get_text_config(decoder=True)
+        self.device = model.get_input_embeddings().weight.device
+        self.forest = SegmentForest(self.device, max_slots=max_slots)
+        self.cache = SlotCache()
+        self.mask_form: MaskForm = "single"
+        self.count = 0
+        self.rows = 0
+
+    @torch.inference_mode()
+    def run(
+        self, feeds: Sequence[tuple[Segment, Sequence[int]]], sampled: Sequence[int]
+    ) -> torch.Tensor:
+        """Feed tokens to segments in one pass.
+
+        Args:
+            feeds: segments and the tokens that each gets next. A segment occurs once.
+            sampled: indices into `feeds` whose last token's logits are wanted.
+
+        Returns:
+            logits, float32 `[len(sampled), vocabulary]`, on the device.
+
+        Raises:
+            OutOfSlotsError: there are not enough slots. As after any error of the model, no
+                segment has grown then.
+        """
+        ends = [segment.end for segment, _ in feeds]
+        try:
+            return self._run(feeds, sampled)
+        except BaseException:
+            for (segment, _), end in zip(feeds, ends, strict=True):
+                self.forest.truncate(segment, end)
+            raise
+
+    def _run(
+        self, feeds: Sequence[tuple[Segment, Sequence[int]]], sampled: Sequence[int]
+    ) -> torch.Tensor:
+        # 1. Lay out the rows on the host, and send them to the device in one copy.
+        tokens: list[int] = []
+        segments: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        last_rows: list[int] = []
+        for segment, new in feeds:
+            positions.extend(range(segment.end, segment.end + len(new)))
+            slots.extend(self.forest.extend(segment, len(new)))
+            segments.extend([segment.id] * len(new))
+            tokens.extend(new)
+            last_rows.append(len(tokens) - 1)
+        layout = torch.tensor([tokens, positions, slots, segments], dtype=torch.int64)
+        layout = layout.to(self.device, non_blocking=True)
+        token_ids, position_ids, slot_ids, segment_ids = layout.unbind(0)
+        owner, position = segment_ids.int(), position_ids.int()
+
+        # 2. Label the slots; make the mask from the labels, once for all layers.
+        self.forest.label(slot_ids, owner, position)
+        extent = self.forest.extent
+        self.cache.begin(slot_ids, extent=extent, capacity=self.forest.capacity)
+        mask = self._mask(owner, position, extent)
+
+        # 3. The model. Logits only where they are wanted: a vocabulary is wide.
+        keep = torch.tensor([last_rows[i] for i in sampled] or [0], device=self.device)
+        output = self.model(
+            input_ids=token_ids[None],
+            position_ids=position_ids[None],
+            attention_mask=mask,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        self.count += 1
+        self.rows += len(tokens)
+        logits: torch.Tensor = output.logits[0]
+        return logits[: len(sampled)].float()
+
+    def _mask(
+        self, owner: torch.Tensor, position: torch.Tensor, extent: int
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        width = getattr(self.config, "sliding_window", None)
+        types = set(getattr(self.config, "layer_types", None) or ())
+        if self.mask_form == "by_layer_type":
+            return {
+                kind: self._additive(
+                    owner, position, extent, width if kind == "sliding_attention" else None
+                )
+                for kind in types
+            }
+        slides = not types or types == {"sliding_attention"}
+        return self._additive(owner, position, extent, width if slides else None)
+
+    def _additive(
+        self, owner: torch.Tensor, position: torch.Tensor, extent: int, window: int | None
+    ) -> torch.Tensor:
+        """0 where a query sees a slot, minus infinity elsewhere: `[1, 1, (G *) Q, extent]`.
+
+        `eager` adds its mask, and `sdpa` would turn a bool mask into this one in every layer.
+        """
+        seen = self.forest.mask(owner, position, extent, window)
+        mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
+        mask = mask.masked_fill_(~seen, float("-inf"))[None, None]
+        if self.config._attn_implementation != FOLDED:
+            return mask
+        heads = self.config.num_attention_heads
+        return fold_mask(mask, heads // (getattr(self.config, "num_key_value_heads", None) or heads))

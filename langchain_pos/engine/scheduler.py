@@ -1,0 +1,313 @@
+"""Steps every live request together, one forward pass after another.
+
+There is no thread of its own: whoever waits for a request drives the engine until that request
+has what he waits for, and thereby everybody's. One thread drives at a time; the others sleep
+until a pass is over. A request that nobody waits for does not move.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from langchain_pos.engine.decoding import Feed, Sampled, Steps
+from langchain_pos.engine.forward import ForwardPass
+from langchain_pos.engine.sampling import sample
+from langchain_pos.engine.segments import Ledger, Segment
+from langchain_pos.errors import OutOfSlotsError, RequestCancelled
+
+T = TypeVar("T")
+
+
+class Request(Generic[T]):
+    """A generator on its way through the scheduler, and what it holds.
+
+    Attributes:
+        passes: forward passes that fed at least one of its tokens.
+        ledger: its segments and slots.
+        events: what it has told its caller and nobody has taken yet.
+        done: whether it has ended, in whichever way.
+    """
+
+    def __init__(self, reserve: int) -> None:
+        self.reserve = reserve
+        self.passes = 0
+        self.ledger = Ledger()
+        self.events: deque[Any] = deque()
+        self.done = False
+        self.cancelled = False
+        self._result: T | None = None
+        self._error: BaseException | None = None
+        self._steps: Steps[T] | None = None
+        self._feeds: list[Feed] = []
+        self._fed: list[int] = []  # tokens fed of each feed
+        self._sampled: list[Sampled] = []
+
+    def emit(self, event: Any) -> None:
+        """Tell the caller something; `Scheduler.stream` yields it."""
+        self.events.append(event)
+
+    def result(self) -> T:
+        """What the generator returned, or the error that ended it."""
+        if self._error is not None:
+            raise self._error
+        return self._result  # type: ignore[return-value]
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended it, None when nothing went wrong."""
+        return self._error
+
+    def _waiting_rows(self) -> int:
+        return sum(len(feed.token_ids) for feed in self._feeds) - sum(self._fed)
+
+
+@dataclass
+class _Part:
+    """Tokens of one feed that go into the current pass."""
+
+    request: Request[Any]
+    index: int
+    token_ids: list[int]
+    completes: bool
+
+    @property
+    def feed(self) -> Feed:
+        return self.request._feeds[self.index]
+
+
+@dataclass
+class _Turn:
+    """Who drives: taken and given back under one condition variable."""
+
+    condition: threading.Condition = field(default_factory=threading.Condition)
+    taken: bool = False
+
+
+class Scheduler:
+    """Many requests, one forward pass at a time.
+
+    Args:
+        forward: the model with its forest.
+        max_rows: tokens fed in one pass at most; a longer prompt is fed in chunks.
+    """
+
+    def __init__(self, forward: ForwardPass, *, max_rows: int = 1024) -> None:
+        self.forward = forward
+        self.max_rows = max_rows
+        self._turn = _Turn()
+        self._incoming: deque[Request[Any]] = deque()
+        self._live: list[Request[Any]] = []
+
+    # ----------------------------------------------------------- for the caller
+
+    def submit(self, make: Callable[[Request[T]], Steps[T]], *, reserve: int) -> Request[T]:
+        """Queue a request. It runs while somebody waits for it, or for any other one.
+
+        Args:
+            make: builds the generator; it opens segments through `self.root(request)`.
+            reserve: slots that it may need at most; it starts when they are free.
+
+        Raises:
+            OutOfSlotsError: `reserve` exceeds what the engine may ever hold.
+        """
+        limit = self.forward.forest.max_slots
+        if reserve > limit:
+            raise OutOfSlotsError(
+                f"the request may need {reserve} KV-cache slots (prompt and budgets together), "
+                f"the engine holds at most {limit}; ask for smaller budgets or raise max_slots"
+            )
+        request: Request[T] = Request(reserve)
+        request._steps = make(request)
+        with self._turn.condition:
+            self._incoming.append(request)
+        return request
+
+    def root(self, request: Request[Any]) -> Segment:
+        """The root segment of a new tree for `request`."""
+        return self.forward.forest.root(request.ledger)
+
+    def run(self, request: Request[T]) -> T:
+        """Wait for the request's result. Cancels it when interrupted."""
+        try:
+            self.wait(request, lambda: request.done)
+            return request.result()
+        finally:
+            self.cancel(request)
+
+    def stream(self, request: Request[T]) -> Iterator[Any]:
+        """The request's events as they come; raises its error at the end if it has one.
+
+        Closing the iterator cancels the request.
+        """
+        try:
+            while True:
+                self.wait(request, lambda: bool(request.events) or request.done)
+                while request.events:
+                    yield request.events.popleft()
+                if request.done and not request.events:
+                    request.result()
+                    return
+        finally:
+            self.cancel(request)
+
+    def wait(self, request: Request[Any], until: Callable[[], bool]) -> None:
+        """Drive the engine, or sleep while another thread does, until `until()`."""
+        turn = self._turn
+        while True:
+            with turn.condition:
+                while turn.taken and not until():
+                    turn.condition.wait()
+                if until():
+                    return
+                turn.taken = True
+            try:
+                self._step()
+            finally:
+                self._give_back_turn()
+
+    def cancel(self, request: Request[Any]) -> None:
+        """End a request and free its slots: at once, or when the pass under way is over."""
+        if request.done:
+            return
+        with self._turn.condition:
+            request.cancelled = True
+            if not self._turn.taken:
+                self._sweep()
+
+    def _give_back_turn(self) -> None:
+        with self._turn.condition:
+            try:
+                self._sweep()
+            finally:
+                self._turn.taken = False
+                self._turn.condition.notify_all()
+
+    def _sweep(self) -> None:
+        """End what has been cancelled. The caller holds the condition and no pass is under way."""
+        for request in [*self._live, *self._incoming]:
+            if request.cancelled:
+                self._end(request, error=RequestCancelled("the request was cancelled"))
+
+    # ------------------------------------------------------------- one step
+
+    def _step(self) -> None:
+        # 1. Requests whose slots are free join, in the order in which they came.
+        self._admit()
+        # 2. One pass over what the live ones want fed.
+        parts = self._fill_pass()
+        if parts:
+            self._run_pass(parts)
+        # 3. Whoever has all his tokens goes on.
+        for request in list(self._live):
+            if request._feeds and request._waiting_rows() == 0:
+                self._resume(request)
+
+    def _admit(self) -> None:
+        reserved = sum(request.reserve for request in self._live)
+        while self._incoming:
+            request = self._incoming[0]
+            if self._live and reserved + request.reserve > self.forward.forest.max_slots:
+                return
+            self._incoming.popleft()
+            reserved += request.reserve
+            self._live.append(request)
+            self._resume(request)
+
+    def _fill_pass(self) -> list[_Part]:
+        """Up to `max_rows` tokens, the shortest wishes first: a long prompt stalls nobody."""
+        parts: list[_Part] = []
+        room = self.max_rows
+        for request in sorted(self._live, key=Request._waiting_rows):
+            for index, feed in enumerate(request._feeds):
+                rest = list(feed.token_ids[request._fed[index] :])
+                taken = rest[:room]
+                if taken:
+                    parts.append(_Part(request, index, taken, len(taken) == len(rest)))
+                    room -= len(taken)
+                if len(taken) < len(rest):
+                    break  # a request's later feeds may build on this one
+        return parts
+
+    def _run_pass(self, parts: list[_Part]) -> None:
+        wanted = [i for i, p in enumerate(parts) if p.completes and p.feed.sampling is not None]
+        rows = [s for i in wanted if (s := parts[i].feed.sampling) is not None]
+        try:
+            logits = self.forward.run([(p.feed.segment, p.token_ids) for p in parts], wanted)
+            tokens = sample(logits, rows) if rows else []
+        except Exception as error:
+            self._fail_pass(parts, error)
+            return
+        for part in parts:
+            part.request._fed[part.index] += len(part.token_ids)
+        for index, token in zip(wanted, tokens, strict=True):
+            parts[index].request._sampled[parts[index].index] = token
+        for request in {id(part.request): part.request for part in parts}.values():
+            request.passes += 1
+
+    def _fail_pass(self, parts: list[_Part], error: Exception) -> None:
+        """No memory: the request that holds most ends, the others try again. Otherwise all end."""
+        requests = list({id(part.request): part.request for part in parts}.values())
+        if _is_out_of_memory(error):
+            largest = max(requests, key=lambda r: r.ledger.slots + r._waiting_rows())
+            if not isinstance(error, OutOfSlotsError):
+                error = OutOfSlotsError(
+                    f"out of memory with {largest.ledger.slots} KV-cache slots held "
+                    f"({str(error).splitlines()[0]}); ask for smaller budgets or fewer branches"
+                )
+            requests = [largest]
+            if self.forward.device.type == "cuda":
+                torch.cuda.empty_cache()
+        for request in requests:
+            self._resume(request, error)
+
+    def _resume(self, request: Request[Any], error: Exception | None = None) -> None:
+        """Send a generator its tokens, or throw the error into it; take its next wishes."""
+        steps = request._steps
+        assert steps is not None
+        try:
+            if error is not None:
+                feeds = steps.throw(error)
+            elif request._feeds:
+                feeds = steps.send(request._sampled)
+            else:
+                feeds = next(steps)
+        except StopIteration as stop:
+            self._end(request, result=stop.value)
+        except Exception as failure:
+            self._end(request, error=failure)
+        else:
+            request._feeds = feeds
+            request._fed = [0] * len(feeds)
+            request._sampled = [None] * len(feeds)
+
+    def _end(
+        self, request: Request[Any], *, result: Any = None, error: BaseException | None = None
+    ) -> None:
+        if request.done:
+            return
+        try:
+            if request._steps is not None:
+                request._steps.close()
+        except Exception as failure:  # a generator that fails while it is closed
+            error = error or failure
+        request._result, request._error = result, error
+        request._feeds = []
+        if request in self._live:
+            self._live.remove(request)
+        elif request in self._incoming:
+            self._incoming.remove(request)
+        for segment in list(request.ledger.segments):
+            self.forward.forest.release(segment)
+        request.done = True
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    )

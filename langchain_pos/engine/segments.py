@@ -1,0 +1,280 @@
+"""The forest of segments, the slots, and the one mask rule.
+
+There is one long sequence of *slots* (the KV cache, batch size 1). A slot carries two labels: the
+*segment* that owns it and the *position* that RoPE sees. Segments form a forest: a request's
+prompt is a root, a branch is a child forked at a position of its parent.
+
+    slots       0 1 2 3 4 │ 5 6 7 8 9 10
+    segment     R R R R R │ A B C A B C        R: prompt; A, B, C: branches, interleaved
+    position    0 1 2 3 4 │ 5 5 5 6 6 6        every branch goes on at the fork's position
+
+    query A@6 sees      R0 R1 R2 R3 R4  A5 A6
+    query B@6 sees      R0 R1 R2 R3 R4  B5 B6
+
+How far one segment sees into another is one number, its *reach*: `reach[q, s]` is the first
+position of segment `s` that segment `q` does not see. 0 is "nothing" (a stranger), the fork's
+position is an ancestor up to the fork, `UNBOUNDED` is oneself. The whole mask is then
+
+    visible = (slot_position <= query_position) & (slot_position < reach[query_segment, slot_segment])
+
+and in a sliding-window layer of width W also `query_position - slot_position < W`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from langchain_pos.errors import OutOfSlotsError
+
+UNBOUNDED = torch.iinfo(torch.int32).max
+"""The reach of a segment into itself."""
+
+NOBODY = 0
+"""The segment id that labels free slots; nobody reaches it."""
+
+
+def visible(
+    query_segment: torch.Tensor,
+    query_position: torch.Tensor,
+    slot_segment: torch.Tensor,
+    slot_position: torch.Tensor,
+    reach: torch.Tensor,
+    window: int | None = None,
+) -> torch.Tensor:
+    """The mask rule (generalises the belt mask of paper section 3.2).
+
+    Args:
+        query_segment: segment of each query token, int32 `[Q]`.
+        query_position: position of each query token, int32 `[Q]`.
+        slot_segment: segment that owns each slot, int32 `[N]`.
+        slot_position: position of each slot, int32 `[N]`.
+        reach: first position of the column's segment that the row's does not see, int32 `[S, S]`.
+        window: width of the sliding window in positions, None for full attention.
+
+    Returns:
+        bool `[Q, N]`, True where the query sees the slot.
+
+    Example:
+        >>> reach = torch.tensor([[0, 0, 0], [0, UNBOUNDED, 0], [0, 2, UNBOUNDED]])
+        >>> visible(torch.tensor([2]), torch.tensor([3]), torch.tensor([1, 1, 1, 2, 2]),
+        ...         torch.tensor([0, 1, 2, 2, 3]), reach)  # forked from segment 1 at position 2
+        tensor([[ True,  True, False,  True,  True]])
+    """
+    limit = reach.index_select(0, query_segment).index_select(1, slot_segment)
+    distance = query_position[:, None] - slot_position[None, :]
+    seen = (distance >= 0) & (slot_position[None, :] < limit)
+    if window is not None:
+        seen &= distance < window
+    return seen
+
+
+@dataclass(eq=False)
+class Segment:
+    """A stretch of tokens with consecutive positions and one owner.
+
+    Attributes:
+        id: row and column in the reach matrix.
+        start: position of its first token.
+        slots: the slot of each of its tokens, in order of position.
+        owner: ledger of the request that it belongs to.
+    """
+
+    id: int
+    start: int
+    owner: Ledger
+    slots: list[int] = field(default_factory=list)
+    released: bool = False
+
+    @property
+    def end(self) -> int:
+        """Position of the next token."""
+        return self.start + len(self.slots)
+
+
+@dataclass(eq=False)
+class Ledger:
+    """What one request holds: its segments and how many slots, now and at most."""
+
+    segments: set[Segment] = field(default_factory=set)
+    slots: int = 0
+    peak_slots: int = 0
+
+
+class SegmentForest:
+    """Labels of all slots and the reach between all live segments.
+
+    The host decides (which slot, which segment); the device holds the labels that the mask is
+    made from. Labels are written along with the tokens of a forward pass, freed slots are
+    relabelled at the beginning of the next one, so neither costs a pass of its own.
+
+    Attributes:
+        capacity: slots that exist now.
+        max_slots: slots that may ever exist.
+        extent: all slots in use lie below this one; attention reads no further.
+        slot_segment: int32 `[capacity]`, on the device.
+        slot_position: int32 `[capacity]`, on the device.
+    """
+
+    def __init__(
+        self, device: torch.device, *, capacity: int = 1024, max_slots: int = 1 << 30
+    ) -> None:
+        self.device = device
+        self.max_slots = max_slots
+        self.capacity = min(capacity, max_slots)
+        self.slot_segment = torch.zeros(self.capacity, dtype=torch.int32, device=device)
+        self.slot_position = torch.zeros(self.capacity, dtype=torch.int32, device=device)
+        self._free = list(range(self.capacity))  # heap: the lowest slot is taken first
+        self._freed: list[int] = []  # not yet relabelled on the device
+        self._used = [False] * self.capacity
+        self.extent = 0
+        self.slots_in_use = 0
+        self._free_ids = list(range(1, 64))
+        self._reach = torch.zeros(64, 64, dtype=torch.int32)
+        self._device_reach: torch.Tensor | None = None
+
+    # ------------------------------------------------------------------ segments
+
+    def root(self, owner: Ledger) -> Segment:
+        """A new tree's first segment, empty, at position 0."""
+        return self._new_segment(0, owner)
+
+    def fork(self, parent: Segment, at: int | None = None) -> Segment:
+        """A child that sees `parent`, and what `parent` sees, below position `at`.
+
+        Args:
+            parent: a live segment.
+            at: position of the child's first token, by default the parent's end. It may lie
+                ahead of it when the parent is fed up to there in the same pass. Tokens that the
+                parent has or gets at this position or later stay invisible to the child.
+        """
+        at = parent.end if at is None else at
+        if at < parent.start:
+            raise ValueError(
+                f"cannot fork at position {at}: the parent begins at {parent.start}; fork from "
+                "the segment that holds this position"
+            )
+        child = self._new_segment(at, parent.owner)
+        self._reach[child.id] = torch.clamp(self._reach[parent.id], max=at)
+        self._reach[child.id, child.id] = UNBOUNDED
+        return child
+
+    def truncate(self, segment: Segment, end: int) -> None:
+        """Forget the tokens of `segment` at position `end` and later; their slots are free."""
+        keep = max(end - segment.start, 0)
+        self._free_slots(segment, segment.slots[keep:])
+        del segment.slots[keep:]
+
+    def release(self, segment: Segment) -> None:
+        """Forget a segment and free its slots. Its children keep what they hold themselves."""
+        if segment.released:
+            return
+        segment.released = True
+        segment.owner.segments.discard(segment)
+        self._free_slots(segment, segment.slots)
+        segment.slots = []
+        self._reach[segment.id, :] = 0
+        self._reach[:, segment.id] = 0
+        self._device_reach = None
+        heapq.heappush(self._free_ids, segment.id)
+
+    def _new_segment(self, start: int, owner: Ledger) -> Segment:
+        if not self._free_ids:
+            size = self._reach.shape[0]
+            self._free_ids = list(range(size, 2 * size))
+            grown = torch.zeros(2 * size, 2 * size, dtype=torch.int32)
+            grown[:size, :size] = self._reach
+            self._reach = grown
+        segment = Segment(heapq.heappop(self._free_ids), start, owner)
+        owner.segments.add(segment)
+        self._reach[segment.id, segment.id] = UNBOUNDED
+        self._device_reach = None
+        return segment
+
+    # --------------------------------------------------------------------- slots
+
+    def extend(self, segment: Segment, count: int) -> list[int]:
+        """Give `segment` slots for its next `count` tokens.
+
+        Returns:
+            the new slots, in order of position.
+
+        Raises:
+            OutOfSlotsError: fewer than `count` slots are left below `max_slots`.
+        """
+        while len(self._free) < count:
+            self._grow(count)
+        taken = [heapq.heappop(self._free) for _ in range(count)]
+        for slot in taken:
+            self._used[slot] = True
+        if taken:
+            self.extent = max(self.extent, max(taken) + 1)
+        self.slots_in_use += count
+        segment.slots.extend(taken)
+        segment.owner.slots += count
+        segment.owner.peak_slots = max(segment.owner.peak_slots, segment.owner.slots)
+        return taken
+
+    def _grow(self, count: int) -> None:
+        size = min(2 * self.capacity, self.max_slots)
+        if size == self.capacity:
+            raise OutOfSlotsError(
+                f"{count} more KV-cache slots are needed, {len(self._free)} of {self.max_slots} "
+                "are free; ask for fewer or shorter branches, or raise max_slots"
+            )
+        more = torch.zeros(size - self.capacity, dtype=torch.int32, device=self.device)
+        self.slot_segment = torch.cat([self.slot_segment, more])
+        self.slot_position = torch.cat([self.slot_position, more])
+        for slot in range(self.capacity, size):
+            heapq.heappush(self._free, slot)
+        self._used += [False] * (size - self.capacity)
+        self.capacity = size
+
+    def _free_slots(self, segment: Segment, slots: Sequence[int]) -> None:
+        for slot in slots:
+            self._used[slot] = False
+            heapq.heappush(self._free, slot)
+        self._freed.extend(slots)
+        self.slots_in_use -= len(slots)
+        segment.owner.slots -= len(slots)
+        while self.extent and not self._used[self.extent - 1]:
+            self.extent -= 1
+
+    # ---------------------------------------------------------------- one pass
+
+    def label(self, slots: torch.Tensor, segments: torch.Tensor, positions: torch.Tensor) -> None:
+        """Write the labels of a pass's tokens; first take back those of freed slots.
+
+        Args:
+            slots: int64 `[Q]`, where the tokens lie.
+            segments: int32 `[Q]`, whose they are.
+            positions: int32 `[Q]`, what RoPE sees.
+        """
+        if self._freed:
+            freed = torch.tensor(self._freed, dtype=torch.int64).to(self.device, non_blocking=True)
+            self.slot_segment.index_fill_(0, freed, NOBODY)
+            self._freed = []
+        self.slot_segment.index_copy_(0, slots, segments)
+        self.slot_position.index_copy_(0, slots, positions)
+
+    def mask(
+        self,
+        segments: torch.Tensor,
+        positions: torch.Tensor,
+        extent: int,
+        window: int | None = None,
+    ) -> torch.Tensor:
+        """Which of the slots below `extent` each query sees: bool `[Q, extent]`."""
+        if self._device_reach is None:
+            self._device_reach = self._reach.to(self.device, non_blocking=True)
+        return visible(
+            segments,
+            positions,
+            self.slot_segment[:extent],
+            self.slot_position[:extent],
+            self._device_reach,
+            window,
+        )

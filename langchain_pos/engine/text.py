@@ -1,0 +1,136 @@
+"""Tokens to text and back, where a text is only a part of a longer one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tokenizers.decoders import DecodeStream
+
+from langchain_pos.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+_ANCHORS = ("\n", "a", ":", " a")
+_CONTEXT_TOKENS = 6
+
+
+def backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The `tokenizers` object inside a transformers tokenizer.
+
+    Raises:
+        UnsupportedModelError: the tokenizer has none.
+    """
+    found: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
+    if found is None:
+        raise UnsupportedModelError(
+            f"{type(tokenizer).__name__} is a Python tokenizer; a fast one (tokenizer.json) is "
+            "needed. Convert it with transformers' convert_slow_tokenizer, or take another model"
+        )
+    return found
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Encode plain text; what looks like a special token stays text."""
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return list(ids)
+
+
+def encode_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Encode text that goes on from other text.
+
+    SentencePiece-like tokenizers put a space before what they think is a beginning. So the text
+    is encoded behind an anchor, and the anchor's tokens are taken off again.
+    """
+    if not text:
+        return []
+    for anchor in _ANCHORS:
+        head = encode_text(tokenizer, anchor)
+        whole = encode_text(tokenizer, anchor + text)
+        if head and whole[: len(head)] == head:
+            return whole[len(head) :]
+    return encode_text(tokenizer, text)
+
+
+class TextStream:
+    """Turns a sequence's tokens into text as they come, and finds stop sequences.
+
+    What `push` and `flush` return adds up to `text`. A piece is held back while it may still
+    become (part of) a stop sequence, an unfinished character, or, with `strip`, white space at
+    the end.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        context: tokens before the first one; some tokenizers write a space only between tokens.
+        stop: texts that end the sequence; they and what follows are left out.
+        strip: leave out white space at both ends.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        context: Sequence[int] = (),
+        stop: Sequence[str] = (),
+        *,
+        strip: bool = False,
+    ) -> None:
+        self._backend = backend(tokenizer)
+        self._context = list(context[-_CONTEXT_TOKENS:])
+        self._stream = self._new_stream(self._context)
+        self._stop = tuple(stop)
+        self._strip = strip
+        self._held = ""
+        self.text = ""
+        self.stopped: str | None = None
+
+    def _new_stream(self, context: Sequence[int]) -> DecodeStream:
+        return DecodeStream(ids=list(context) or None, skip_special_tokens=True)
+
+    def decode(self, token_id: int) -> str:
+        """The text that a token adds; empty while a character is unfinished."""
+        try:
+            return self._stream.step(self._backend, token_id) or ""
+        except Exception:  # `tokenizers` raises bare Exception where bytes are no valid UTF-8
+            self._stream = self._new_stream(())
+            return self._stream.step(self._backend, token_id) or ""
+
+    def push(self, piece: str) -> str:
+        """Add text; returns what has become certain."""
+        if self.stopped is not None:
+            return ""
+        self._held += piece
+        if self._strip and not self.text:
+            self._held = self._held.lstrip()
+        found = [(at, stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        if found:
+            at, self.stopped = min(found)
+            rest, self._held = self._held[:at], ""
+            return self._emit(rest.rstrip() if self._strip else rest)
+        certain = len(self._held) - self._undecided()
+        piece, self._held = self._held[:certain], self._held[certain:]
+        return self._emit(piece)
+
+    def flush(self) -> str:
+        """The sequence has ended: what was held back becomes text, or is stripped."""
+        rest, self._held = self._held, ""
+        if self.stopped is not None:
+            return ""
+        return self._emit(rest.rstrip() if self._strip else rest)
+
+    def _undecided(self) -> int:
+        """Characters at the end that may yet be stripped or belong to a stop sequence."""
+        keep = len(self._held) - len(self._held.rstrip()) if self._strip else 0
+        for stop in self._stop:
+            for length in range(min(len(stop) - 1, len(self._held)), 0, -1):
+                if self._held.endswith(stop[:length]):
+                    head = self._held[:-length]
+                    space = len(head) - len(head.rstrip()) if self._strip else 0
+                    keep = max(keep, length + space)
+                    break
+        return keep
+
+    def _emit(self, piece: str) -> str:
+        self.text += piece
+        return piece
