@@ -1,6 +1,360 @@
-"""The command `langchain-pos`."""
+"""The command `langchain-pos`: ask, batch, demo, doctor.
+
+Exit codes:
+
+    0    every question was answered
+    1    a question, or a step of one, failed
+    2    the command line or its input is not usable
+    3    the model cannot be loaded, or cannot be served
+    4    a fault in langchain-pos itself; run again with --debug and report it
+    130  interrupted
+
+Errors are one line on stderr; `--debug` shows tracebacks. torch and transformers are imported by
+the commands that need them, so `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from langchain_pos.errors import (
+    InvalidRequestError,
+    ModelLoadError,
+    ParallelReasoningError,
+    UnsupportedModelError,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from langchain_pos.runnable import ParallelReasoningLLM
+    from langchain_pos.schema import Mode
+
+EXIT_FAILED, EXIT_USAGE, EXIT_MODEL, EXIT_FAULT, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
+
+DEMO_ANSWER = "Pascal Vireaux"
+"""The one student of `demo_question.txt` whose GPA lies in the range."""
+
+app = typer.Typer(
+    help="Answer questions with parallel decoding in one sequence.",
+    epilog="Exit codes: 0 answered, 1 a question failed, 2 usage, 3 the model cannot be loaded, "
+    "4 a fault in langchain-pos itself, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Folder or hub name; without it, the shipped model."),
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; chosen if left out.")]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16; chosen if left out.")
+]
+BudgetOption = Annotated[
+    int | None, typer.Option(min=1, help="Most tokens that one branch may write.")
+]
+TemperatureOption = Annotated[
+    float | None, typer.Option(min=0.0, help="0, the default, always takes the likeliest token.")
+]
+SeedOption = Annotated[int | None, typer.Option(help="Seed, for a temperature above 0.")]
+SequentialOption = Annotated[
+    bool, typer.Option("--sequential", help="Answer the ordinary way, one token after another.")
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 def main() -> None:
     """Run the command."""
-    raise SystemExit("not written yet")
+    app(prog_name="langchain-pos")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from langchain_pos import __version__
+
+        typer.echo(f"langchain-pos {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Answer questions with parallel decoding in one sequence."""
+
+
+@app.command()
+def ask(
+    question: Annotated[
+        str | None, typer.Argument(help="The question; '-' or nothing reads it from stdin.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Read the question from this file.")
+    ] = None,
+    model: ModelOption = None,
+    steps: Annotated[
+        list[str] | None,
+        typer.Option(help="Titles of the steps, separated by commas; may be repeated."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the whole result as JSON.")
+    ] = False,
+    sequential: SequentialOption = False,
+    max_branch_tokens: BudgetOption = None,
+    temperature: TemperatureOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Answer one question; a terminal shows its branches side by side while they are written."""
+    with _exit_codes(debug):
+        text = _read_question(question, file)
+        request: str | dict[str, Any] = text
+        if steps:
+            titles = [title.strip() for value in steps for title in value.split(",")]
+            request = {"question": text, "steps": [title for title in titles if title]}
+        llm = _load(
+            model=model,
+            max_branch_tokens=max_branch_tokens,
+            temperature=temperature,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+        )
+        from langchain_pos.cli_live import closing_line, faults, show_stream
+
+        mode = _mode(sequential)
+        if as_json:
+            result = llm.invoke(request, mode=mode)
+            typer.echo(result.model_dump_json(indent=2))
+        else:
+            console = _console()
+            live = _is_live(console)
+            result = show_stream(console, llm.stream(request, mode=mode), live=live)
+            if result.fallback_reason:
+                _say(f"answered sequentially: {result.fallback_reason}")
+            typer.echo(closing_line(result), err=not live)
+        wrong = faults(result)
+        for fault in wrong:
+            _say(fault)
+        if wrong:
+            raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def batch(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN.JSONL", help="Rows with question or prompt; id, steps.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT.JSONL", help="Answers, appended as they are finished.")
+    ],
+    model: ModelOption = None,
+    sequential: SequentialOption = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask questions that failed before again.")
+    ] = False,
+    max_concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Most questions that are answered at once.")
+    ] = None,
+    max_branch_tokens: BudgetOption = None,
+    temperature: TemperatureOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Answer many questions together.
+
+    Rows that OUT.JSONL already has are skipped, so the same command goes on where it was stopped.
+    A question that fails keeps its row, with its error.
+    """
+    with _exit_codes(debug):
+        from langchain_pos.cli_batch import BatchFile
+
+        work = BatchFile.open(source, target, retry_failed=retry_failed)
+        if work.todo:
+            llm = _load(
+                model=model,
+                max_branch_tokens=max_branch_tokens,
+                temperature=temperature,
+                seed=seed,
+                device=device,
+                dtype=dtype,
+            )
+            work.answer(llm, _console(stderr=True), _mode(sequential), max_concurrency)
+        _say(work.summary())
+        if work.failed:
+            raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def demo(
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Answer a question that ships with the package, in parallel and sequentially."""
+    with _exit_codes(debug):
+        from langchain_pos.cli_live import comparison, faults, show_stream
+
+        question = files("langchain_pos").joinpath("demo_question.txt").read_text("utf-8").strip()
+        console = _console()
+        live = _is_live(console)
+        typer.echo(question + "\n")
+        llm = _load(model=model, device=device, dtype=dtype)
+        # Not shown: the first question also pays for what is set up once.
+        llm.invoke(question)
+        results = {}
+        for mode in ("parallel", "sequential"):
+            typer.echo(f"--- {mode} ---")
+            results[mode] = show_stream(console, llm.stream(question, mode=mode), live=live)
+            right = DEMO_ANSWER.casefold() in results[mode].conclusion.casefold()
+            typer.echo(f"({'right' if right else 'wrong'}: it is {DEMO_ANSWER})\n")
+        typer.echo("\n".join(comparison(results["parallel"], results["sequential"])))
+        wrong = [fault for result in results.values() for fault in faults(result)]
+        for fault in wrong:
+            _say(fault)
+        if wrong:
+            raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def doctor(
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Say what this machine has, and whether a model passes the probe on it."""
+    with _exit_codes(debug):
+        for key, value in _machine().items():
+            typer.echo(f"{key:16} {value}")
+        try:
+            llm = _load(model=model, device=device, dtype=dtype)
+        except ParallelReasoningError as error:
+            typer.echo(f"{'model':16} {model or 'the shipped one'}: cannot be served")
+            raise error
+        for key, value in llm.engine.describe().items():
+            typer.echo(f"{key:16} {value}")
+
+
+def _make_llm(settings: dict[str, Any]) -> ParallelReasoningLLM:
+    """The runnable with the settings that were given; the one place that tests replace."""
+    from langchain_pos.runnable import ParallelReasoningLLM
+
+    return ParallelReasoningLLM(**settings)
+
+
+def _load(**settings: Any) -> ParallelReasoningLLM:
+    """The runnable with its model loaded; settings of None stay at the runnable's defaults."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    console = _console(stderr=True)
+    if not _is_live(console):
+        llm = _make_llm(given)
+        llm.engine  # noqa: B018  # loads the model, so that its errors come before any work
+        return llm
+    with console.status("Loading the model …"):
+        llm = _make_llm(given)
+        llm.engine  # noqa: B018
+    return llm
+
+
+def _read_question(argument: str | None, file: Path | None) -> str:
+    """The question from where it was given; stdin when nowhere else."""
+    if argument not in (None, "-") and file is not None:
+        raise InvalidRequestError("a question and --file were both given; give one of them")
+    if file is not None:
+        from langchain_pos.cli_batch import read_text
+
+        text = read_text(file)
+    elif argument not in (None, "-"):
+        text = str(argument)
+    elif argument is None and sys.stdin.isatty():
+        raise InvalidRequestError("no question; give it as an argument, with --file or on stdin")
+    else:
+        text = sys.stdin.read()
+    if not text.strip():
+        raise InvalidRequestError("the question is empty; write what is to be answered")
+    return text.strip()
+
+
+def _mode(sequential: bool) -> Mode:
+    return "sequential" if sequential else "parallel"
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=False)
+
+
+def _is_live(console: Console) -> bool:
+    """Whether `console` is a terminal that can be redrawn."""
+    return console.file.isatty() and not console.is_dumb_terminal
+
+
+def _say(message: str) -> None:
+    """One line on stderr."""
+    typer.echo(f"langchain-pos: {' '.join(message.split())}", err=True)
+
+
+def _machine() -> dict[str, str]:
+    """Versions and devices."""
+    import os
+    import platform
+    from importlib.metadata import version
+
+    import torch
+
+    names = ("langchain-pos", "langchain-core", "torch", "transformers", "xgrammar")
+    found = {"python": f"{platform.python_version()} on {platform.platform()}"}
+    found |= {name: version(name) for name in names}
+    found["cpu"] = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used"
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    found["cuda"] = ", ".join(gpus) or "none found"
+    return found
+
+
+@contextmanager
+def _exit_codes(debug: bool) -> Iterator[None]:
+    """Turn errors into one line and an exit code; with `debug`, let them through."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say("interrupted")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except (typer.Exit, typer.Abort, BrokenPipeError):
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        code = EXIT_FAULT
+        message = str(error)
+        if isinstance(error, (ModelLoadError, UnsupportedModelError)):
+            code = EXIT_MODEL
+        elif isinstance(error, InvalidRequestError):
+            code = EXIT_USAGE
+        elif isinstance(error, ParallelReasoningError):
+            code = EXIT_FAILED
+        else:
+            message = f"{type(error).__name__}: {error} (--debug shows the traceback)"
+        _say(message)
+        raise typer.Exit(code) from None
