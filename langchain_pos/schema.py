@@ -174,6 +174,8 @@ class ReasoningResult(_Frozen):
         mode: "parallel", or "sequential" when that was asked for or nothing could be planned.
         fallback_reason: why a question meant for parallel was answered sequentially.
         finish_reason: how the conclusion ended.
+        error: what went wrong in the conclusion, when `finish_reason` is "error"; the branches
+            are whole all the same.
         usage: prompt tokens, and every token written in any stage.
         timings: wall-clock seconds by stage.
         forward_passes: by stage.
@@ -188,6 +190,7 @@ class ReasoningResult(_Frozen):
     mode: Mode = "parallel"
     fallback_reason: str | None = None
     finish_reason: FinishReason = "stop"
+    error: str | None = None
     usage: TokenUsage = TokenUsage()
     timings: StageTimings = StageTimings()
     forward_passes: StagePasses = StagePasses()
@@ -213,14 +216,16 @@ class ReasoningResult(_Frozen):
     @property
     def text(self) -> str:
         """The whole answer as one text, in the paper's form."""
-        return "\n".join([*(block.text for block in self.blocks), self.conclusion])
+        parts = [*(block.text for block in self.blocks), self.conclusion]
+        return "\n".join(part for part in parts if part)
 
 
 class ReasoningChunk(ReasoningResult):
     """A piece of a result, streamed while it is written.
 
     `first + second + …` over a whole stream has the fields of the result that `invoke` returns,
-    so a chunk is a `ReasoningResult` of which not everything is known yet.
+    so a chunk is a `ReasoningResult` of which not everything is known yet. A chunk that opens a
+    further block turns the conclusion so far into that block's preamble.
 
     Attributes:
         stage: the stage that wrote it.
@@ -238,7 +243,8 @@ class ReasoningChunk(ReasoningResult):
             return NotImplemented
         newer = {name: getattr(other, name) for name in other.model_fields_set}
         newer["blocks"] = _merge_blocks(self.blocks, other.blocks)
-        newer["conclusion"] = self.conclusion + other.conclusion
+        opens_block = len(other.blocks) > len(self.blocks)
+        newer["conclusion"] = ("" if opens_block else self.conclusion) + other.conclusion
         newer["delta"] = self.delta + other.delta
         return self.model_copy(update=newer)
 
