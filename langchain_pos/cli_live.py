@@ -173,32 +173,36 @@ def _panels(
     per_row = max(1, min(len(branches), width // PANEL_WIDTH))
     rows = -(-len(branches) // per_row)
     per_row = -(-len(branches) // rows)
-    body_lines = None if room is None else room // rows - 2
-    if body_lines is not None and body_lines < 1:
+    most = None if room is None else room // rows - 2
+    if most is not None and most < 1:
         writing = [branch for branch in branches if branch.text and not branch.finish_reason]
         shown = branches if len(branches) <= (room or 0) else writing or branches
         return Group(*(_one_line(branch, width) for branch in shown[:room]))
     grid = Table.grid(expand=True)
     for _ in range(per_row):
         grid.add_column(ratio=1)
-    panel_width = width // per_row
-    for start in range(0, len(branches), per_row):
-        row = branches[start : start + per_row]
-        grid.add_row(*(_panel(console, branch, panel_width, body_lines) for branch in row))
+    inside = max(1, width // per_row - 4)
+    bodies = [
+        list(Text(clean(f"{branch.text} {branch.note()}").strip()).wrap(console, inside))
+        for branch in branches
+    ]
+    pairs = list(zip(branches, bodies, strict=True))
+    for start in range(0, len(pairs), per_row):
+        row = pairs[start : start + per_row]
+        lines = max(1, *(len(body) for _, body in row))
+        lines = lines if most is None else min(lines, most)
+        grid.add_row(*(_panel(branch, body, lines) for branch, body in row))
     return grid
 
 
-def _panel(console: Console, branch: BranchView, width: int, body_lines: int | None) -> Panel:
-    """One branch; of a body that is too long for `body_lines`, the end."""
-    body = Text(clean(f"{branch.text} {branch.note()}").strip())
-    if body_lines is not None:
-        body = Text("\n").join(list(body.wrap(console, max(1, width - 4)))[-body_lines:])
+def _panel(branch: BranchView, body: list[Text], lines: int) -> Panel:
+    """One branch; of a body of more than `lines`, the end."""
     mark = " ✓" if branch.finish_reason == "stop" else ""
     return Panel(
-        body,
+        Text("\n").join(body[-lines:]),
         title=Text(clean(branch.title) + mark, no_wrap=True, overflow="ellipsis"),
         title_align="left",
-        height=None if body_lines is None else body_lines + 2,
+        height=lines + 2,
         border_style=_colour(branch),
     )
 
@@ -208,8 +212,8 @@ def _one_line(branch: BranchView, width: int) -> Text:
     title = f"{clean(branch.title)}: "[: width // 2]
     room = max(1, width - len(title) - 1)
     body = " ".join(clean(f"{branch.text} {branch.note()}").split())
-    line = Text(title, style=_colour(branch), no_wrap=True, overflow="crop")
-    return line.append(body[-room:], style="none")
+    line = Text(no_wrap=True, overflow="crop")
+    return line.append(title, style=_colour(branch)).append(body[-room:])
 
 
 def _colour(branch: BranchView) -> str:
