@@ -12,7 +12,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PIP_ARGS ?=
 # Test processes, each with one thread: tiny models gain nothing from more.
 JOBS   ?= 2
-# Passed on to the command: make test ARGS="-k plan", make train ARGS="--steps 1000"
+# Passed on to the command: make test ARGS="-k plan", make train ARGS="--steps 12000"
 ARGS   ?=
 
 SOURCES := $(wildcard langchain_pos tests training benchmarks examples)
@@ -40,7 +40,7 @@ typecheck: $(VENV)/.installed-dev  ## strict mypy
 	$(BIN)/mypy $(ARGS)
 
 train: $(VENV)/.installed-dev  ## train the shipped model again; resumes where it stopped
-	$(BIN)/python -m training.train $(ARGS)
+	$(BIN)/python -m training.train --resume $(ARGS)
 
 build: $(VENV)/.installed-dev  ## a wheel in dist/
 	$(PIP) wheel --no-deps -w dist .
