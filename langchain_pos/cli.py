@@ -258,22 +258,22 @@ def doctor(
 
 def _make_llm(settings: dict[str, Any]) -> ParallelReasoningLLM:
     """The runnable with the settings that were given; the one place that tests replace."""
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
     from langchain_pos.runnable import ParallelReasoningLLM
 
+    logging.disable_progress_bar()  # of reading weights; that of a download is wanted
+    enable_progress_bars()
     return ParallelReasoningLLM(**settings)
 
 
 def _load(**settings: Any) -> ParallelReasoningLLM:
     """The runnable with its model loaded; settings of None stay at the runnable's defaults."""
-    given = {name: value for name, value in settings.items() if value is not None}
-    console = _console(stderr=True)
-    if not _is_live(console):
-        llm = _make_llm(given)
-        llm.engine  # noqa: B018  # loads the model, so that its errors come before any work
-        return llm
-    with console.status("Loading the model …"):
-        llm = _make_llm(given)
-        llm.engine  # noqa: B018
+    if sys.stderr.isatty():
+        typer.echo("Loading the model …", err=True)
+    llm = _make_llm({name: value for name, value in settings.items() if value is not None})
+    llm.engine  # noqa: B018  # loads the model, so that its errors come before any work
     return llm
 
 
