@@ -55,7 +55,9 @@ def batch_for(packer: Packer, seed: int, step: int, stage: int) -> Batch:
     return packer.batch(rng.getrandbits(48), BUCKETS[name], STAGES[stage].bare)
 
 
-def _work(tokenizer: str, seed: int, wanted: multiprocessing.Queue, made: multiprocessing.Queue) -> None:
+def _work(
+    tokenizer: str, seed: int, wanted: multiprocessing.Queue, made: multiprocessing.Queue
+) -> None:
     packer = Packer(Tokenizer.from_file(tokenizer))
     while (order := wanted.get()) is not None:
         made.put((order, batch_for(packer, seed, *order)))

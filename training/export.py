@@ -18,9 +18,14 @@ EMBEDDED = Path(__file__).parent.parent / "langchain_pos" / "embedded"
 MAX_POSITIONS = 8192
 
 
-def to_state_dict(weights: Weights, shape: Shape, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
+def to_state_dict(
+    weights: Weights, shape: Shape, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Tensor]:
     """Return the weights under the names of transformers' Qwen2ForCausalLM."""
-    state = {"model.embed_tokens.weight": weights["embed"], "model.norm.weight": weights["norm_final"]}
+    state = {
+        "model.embed_tokens.weight": weights["embed"],
+        "model.norm.weight": weights["norm_final"],
+    }
     for i in range(shape.layers):
         prefix = f"model.layers.{i}."
         for name, part, bias in zip(
@@ -37,7 +42,10 @@ def to_state_dict(weights: Weights, shape: Shape, dtype: torch.dtype = torch.bfl
             f"{prefix}input_layernorm.weight": weights["norm_attn"][i],
             f"{prefix}post_attention_layernorm.weight": weights["norm_mlp"][i],
         }
-    return {name: tensor.detach().to("cpu", dtype).contiguous().clone() for name, tensor in state.items()}
+    return {
+        name: tensor.detach().to("cpu", dtype).contiguous().clone()
+        for name, tensor in state.items()
+    }
 
 
 def to_config(shape: Shape, end: int, pad: int) -> dict[str, object]:
@@ -76,12 +84,16 @@ def export(checkpoint: Path, tokenizer_file: Path, folder: Path) -> None:
     (folder / "generation_config.json").write_text(
         json.dumps({"do_sample": False, "eos_token_id": end, "pad_token_id": pad}, indent=2) + "\n"
     )
+    target = folder / "model.safetensors"
     save_file(
-        to_state_dict(saved["weights"], shape), folder / "model.safetensors", metadata={"format": "pt"}
+        to_state_dict(saved["weights"], shape),
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
     )
 
 
 def main() -> None:
+    """Read the command line and export."""
     parser = argparse.ArgumentParser(description=__doc__)
     runs = Path(__file__).parent / "runs" / "default"
     parser.add_argument("--checkpoint", type=Path, default=runs / "checkpoint.pt")

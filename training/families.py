@@ -32,7 +32,9 @@ def _distinct(rng: random.Random, count: int, make: object) -> list[str]:
     return found
 
 
-def items(rng: random.Random, count: int, size: str, questions: int, held_out: bool = False) -> Problem:
+def items(
+    rng: random.Random, count: int, size: str, questions: int, held_out: bool = False
+) -> Problem:
     """Items with prices; questions ask which of them fit a budget."""
     kinds, things = split_list(words.KINDS, held_out), split_list(words.THINGS, held_out)
 
@@ -109,7 +111,9 @@ def items(rng: random.Random, count: int, size: str, questions: int, held_out: b
                 conclude(key if ask else "items", lines),
             )
         )
-    head = rng.choice((f"Here are {count} items and their prices:\n\n", "Price list:\n", "Items for sale:\n\n"))
+    head = rng.choice(
+        (f"Here are {count} items and their prices:\n\n", "Price list:\n", "Items for sale:\n\n")
+    )
     return Problem("items", head, tuple(records), tuple(asked))
 
 
@@ -147,7 +151,9 @@ def documents(
         values.append(facts)
         said = [rng.choice(forms).format(facts[label]) for label, _, *forms in kinds]
         place = invented_word(rng)
-        opening = rng.choice((f"This is about {place}.", f"{place} is a {rng.choice(words.ADJECTIVES)} place."))
+        opening = rng.choice(
+            (f"This is about {place}.", f"{place} is a {rng.choice(words.ADJECTIVES)} place.")
+        )
         if size != "tiny":
             said.insert(0, opening)
         records.append(f"{title}: {' '.join(said)}\n")
@@ -203,7 +209,9 @@ def documents(
                 conclude(key if ask else "document", matches),
             )
         )
-    head = rng.choice((f"Here are {count} documents:\n\n", "Documents:\n\n", f"Read these {count} documents.\n\n"))
+    head = rng.choice(
+        (f"Here are {count} documents:\n\n", "Documents:\n\n", f"Read these {count} documents.\n\n")
+    )
     return Problem("documents", head, tuple(records), tuple(asked))
 
 

@@ -101,9 +101,14 @@ def _kernel() -> object | None:
             "langchain_pos_attention_backward",
             _SOURCE,
             functions=["attention_backward"],
-            extra_cflags=["-O3", "-march=native", "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512"],
+            extra_cflags=[
+                "-O3",
+                "-march=native",
+                "-DCPU_CAPABILITY=AVX512",
+                "-DCPU_CAPABILITY_AVX512",
+            ],
         )
-    except Exception as error:  # any failure of a toolchain means the same: no fast path
+    except Exception as error:  # noqa: BLE001  # any failure of a toolchain means the same: no fast path
         warnings.warn(f"No fast attention backward, using torch's own: {error}", stacklevel=2)
         return None
 
@@ -115,7 +120,9 @@ def _forward(
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, 0.0, causal, attn_mask=mask
     )
-    return out.contiguous(), lse.transpose(1, 2).contiguous() if lse.shape[1] != q.shape[1] else lse.contiguous()
+    return out.contiguous(), lse.transpose(1, 2).contiguous() if lse.shape[1] != q.shape[
+        1
+    ] else lse.contiguous()
 
 
 @_forward.register_fake
@@ -177,7 +184,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, fast: bool) 
     """Return attention `(B, H, Q, D)`.
 
     Args:
-        q: `(B, H, Q, D)`; k and v: `(B, H, K, D)`.
+        q: `(B, H, Q, D)`.
+        k: `(B, H, K, D)`.
+        v: like `k`.
         mask: `(B, 1, Q, K)`, additive, of q's dtype; None means causal.
         fast: use the compiled backward (`available` must have said yes).
     """

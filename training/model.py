@@ -34,6 +34,7 @@ class Shape:
 
     @property
     def head_dim(self) -> int:
+        """Return the width of one attention head."""
         return self.hidden // self.heads
 
 
@@ -90,11 +91,13 @@ def forward(
 
     Args:
         weights: the stacked weights, all of one dtype (norms and biases may be fp32).
+        shape: the architecture.
         tokens: `(B, R + F)` int64, roots first.
         cos: `(B, 1, R + F, D/2)`, from `rope_tables`.
         sin: like `cos`.
         fork_mask: `(B, 1, F, R + F)` additive, of the weights' dtype.
         root: `R`, the number of root slots (may be 0).
+        fast: use the compiled attention backward (see `fast_attention`).
     """
     batch, total = tokens.shape
     d, heads, dim = shape.hidden, shape.heads, shape.head_dim

@@ -27,7 +27,16 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training.families import documents, items, numbers
-from training.problems import FILLER, Line, Piece, Problem, Question, check_line, choose_range, write_number
+from training.problems import (
+    FILLER,
+    Line,
+    Piece,
+    Problem,
+    Question,
+    check_line,
+    choose_range,
+    write_number,
+)
 from training.names import people
 from training.students import students
 
@@ -143,7 +152,9 @@ class Packer:
         for line in question.lines:
             self._title(segment, line.title)
             self._add(segment, ":", 0.5)
-            self._add(segment, "......")  # forced by the grammar; no weight, or it would rival the body
+            self._add(
+                segment, "......"
+            )  # forced by the grammar; no weight, or it would rival the body
             self._add(segment, "\n", 0.1)
             self._add(segment, "####", 0.1)
         self._add(segment, "%%%%", 3.0, TITLE)
@@ -203,7 +214,12 @@ class Packer:
             ids = [self._encode.__wrapped__(text) for text in problem.records]
             head = [self._user, *self._encode(problem.head)]
             if rng.random() < 0.03:
-                head = [self._system, *self._encode("You are a helpful assistant."), self._end, *head]
+                head = [
+                    self._system,
+                    *self._encode("You are a helpful assistant."),
+                    self._end,
+                    *head,
+                ]
             length = len(head) + sum(map(len, ids))
             if size < length <= bucket.root:
                 best, size = (problem, [head, *ids]), length
@@ -211,7 +227,9 @@ class Packer:
                     break  # the small families are short; do not let the filling reject them
         return best
 
-    def _row(self, rng: random.Random, bucket: Bucket, bare: float) -> tuple[_Segment, list[_Segment]]:
+    def _row(
+        self, rng: random.Random, bucket: Bucket, bare: float
+    ) -> tuple[_Segment, list[_Segment]]:
         """Return the root and the forks of one row."""
         problem, parts = self._problem(rng, bucket)
         root = _Segment(ROOT, 0)

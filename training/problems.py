@@ -132,7 +132,9 @@ def choose_range(
 
 def number_pieces(text: str, weight: float = COPY) -> tuple[Piece, ...]:
     """A copied number: its first digit is the look-up, the rest follows."""
-    return ((text[0], KEY * weight), (text[1:], weight)) if len(text) > 1 else ((text, KEY * weight),)
+    return (
+        ((text[0], KEY * weight), (text[1:], weight)) if len(text) > 1 else ((text, KEY * weight),)
+    )
 
 
 def check_line(title: str, label: str, value: str, wanted: Range, margin: float) -> Line:

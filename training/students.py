@@ -144,7 +144,9 @@ def introduction(rng: random.Random, held_out: bool) -> str:
     slots["Rare"] = _rare(rng).capitalize()
     text = rng.choice(_INTRODUCTIONS).format(**slots)
     if rng.random() < 0.1:
-        text += f" {text[0]}{text[1:].lower()}" if rng.random() < 0.3 else f" I {word(words.VERBS)}."
+        text += (
+            f" {text[0]}{text[1:].lower()}" if rng.random() < 0.3 else f" I {word(words.VERBS)}."
+        )
     return text
 
 
@@ -256,3 +258,28 @@ def students(
         text, preamble, key = _question(rng, wanted, sum(line.hit for line in lines), what)
         asked.append(Question(text, preamble, lines, conclude(key, lines)))
     return Problem("students", rng.choice(_HEADS).format(n=count), tuple(records), tuple(asked))
+
+
+def paper_problem(rng: random.Random, count: int) -> tuple[Problem, str]:
+    """Return held-out students with one question in the paper's very form, and the right name."""
+    while True:
+        problem = students(rng, count, "full", 8, held_out=True)
+        if (
+            not problem.records[0].startswith("The student named")
+            or "He/She" not in problem.records[0]
+        ):
+            continue
+        for question in problem.questions:
+            hits = [line.title for line in question.lines if line.hit]
+            if len(hits) == 1 and question.text.startswith(
+                "\n\nQuestion: Which student has a GPA between"
+            ):
+                head = f"Here are {count} students' resumes:\n\n"
+                text = question.text.partition("?")[0] + (
+                    "? Please give your final answer (the student's name) in the format of "
+                    '"name: {answer}"'
+                )
+                asked = Question(
+                    text, question.preamble, question.lines, (("name: ", 1.0), (hits[0], 1.0))
+                )
+                return Problem("students", head, problem.records, (asked,)), hits[0]

@@ -23,9 +23,7 @@ SYSTEM, USER, ASSISTANT, END, PAD = "<|system|>", "<|user|>", "<|assistant|>", "
 SPECIAL = (PAD, END, SYSTEM, USER, ASSISTANT)
 VOCABULARY = 2048
 
-_PIECES = (
-    r"\n|#{4}|%{4}|\.{6}|\p{N}|\p{Lu}\p{L}*| ?\p{Ll}\p{L}*|\p{L}+| |[^\p{L}\p{N}\s]|\s"
-)
+_PIECES = r"\n|#{4}|%{4}|\.{6}|\p{N}|\p{Lu}\p{L}*| ?\p{Ll}\p{L}*|\p{L}+| |[^\p{L}\p{N}\s]|\s"
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -55,7 +53,9 @@ def problem_text(problem: Problem) -> str:
     parts = [problem.head, *problem.records]
     for question in problem.questions:
         parts.append(f"{question.text}\n{question.preamble}\n")
-        parts.extend(f"####{line.title}:" + "".join(t for t, _ in line.body) for line in question.lines)
+        parts.extend(
+            f"####{line.title}:" + "".join(t for t, _ in line.body) for line in question.lines
+        )
         parts.append("\n####%%%%\n" + "".join(t for t, _ in question.conclusion))
         parts.append("".join(f"####{line.title}:......\n" for line in question.lines[:2]))
     return "".join(parts)

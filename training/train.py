@@ -34,15 +34,23 @@ RUNS = Path(__file__).parent / "runs"
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=8000, help="optimiser steps in all")
-    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
-    parser.add_argument("--run", type=Path, default=RUNS / "default", help="folder of checkpoints and log")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the run's last checkpoint"
+    )
+    parser.add_argument(
+        "--run", type=Path, default=RUNS / "default", help="folder of checkpoints and log"
+    )
     parser.add_argument("--out", type=Path, default=EMBEDDED, help="where the model is exported to")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--stage", type=int, default=None, help="enter this stage of the curriculum now")
+    parser.add_argument(
+        "--stage", type=int, default=None, help="enter this stage of the curriculum now"
+    )
     parser.add_argument("--save-every", type=int, default=250, help="steps between checkpoints")
     parser.add_argument("--no-compile", action="store_true", help="run the forward pass eagerly")
     parser.add_argument("--no-export", action="store_true", help="leave --out as it is")
@@ -124,7 +132,9 @@ def main() -> None:
         torch._dynamo.config.recompile_limit = 64
         run = torch.compile(loss_and_hits, dynamic=False)
     run = functools.partial(run, fast=fast)
-    validation = Validation(tokenizer, shape, run, functools.partial(to_inputs, shape=shape, device=args.device))
+    validation = Validation(
+        tokenizer, shape, run, functools.partial(to_inputs, shape=shape, device=args.device)
+    )
     supply = Supply(args.run / "tokenizer.json", args.seed)
     log = (args.run / "log.jsonl").open("a")
     bar = tqdm(total=args.steps, initial=step, smoothing=0.05, mininterval=5)
@@ -137,7 +147,9 @@ def main() -> None:
         grads = dict(zip(compute, torch.autograd.grad(loss, list(compute.values())), strict=True))
         value = float(loss)
         if math.isfinite(value):
-            norm = optimizer.step(weights, grads, learning_rate(step, args.steps, args.rate), step + 1)
+            norm = optimizer.step(
+                weights, grads, learning_rate(step, args.steps, args.rate), step + 1
+            )
         else:
             norm = math.inf
         step += 1
