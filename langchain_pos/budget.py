@@ -1,0 +1,85 @@
+"""Budgets that fit: what each stage may write, within the model's positions and the slots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from langchain_pos.errors import ContextLengthError
+
+if TYPE_CHECKING:
+    from langchain_pos.engine.engine import Engine
+    from langchain_pos.settings import ReasoningSettings
+
+LEAST_ROOM = 64
+"""Tokens behind the prompt without which no answer is tried."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one question may use, in tokens.
+
+    The joined answer must fit the model's positions, so the room behind the prompt is shared out:
+    a third at most for the skeleton, a third at most for the conclusion, the rest for the
+    branches.
+
+    Attributes:
+        limit: positions and slots that the answer may reach.
+        plan: one skeleton.
+        conclusion: one conclusion.
+        sequential: an answer in the ordinary way.
+        reserve: slots held at most, at any moment.
+    """
+
+    limit: int
+    plan: int
+    conclusion: int
+    sequential: int
+    reserve: int
+
+    @classmethod
+    def of(cls, engine: Engine, prompt: int, settings: ReasoningSettings) -> Budget:
+        """Share out what is left behind a prompt of so many tokens.
+
+        Raises:
+            ContextLengthError: less than `LEAST_ROOM` tokens are left.
+        """
+        slots = engine.forward.forest.max_slots
+        limit = min(engine.context_length or slots, slots)
+        room = limit - prompt
+        if room < LEAST_ROOM:
+            raise ContextLengthError(
+                f"the prompt has {prompt} tokens; the model has {engine.context_length or 'no limit of'} "
+                f"positions and the engine {slots} KV-cache slots, and at least {LEAST_ROOM} must "
+                "be left for the answer. Shorten the question, or use a model with a longer "
+                "context or a larger max_slots"
+            )
+        plan = min(settings.max_plan_tokens, room // 3)
+        conclusion = min(settings.max_conclusion_tokens, room // 3)
+        step = settings.max_title_tokens + settings.max_branch_tokens
+        belt = prompt + 2 * plan + settings.max_parallel_branches * step
+        joined = prompt + 2 * plan + settings.max_branches * step + settings.max_blocks * conclusion
+        sequential = min(settings.max_sequential_tokens, room)
+        needed = max(belt, min(joined, limit), prompt + sequential)
+        return cls(limit, plan, conclusion, sequential, min(needed, slots))
+
+    def branch(self, base: int, openings: list[list[int]], wanted: int) -> int:
+        """Tokens of one branch, so that all of them and the conclusion fit behind `base`.
+
+        Raises:
+            ContextLengthError: not even one token for each is left.
+        """
+        room = self.limit - base - self.conclusion - sum(map(len, openings))
+        share = room // len(openings) - 2  # the join writes a line break behind each body
+        if share < 1:
+            raise ContextLengthError(
+                f"{len(openings)} steps do not fit: {self.limit - base} tokens are left behind "
+                f"the plan, {self.conclusion} of them for the conclusion. Ask for fewer branches "
+                "(max_branches) or a shorter conclusion (max_conclusion_tokens)"
+            )
+        return min(wanted, share)
+
+    def parallel(self, base: int, openings: list[list[int]], branch: int, wanted: int) -> int:
+        """Branches that may be decoded at the same time within the reserved slots."""
+        fit = (self.reserve - base) // (max(map(len, openings)) + branch)
+        return max(min(wanted, fit), 1)

@@ -1,0 +1,186 @@
+"""Stage 1: the model writes a skeleton under a grammar until a valid plan is there.
+
+A skeleton cannot have the wrong form, and its bounds hold whatever the model prefers: when a
+budget runs out, the text that closes it is written for the model. What no grammar sees (duplicate
+titles) is retried, and every retry changes something: first the error is told to the model, then
+it samples with a new seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
+
+from langchain_pos.engine.constraints import Constraint
+from langchain_pos.engine.sampling import SamplingParams, derive_seed
+from langchain_pos.errors import NonFiniteLogitsError, PlanFormatError
+from langchain_pos.grammar import PREAMBLE_CLOSE, closing, skeleton_grammar
+from langchain_pos.plan_parser import PlanParser
+from langchain_pos.schema import END_MARK, STEP_MARK, Plan
+from langchain_pos.trunk import Trunk
+
+if TYPE_CHECKING:
+    from langchain_pos.engine.decoding import DecodingSequence, Steps
+    from langchain_pos.engine.engine import Engine
+    from langchain_pos.settings import ReasoningSettings
+
+_RETRY_TEMPERATURE = 0.7
+
+
+class Planner:
+    """Writes the plans of one request.
+
+    Args:
+        engine: decodes.
+        settings: bounds, attempts, sampling.
+        seed: the request's seed.
+        on_text: called with each piece of raw skeleton.
+
+    Attributes:
+        attempts: skeletons written.
+        output_tokens: tokens of all of them.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: ReasoningSettings,
+        sampling: SamplingParams,
+        seed: int,
+        on_text: Callable[[str], None],
+    ) -> None:
+        self.attempts = 0
+        self.output_tokens = 0
+        self._engine = engine
+        self._settings = settings
+        self._sampling = sampling
+        self._seed = seed
+        self._on_text = on_text
+
+    def plan(
+        self, new_trunk: Callable[[str | None], Trunk], max_tokens: int
+    ) -> Steps[tuple[Plan | None, Trunk]]:
+        """Write the first block's skeleton, with retries.
+
+        Args:
+            new_trunk: makes the prompt; given what was wrong with the last skeleton, or None.
+            max_tokens: budget of one skeleton.
+
+        Returns:
+            the plan (None: the model means that the question does not fall into parts), and
+            prompt and preamble, ready for the branches.
+
+        Raises:
+            PlanFormatError: every attempt failed; it names what was wrong with the last.
+        """
+        wrong: str | None = None
+        asked: list[list[int]] = []
+        retrying = Retrying(
+            stop=stop_after_attempt(self._settings.max_plan_attempts),
+            retry=retry_if_exception_type(PlanFormatError),
+            reraise=True,
+        )
+        for attempt in retrying:
+            with attempt:
+                trunk = new_trunk(wrong)
+                sampling = self._sampling
+                if self.attempts >= 2 or trunk.token_ids in asked:
+                    warmer = max(sampling.temperature, _RETRY_TEMPERATURE)
+                    sampling = replace(sampling, temperature=warmer)
+                asked.append(list(trunk.token_ids))
+                sequence = yield from self._write(trunk, "", max_tokens, sampling)
+                try:
+                    plan = self._read(sequence.text)
+                except PlanFormatError as error:
+                    wrong = str(error)
+                    self._engine.release(trunk.segment)
+                    raise
+        trunk.settle_before(sequence.token_ids, STEP_MARK)
+        self._engine.truncate(trunk.segment, len(trunk.token_ids))
+        return plan, trunk
+
+    def plan_further(self, trunk: Trunk, preamble: str, max_tokens: int) -> Steps[Plan | None]:
+        """Write the skeleton of a block that the conclusion has just opened with `####`.
+
+        Args:
+            trunk: everything before that `####`; left as it is.
+            preamble: the conclusion so far.
+            max_tokens: budget of the skeleton.
+
+        Returns:
+            None when no second step or no valid plan came of it.
+        """
+        sequence = yield from self._write(trunk, STEP_MARK, max_tokens, self._sampling)
+        self._engine.truncate(trunk.segment, len(trunk.token_ids))
+        try:
+            plan = self._read(STEP_MARK + sequence.text)
+        except PlanFormatError:  # e.g. one title twice: the conclusion goes on without steps
+            return None
+        return None if plan is None else Plan(preamble=preamble.strip(), steps=plan.steps)
+
+    def _write(
+        self, trunk: Trunk, opening: str, max_tokens: int, sampling: SamplingParams
+    ) -> Steps[DecodingSequence]:
+        """Decode one skeleton behind `trunk` and `opening`, within its bounds."""
+        self.attempts += 1
+        grammar = skeleton_grammar(
+            max_branches=self._settings.max_branches,
+            allow_decline=self._settings.allow_decline or bool(opening),
+            continued=bool(opening),
+        )
+        head = trunk.encode(opening) if opening else []
+        unfed = trunk.unfed
+        sequence = self._engine.sequence(
+            trunk.segment,
+            [*unfed, *head],
+            max_new_tokens=2 * max_tokens,  # a safeguard: `_close` ends it before
+            sampling=sampling,
+            seed=derive_seed(self._seed, "plan", len(trunk.token_ids), self.attempts),
+            constraint=Constraint("ebnf", grammar),
+            context_ids=trunk.token_ids[: len(trunk.token_ids) - len(unfed)],
+            on_text=self._on_text,
+        )
+        marks, tokens_at_mark = bool(opening), 0
+        while sequence.finish_reason is None:
+            (sampled,) = yield [sequence.feed()]
+            sequence.accept(sampled)
+            written = len(sequence.token_ids)
+            seen = sequence.text.count(STEP_MARK) + bool(opening)
+            if seen != marks:
+                marks, tokens_at_mark = seen, written
+            if sequence.finish_reason is None:
+                self._close(sequence, opening, seen, written - tokens_at_mark, max_tokens)
+        self.output_tokens += len(sequence.token_ids)
+        if sequence.error is not None:
+            raise NonFiniteLogitsError(sequence.error)
+        return sequence
+
+    def _close(
+        self, sequence: DecodingSequence, opening: str, marks: int, since: int, max_tokens: int
+    ) -> None:
+        """Close what has reached its bound. If the grammar says not yet, the next token's turn."""
+        settings = self._settings
+        if len(sequence.token_ids) >= max_tokens and marks > 2:
+            sequence.force(closing(opening + sequence.text))
+        elif marks == 0:
+            if since >= min(settings.max_preamble_tokens, max_tokens // 3):
+                text = PREAMBLE_CLOSE[1:] if sequence.text.endswith("\n") else PREAMBLE_CLOSE
+                sequence.force(text)
+        elif since >= min(settings.max_title_tokens, max(max_tokens // 3, 1)):
+            sequence.force(":")
+
+    def _read(self, text: str) -> Plan | None:
+        """Parse a skeleton; None when it has fewer than two steps.
+
+        Raises:
+            PlanFormatError: what no grammar sees is wrong with it.
+        """
+        if not text.rstrip().endswith(END_MARK):
+            raise PlanFormatError("the skeleton was not closed within its budget", text=text)
+        if text.count(STEP_MARK) <= 1:  # the terminator alone
+            return None
+        plan = PlanParser(max_branches=self._settings.max_branches).parse(text)
+        return plan if len(plan.steps) > 1 else None

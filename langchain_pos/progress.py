@@ -1,0 +1,122 @@
+"""What one question has cost so far, and what its caller is told while it is answered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from langchain_pos.engine.completion import TokenUsage
+from langchain_pos.schema import (
+    Block,
+    BranchResult,
+    ReasoningChunk,
+    ReasoningResult,
+    Stage,
+    StagePasses,
+    StageTimings,
+)
+
+if TYPE_CHECKING:
+    from langchain_pos.engine.scheduler import Request
+
+
+class Progress:
+    """Clocks, counters and chunks of one question.
+
+    Args:
+        deltas: whether pieces of text are told, or only plans and finished branches.
+    """
+
+    def __init__(self, *, deltas: bool) -> None:
+        self.deltas = deltas
+        self.attempts = 0
+        self.output_tokens = 0
+        self._queued_at = time.perf_counter()
+        self._started_at = self._queued_at
+        self._seconds: dict[Stage, float] = {"plan": 0.0, "expand": 0.0, "conclude": 0.0}
+        self._passes: dict[Stage, int] = {"plan": 0, "expand": 0, "conclude": 0}
+        self._request: Request[ReasoningResult] | None = None
+
+    def begin(self, request: Request[ReasoningResult]) -> None:
+        """The question leaves the queue."""
+        self._request = request
+        self._started_at = time.perf_counter()
+
+    @property
+    def now(self) -> float:
+        """Seconds since the question left the queue."""
+        return time.perf_counter() - self._started_at
+
+    @contextmanager
+    def stage(self, stage: Stage) -> Iterator[None]:
+        """Time and forward passes inside count for `stage`."""
+        assert self._request is not None
+        began, passes = time.perf_counter(), self._request.passes
+        try:
+            yield
+        finally:
+            self._seconds[stage] += time.perf_counter() - began
+            self._passes[stage] += self._request.passes - passes
+
+    # ------------------------------------------------------------------ telling
+
+    def tell(self, chunk: ReasoningChunk) -> None:
+        """Give the caller a chunk."""
+        assert self._request is not None
+        self._request.emit(chunk)
+
+    def plan_text(self, piece: str) -> None:
+        """A piece of raw skeleton."""
+        if self.deltas:
+            self.tell(ReasoningChunk(stage="plan", delta=piece))
+
+    def branch_text(self, blocks: list[Block], index: int, piece: str) -> None:
+        """A piece of a branch's body."""
+        if self.deltas:
+            title = blocks[-1].plan.titles[index]
+            branch = BranchResult(index=index, title=title, text=piece)
+            self._tell_branch(blocks, branch, piece)
+
+    def branch_end(self, blocks: list[Block], branch: BranchResult) -> None:
+        """A branch has ended. Its text, if told already, is not told again."""
+        update = {"text": ""} if self.deltas else {}
+        self._tell_branch(blocks, branch.model_copy(update=update), "")
+
+    def _tell_branch(self, blocks: list[Block], branch: BranchResult, piece: str) -> None:
+        bare = [Block.model_construct(plan=block.plan) for block in blocks[:-1]]
+        last = Block.model_construct(plan=blocks[-1].plan, branches=(branch,))
+        self.tell(
+            ReasoningChunk(
+                stage="expand", branch=branch.index, delta=piece, blocks=(*bare, last)
+            )
+        )
+
+    def conclusion_text(self, piece: str) -> None:
+        """A piece of the conclusion, or of a sequential answer."""
+        if self.deltas:
+            self.tell(ReasoningChunk(stage="conclude", delta=piece, conclusion=piece))
+
+    # ---------------------------------------------------------------- the result
+
+    def finish(self, result: ReasoningResult, prompt_tokens: int) -> ReasoningResult:
+        """Add what it has cost, and tell the caller what no chunk has told yet."""
+        assert self._request is not None
+        result = result.model_copy(
+            update={
+                "usage": TokenUsage(prompt_tokens, self.output_tokens),
+                "timings": StageTimings(
+                    queued=self._started_at - self._queued_at, **self._seconds
+                ),
+                "forward_passes": StagePasses(**self._passes),
+                "plan_attempts": self.attempts,
+                "peak_slots": self._request.ledger.peak_slots,
+            }
+        )
+        told = {name: getattr(result, name) for name in ReasoningResult.model_fields}
+        del told["blocks"]
+        if self.deltas:
+            del told["conclusion"]
+        self.tell(ReasoningChunk(stage="conclude", **told))
+        return result

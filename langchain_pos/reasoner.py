@@ -1,0 +1,389 @@
+"""The way of a question: plan, expand, conclude. Open this file first.
+
+    reason
+      ├─ plan       stage 1   the model writes a skeleton under a grammar (planning.py)
+      ├─ expand     stage 2   a branch for each step; all decode together, one token each a pass
+      └─ conclude   stage 3   join, decode on; `####` opens another block → back to stage 1
+
+`reason` is a generator in the engine's sense (`Steps`): it yields the tokens that it wants fed
+and is sent back the tokens sampled, so many questions share the engine's forward passes without
+knowing of one another, and closing the generator cancels the question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from langchain_pos.budget import Budget
+from langchain_pos.chat_prompt import encode_prompt
+from langchain_pos.engine.completion import FinishReason
+from langchain_pos.engine.decoding import Feed, decode
+from langchain_pos.engine.sampling import SamplingParams, derive_seed
+from langchain_pos.errors import InvalidRequestError, NonFiniteLogitsError, PlanFormatError
+from langchain_pos.planning import Planner
+from langchain_pos.progress import Progress
+from langchain_pos.prompts import ReasoningPrompts, join_text, opening, prompts_for
+from langchain_pos.schema import (
+    BODY_PLACEHOLDER,
+    END_MARK,
+    STEP_MARK,
+    Block,
+    BranchResult,
+    Plan,
+    ReasoningChunk,
+    ReasoningRequest,
+    ReasoningResult,
+)
+from langchain_pos.trunk import Trunk
+
+if TYPE_CHECKING:
+    from langchain_pos.engine.decoding import DecodingSequence, Steps
+    from langchain_pos.engine.engine import Engine
+    from langchain_pos.engine.scheduler import Request
+    from langchain_pos.settings import ReasoningSettings
+
+
+class Reasoner:
+    """Answers questions with one engine.
+
+    Args:
+        engine: the model.
+        prompts: what is said to it; by default chosen by the question's language.
+        model_name: for the result.
+    """
+
+    def __init__(
+        self, engine: Engine, *, prompts: ReasoningPrompts | None = None, model_name: str = ""
+    ) -> None:
+        self.engine = engine
+        self.prompts = prompts
+        self.model_name = model_name
+
+    def submit(
+        self, ask: ReasoningRequest, settings: ReasoningSettings, *, deltas: bool = False
+    ) -> Request[ReasoningResult]:
+        """Queue a question; `engine.scheduler` runs it. Its events are `ReasoningChunk`s.
+
+        Args:
+            ask: the question.
+            settings: budgets and sampling.
+            deltas: tell every piece of text; otherwise only plans and finished branches.
+
+        Raises:
+            InvalidRequestError, ContextLengthError, OutOfSlotsError: it cannot be served; no
+                work has been done.
+        """
+        answer = _Answer(self, ask, settings, deltas=deltas)
+        return self.engine.scheduler.submit(answer.reason, reserve=answer.budget.reserve)
+
+
+@dataclass(frozen=True)
+class _Conclusion:
+    """What stage 3 wrote, and whether it has opened a further block."""
+
+    text: str
+    finish_reason: FinishReason
+    error: str | None = None
+    opens_block: bool = False
+
+
+class _Answer:
+    """One question on its way. What can be refused is refused here, before any work."""
+
+    def __init__(
+        self, reasoner: Reasoner, ask: ReasoningRequest, settings: ReasoningSettings, *, deltas: bool
+    ) -> None:
+        self.engine = reasoner.engine
+        self.ask = ask
+        self.settings = settings
+        self.prompts = reasoner.prompts or prompts_for(ask.question)
+        self.model_name = reasoner.model_name
+        self.progress = Progress(deltas=deltas)
+        self.sampling = SamplingParams(
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            min_p=settings.min_p,
+            repetition_penalty=settings.repetition_penalty,
+            seed=settings.seed,
+        )
+        self.seed = self.engine.seed(self.sampling)
+        if not ask.question.strip():
+            raise InvalidRequestError("the question is empty; ask something")
+        self.given = self._given_plan()
+        parallel = settings.mode == "parallel"
+        self.prompt_ids = self._plan_prompt(None) if parallel else self._sequential_prompt()
+        self.budget = Budget.of(self.engine, len(self.prompt_ids), settings)
+
+    # ------------------------------------------------------------------ the way
+
+    def reason(self, request: Request[ReasoningResult]) -> Steps[ReasoningResult]:
+        """All stages in reading order."""
+        self.request = request
+        self.progress.begin(request)
+        if self.settings.mode == "sequential":
+            return (yield from self.answer_sequentially(None))
+
+        # Stage 1. A plan, or the reason why there is none.
+        with self.progress.stage("plan"):
+            plan, trunk, reason = yield from self.plan()
+        if plan is None:
+            return (yield from self.answer_sequentially(reason))
+
+        blocks: list[Block] = []
+        while plan is not None:
+            # Stage 2. All branches together.
+            blocks.append(Block(plan=plan))
+            self.progress.tell(ReasoningChunk(stage="plan", blocks=tuple(_bare(blocks))))
+            with self.progress.stage("expand"):
+                branches = yield from self.expand(trunk, blocks)
+            blocks[-1] = Block(plan=plan, branches=branches)
+
+            # Stage 3. The conclusion. It may open a further block: back to stage 1.
+            with self.progress.stage("conclude"):
+                conclusion = yield from self.conclude(trunk, branches, len(blocks))
+            plan = None
+            if conclusion.opens_block:
+                with self.progress.stage("plan"):
+                    plan = yield from self.plan_further(trunk, conclusion.text)
+                if plan is None:
+                    with self.progress.stage("conclude"):
+                        conclusion = yield from self.conclude_on(trunk, conclusion.text)
+        return self._result(tuple(blocks), conclusion)
+
+    # ------------------------------------------------------------------ stage 1
+
+    def plan(self) -> Steps[tuple[Plan | None, Trunk, str | None]]:
+        """The caller's steps or the model's plan, and the trunk that the branches grow on."""
+        if self.given is not None:
+            return self.given, self._new_trunk(None), None
+        planner = self._planner()
+        try:
+            plan, trunk = yield from planner.plan(self._new_trunk, self.budget.plan)
+        except PlanFormatError as error:
+            if self.settings.on_plan_failure == "raise":
+                raise
+            return None, self._new_trunk(None), f"no valid plan: {error}"
+        finally:
+            self.progress.attempts = planner.attempts
+            self.progress.output_tokens += planner.output_tokens
+        return plan, trunk, "declined: the question does not fall into independent parts"
+
+    def plan_further(self, trunk: Trunk, so_far: str) -> Steps[Plan | None]:
+        """The plan of a block that the conclusion has opened; None if there is none after all."""
+        planner = self._planner()
+        plan = yield from planner.plan_further(trunk, so_far, self.budget.plan)
+        self.progress.output_tokens += planner.output_tokens
+        return plan
+
+    # ------------------------------------------------------------------ stage 2
+
+    def expand(self, trunk: Trunk, blocks: list[Block]) -> Steps[tuple[BranchResult, ...]]:
+        """Fork a branch for each step at the trunk's end, and decode them together."""
+        titles = blocks[-1].plan.titles
+        # 1. What a branch sees besides the trunk: nothing (the paper), or the outline as well.
+        outline: list[int] = []
+        if self.settings.visibility == "titles":
+            lines = [f"{opening(title)}{BODY_PLACEHOLDER}\n" for title in titles]
+            outline = trunk.encode("".join([*lines, END_MARK, "\n"]))
+        seen = [*trunk.token_ids, *outline]
+        openings = [trunk.encode(opening(t), lead=not outline) for t in titles]
+        budget = self.budget.branch(len(seen), openings, self.settings.max_branch_tokens)
+        parallel = self.budget.parallel(
+            len(seen), openings, budget, self.settings.max_parallel_branches
+        )
+
+        # 2. A sequence for each step, made when its turn comes: one that waits holds no slots.
+        results = [BranchResult(index=index, title=title) for index, title in enumerate(titles)]
+        running: dict[DecodingSequence, tuple[int, float]] = {}
+
+        def sequences() -> Iterator[DecodingSequence]:
+            for index, ids in enumerate(openings):
+                sequence = self.engine.sequence(
+                    self.engine.fork(trunk.segment, at=len(seen)),
+                    ids,
+                    max_new_tokens=budget,
+                    sampling=self.sampling,
+                    seed=derive_seed(self.seed, "branch", len(blocks), index),
+                    stop=(STEP_MARK, *self.settings.stop),
+                    strip=True,
+                    context_ids=seen,
+                    on_text=partial(self.progress.branch_text, blocks, index),
+                )
+                running[sequence] = index, self.progress.now
+                yield sequence
+
+        def ended(sequence: DecodingSequence) -> None:
+            index, started = running.pop(sequence)
+            self.engine.release(sequence.segment)
+            results[index] = self._branch(index, titles[index], sequence, started)
+            self.progress.output_tokens += len(sequence.token_ids)
+            self.progress.branch_end(blocks, results[index])
+
+        # 3. What of the trunk is not fed yet goes along with the openings, in the same pass.
+        unfed = [*trunk.unfed, *outline]
+        first = [Feed(trunk.segment, unfed)] if unfed else []
+        yield from decode(sequences(), first=first, max_parallel=parallel, on_end=ended)
+        self.engine.truncate(trunk.segment, len(trunk.token_ids))
+        return tuple(results)
+
+    def _branch(
+        self, index: int, title: str, sequence: DecodingSequence, started: float
+    ) -> BranchResult:
+        done = sequence.completion()
+        reason, error = done.finish_reason, done.error
+        if not done.text and error is None:  # never an empty answer as if it were one
+            reason, error = "error", f"the branch ended ({reason}) without writing any text"
+        return BranchResult(
+            index=index,
+            title=title,
+            text=done.text,
+            finish_reason=reason,
+            usage=done.usage,
+            started=started,
+            ended=self.progress.now,
+            error=error,
+        )
+
+    # ------------------------------------------------------------------ stage 3
+
+    def conclude(
+        self, trunk: Trunk, branches: tuple[BranchResult, ...], block: int
+    ) -> Steps[_Conclusion]:
+        """Join the finished branches behind the trunk, in one pass, and decode on."""
+        joined = join_text([(branch.title, branch.text) for branch in branches])
+        trunk.settle(trunk.encode(joined))
+        marks = (STEP_MARK,) if block < self.settings.max_blocks else ()
+        return (yield from self._conclusion(trunk, marks, ""))
+
+    def conclude_on(self, trunk: Trunk, so_far: str) -> Steps[_Conclusion]:
+        """Go on behind a `####` that opened no block after all: it was only text."""
+        more = f"\n{STEP_MARK}" if so_far else STEP_MARK
+        trunk.settle(trunk.encode(STEP_MARK))
+        self.progress.conclusion_text(more)
+        return (yield from self._conclusion(trunk, (), so_far + more))
+
+    def _conclusion(self, trunk: Trunk, marks: tuple[str, ...], so_far: str) -> Steps[_Conclusion]:
+        unfed = trunk.unfed
+        settled = len(trunk.token_ids)
+        sequence = self.engine.sequence(
+            trunk.segment,
+            unfed,
+            max_new_tokens=max(min(self.budget.conclusion, self.budget.limit - settled), 1),
+            sampling=self.sampling,
+            seed=derive_seed(self.seed, "conclusion", settled),
+            stop=(*marks, *self.settings.stop),
+            strip=True,
+            context_ids=trunk.token_ids[: settled - len(unfed)],
+            on_text=self.progress.conclusion_text,
+        )
+        yield from decode([sequence])
+        done = sequence.completion()
+        self.progress.output_tokens += len(done.token_ids)
+        opens_block = done.stop == STEP_MARK
+        if opens_block:
+            trunk.settle_before(done.token_ids, STEP_MARK)
+            self.engine.truncate(trunk.segment, len(trunk.token_ids))
+        text, reason, error = so_far + done.text, done.finish_reason, done.error
+        if not text and not opens_block and error is None:
+            reason, error = "error", f"the conclusion ended ({reason}) without any text"
+        return _Conclusion(text, reason, error, opens_block)
+
+    # ------------------------------------------------------- the ordinary way
+
+    def answer_sequentially(self, reason: str | None) -> Steps[ReasoningResult]:
+        """One sequence, as any model answers; `reason` says why it is not parallel."""
+        for segment in list(self.request.ledger.segments):
+            self.engine.release(segment)
+        prompt_ids = self._sequential_prompt()
+        self.progress.tell(
+            ReasoningChunk(stage="conclude", mode="sequential", fallback_reason=reason)
+        )
+        sequence = self.engine.sequence(
+            self.engine.scheduler.root(self.request),
+            prompt_ids,
+            max_new_tokens=max(min(self.budget.sequential, self.budget.limit - len(prompt_ids)), 1),
+            sampling=self.sampling,
+            seed=derive_seed(self.seed, "sequential"),
+            stop=self.settings.stop,
+            strip=True,
+            on_text=self.progress.conclusion_text,
+        )
+        with self.progress.stage("conclude"):
+            yield from decode([sequence])
+        done = sequence.completion()
+        self.progress.output_tokens += len(done.token_ids)
+        if done.error is not None:
+            raise NonFiniteLogitsError(done.error)
+        error = None if done.text else f"the model ended ({done.finish_reason}) without any text"
+        conclusion = _Conclusion(done.text, "error" if error else done.finish_reason, error)
+        return self._result((), conclusion, fallback_reason=reason)
+
+    # ---------------------------------------------------------------- the rest
+
+    def _result(
+        self,
+        blocks: tuple[Block, ...],
+        conclusion: _Conclusion,
+        fallback_reason: str | None = None,
+    ) -> ReasoningResult:
+        result = ReasoningResult(
+            question=self.ask.question,
+            blocks=blocks,
+            conclusion=conclusion.text,
+            mode="parallel" if blocks else "sequential",
+            fallback_reason=fallback_reason,
+            finish_reason=conclusion.finish_reason,
+            error=conclusion.error,
+            model_name=self.model_name,
+        )
+        return self.progress.finish(result, len(self.prompt_ids))
+
+    def _given_plan(self) -> Plan | None:
+        steps = self.ask.steps
+        if steps is None or self.settings.mode == "sequential":
+            return None
+        if not 1 <= len(steps) <= self.settings.max_branches:
+            raise InvalidRequestError(
+                f"{len(steps)} steps are given; allowed are 1 to {self.settings.max_branches} "
+                "(max_branches)"
+            )
+        try:
+            return Plan.of(steps)
+        except ValidationError as error:
+            wrong = "; ".join(e["msg"] for e in error.errors(include_url=False))
+            raise InvalidRequestError(f"these steps cannot be used: {wrong}") from error
+
+    def _planner(self) -> Planner:
+        return Planner(
+            self.engine, self.settings, self.sampling, self.seed, self.progress.plan_text
+        )
+
+    def _new_trunk(self, wrong: str | None) -> Trunk:
+        """A root segment and the prompt that belongs into it; nothing is fed yet."""
+        root = self.engine.scheduler.root(self.request)
+        ids = self.prompt_ids if wrong is None else self._plan_prompt(wrong)
+        return Trunk(self.engine.tokenizer, root, list(ids))
+
+    def _plan_prompt(self, wrong: str | None) -> list[int]:
+        question, most = self.ask.question, self.settings.max_branches
+        if wrong is None:
+            return self._encode(self.prompts.for_plan(question, max_branches=most))
+        return self._encode(self.prompts.for_retry(question, max_branches=most, error=wrong))
+
+    def _sequential_prompt(self) -> list[int]:
+        return self._encode(self.prompts.for_sequential(self.ask.question))
+
+    def _encode(self, text: str) -> list[int]:
+        history = self.ask.messages[:-1]
+        return encode_prompt(self.engine.tokenizer, [*history, ("user", text)])
+
+
+def _bare(blocks: list[Block]) -> list[Block]:
+    """The blocks without their branches: a chunk carries only what is new."""
+    return [Block(plan=block.plan) for block in blocks]

@@ -1,0 +1,468 @@
+"""`ParallelReasoningLLM`: the three stages as a LangChain runnable."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForChainRun,
+    CallbackManagerForChainRun,
+    adispatch_custom_event,
+    dispatch_custom_event,
+)
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import convert_to_messages, convert_to_openai_messages
+from langchain_core.messages.utils import merge_message_runs
+from langchain_core.prompt_values import PromptValue
+from langchain_core.runnables import RunnableConfig, RunnableSerializable
+from langchain_core.runnables.config import run_in_executor
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationError
+
+from langchain_pos.errors import InvalidRequestError
+from langchain_pos.prompts import ReasoningPrompts, load_prompts
+from langchain_pos.schema import ReasoningChunk, ReasoningRequest, ReasoningResult
+from langchain_pos.settings import ReasoningSettings
+
+if TYPE_CHECKING:
+    from langchain_pos.engine.engine import Engine
+    from langchain_pos.engine.scheduler import Request
+    from langchain_pos.reasoner import Reasoner
+
+ReasoningInput = LanguageModelInput | ReasoningRequest | dict[str, Any]
+"""A question as text, prompt value or messages; a request; or a dict with its fields."""
+
+EVENT_PLAN = "parallel_reasoning_plan"
+"""Custom event: a plan is there. Data: block, preamble, titles."""
+EVENT_BRANCH_START = "parallel_reasoning_branch_start"
+"""Custom event: a branch has written its first text. Only while streaming."""
+EVENT_BRANCH_END = "parallel_reasoning_branch_end"
+"""Custom event: a branch has ended. Data: the `BranchResult` without its text."""
+
+
+class ParallelReasoningLLM(
+    RunnableSerializable[ReasoningInput, ReasoningResult], ReasoningSettings
+):
+    """Answers a question by parallel reasoning on a local model.
+
+    The model plans independent steps, writes all of them together, one forward pass a token for
+    all, and concludes. Everything `ReasoningSettings` has can be set here, and for one call:
+    `llm.invoke(question, mode="sequential")`.
+
+    The model is loaded when it is first needed. One instance serves many threads and tasks;
+    their questions share forward passes.
+
+    Example:
+        >>> llm = ParallelReasoningLLM()  # the shipped model
+        >>> llm.invoke("Here are 10 students' resumes: …").conclusion
+        'name: Lily Wilson'
+    """
+
+    model: str | None = None
+    """Folder or Hugging Face hub name; None is the model that ships with the package."""
+    dtype: str = "auto"
+    """"auto" (the checkpoint's) or a torch dtype's name."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda", "cuda:1", "mps"."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    attn_implementation: str = "auto"
+    """"auto", "sdpa" or "eager"."""
+    max_slots: int | None = Field(default=None, ge=1)
+    """KV-cache slots to hold at most; None takes what fits in half of the free memory."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+    use_safetensors: bool = True
+    """Refuse pickled weights."""
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """For transformers' `from_pretrained`: `device_map`, `quantization_config`, …"""
+    prompts: ReasoningPrompts | None = None
+    """What is said to the model; None: its own wording if its folder carries one, else English or
+    Chinese by the question's script."""
+
+    _engine: Engine | None = PrivateAttr(default=None)
+    _reasoner: Reasoner | None = PrivateAttr(default=None)
+    _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
+
+    # ------------------------------------------------------------------ the model
+
+    @classmethod
+    def from_model(cls, model: Any, tokenizer: Any, **fields: Any) -> Self:
+        """A runnable over a transformers model and tokenizer that are loaded already."""
+        from langchain_pos.engine.engine import Engine
+
+        return cls.from_engine(
+            Engine(
+                model,
+                tokenizer,
+                attn_implementation=fields.get("attn_implementation", "auto"),
+                max_slots=fields.get("max_slots"),
+            ),
+            **fields,
+        )
+
+    @classmethod
+    def from_engine(cls, engine: Engine, **fields: Any) -> Self:
+        """A runnable over an engine; several may share one, and its forward passes."""
+        name = str(getattr(engine.model, "name_or_path", "") or "") or None
+        runnable = cls(**{"model": name, **fields})
+        runnable._engine = engine
+        return runnable
+
+    @property
+    def engine(self) -> Engine:
+        """The engine; loads the model if need be.
+
+        Raises:
+            ModelLoadError, UnsupportedModelError: it cannot serve.
+        """
+        return self.reasoner.engine
+
+    @property
+    def reasoner(self) -> Reasoner:
+        """The three stages over `engine`."""
+        with self._lock:
+            if self._reasoner is None:
+                self._reasoner = self._load()
+            return self._reasoner
+
+    def _load(self) -> Reasoner:
+        from langchain_pos.engine.engine import Engine
+        from langchain_pos.reasoner import Reasoner
+
+        name = self.model
+        if name is None and self._engine is None:
+            from langchain_pos.embedded import embedded_model_path
+
+            name = str(embedded_model_path())
+        folder = Path(name).expanduser() if name else None
+        prompts = self.prompts
+        if prompts is None and folder is not None and folder.is_dir():
+            prompts = load_prompts(folder)
+        if self._engine is None:
+            assert name is not None
+            self._engine = Engine.load(
+                name,
+                dtype=self.dtype,
+                device=self.device,
+                revision=self.revision,
+                attn_implementation=self.attn_implementation,
+                max_slots=self.max_slots,
+                trust_remote_code=self.trust_remote_code,
+                use_safetensors=self.use_safetensors,
+                **self.model_kwargs,
+            )
+        label = folder.name if folder is not None and folder.is_dir() else name or ""
+        return Reasoner(self._engine, prompts=prompts, model_name=label)
+
+    # ------------------------------------------------------------------ one question
+
+    def invoke(
+        self, input: ReasoningInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> ReasoningResult:
+        """Answer a question; `kwargs` are `ReasoningSettings` for this call."""
+        return self._call_with_config(self._invoke, input, config, **kwargs)
+
+    async def ainvoke(
+        self, input: ReasoningInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> ReasoningResult:
+        """Answer a question without blocking the event loop. Cancelling the task frees its slots."""
+        return await self._acall_with_config(self._ainvoke, input, config, **kwargs)
+
+    def stream(
+        self, input: ReasoningInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[ReasoningChunk]:
+        """The answer while it is written; the chunks add up to what `invoke` returns.
+
+        Closing the iterator cancels the question.
+        """
+        yield from self.transform(iter([input]), config, **kwargs)
+
+    async def astream(
+        self, input: ReasoningInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[ReasoningChunk]:
+        """See `stream`."""
+
+        async def one() -> AsyncIterator[ReasoningInput]:
+            yield input
+
+        async with aclosing(self.atransform(one(), config, **kwargs)) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                yield chunk
+
+    def transform(
+        self,
+        input: Iterator[ReasoningInput],
+        config: RunnableConfig | None = None,
+        **kwargs: Any | None,
+    ) -> Iterator[ReasoningChunk]:
+        """Take the whole input, then stream."""
+        yield from self._transform_stream_with_config(input, self._transform, config, **kwargs)
+
+    async def atransform(
+        self,
+        input: AsyncIterator[ReasoningInput],
+        config: RunnableConfig | None = None,
+        **kwargs: Any | None,
+    ) -> AsyncIterator[ReasoningChunk]:
+        """See `transform`."""
+        chunks = self._atransform_stream_with_config(input, self._atransform, config, **kwargs)
+        async with aclosing(chunks):  # type: ignore[type-var]
+            async for chunk in chunks:
+                yield chunk
+
+    # ------------------------------------------------------------------ many questions
+
+    def batch(
+        self,
+        inputs: list[ReasoningInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> list[ReasoningResult]:
+        """Answer many questions together: they share forward passes.
+
+        `max_concurrency` in the config bounds how many are under way at once.
+        """
+        return self._batch_with_config(
+            self._batch, inputs, config, return_exceptions=return_exceptions, **kwargs
+        )
+
+    async def abatch(
+        self,
+        inputs: list[ReasoningInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> list[ReasoningResult]:
+        """See `batch`."""
+        return await self._abatch_with_config(
+            self._abatch, inputs, config, return_exceptions=return_exceptions, **kwargs
+        )
+
+    # ------------------------------------------------------------------ behind them
+
+    def _submit(
+        self, input: ReasoningInput, *, deltas: bool = False, **kwargs: Any
+    ) -> Request[ReasoningResult]:
+        ask = as_request(input)
+        settings = ReasoningSettings.of(self, **kwargs)
+        return self.reasoner.submit(ask, settings, deltas=deltas)
+
+    def _invoke(
+        self,
+        input: ReasoningInput,
+        run_manager: CallbackManagerForChainRun,
+        config: RunnableConfig,
+        **kwargs: Any,
+    ) -> ReasoningResult:
+        request = self._submit(input, **kwargs)
+        child = {**config, "callbacks": run_manager.get_child()}
+        with closing(self.engine.scheduler.stream(request)) as chunks:
+            for chunk in chunks:
+                for name, data in _events(chunk):
+                    dispatch_custom_event(name, data, config=child)
+        return request.result()
+
+    async def _ainvoke(
+        self,
+        input: ReasoningInput,
+        run_manager: AsyncCallbackManagerForChainRun,
+        config: RunnableConfig,
+        **kwargs: Any,
+    ) -> ReasoningResult:
+        request = await run_in_executor(None, self._submit, input, **kwargs)
+        child = {**config, "callbacks": run_manager.get_child()}
+        async with aclosing(self._achunks(request)) as chunks:
+            async for chunk in chunks:
+                for name, data in _events(chunk):
+                    await adispatch_custom_event(name, data, config=child)
+        return request.result()
+
+    def _transform(
+        self,
+        inputs: Iterator[ReasoningInput],
+        run_manager: CallbackManagerForChainRun,
+        config: RunnableConfig,
+        **kwargs: Any,
+    ) -> Iterator[ReasoningChunk]:
+        request = self._submit(_last(list(inputs)), deltas=True, **kwargs)
+        seen: set[tuple[int, int]] = set()
+        with closing(self.engine.scheduler.stream(request)) as chunks:
+            for chunk in chunks:
+                for name, data in _events(chunk, seen):
+                    dispatch_custom_event(name, data, config=config)
+                yield chunk
+
+    async def _atransform(
+        self,
+        inputs: AsyncIterator[ReasoningInput],
+        run_manager: AsyncCallbackManagerForChainRun,
+        config: RunnableConfig,
+        **kwargs: Any,
+    ) -> AsyncIterator[ReasoningChunk]:
+        whole = _last([part async for part in inputs])
+        request = await run_in_executor(None, self._submit, whole, deltas=True, **kwargs)
+        seen: set[tuple[int, int]] = set()
+        async with aclosing(self._achunks(request)) as chunks:
+            async for chunk in chunks:
+                for name, data in _events(chunk, seen):
+                    await adispatch_custom_event(name, data, config=config)
+                yield chunk
+
+    async def _achunks(self, request: Request[ReasoningResult]) -> AsyncIterator[ReasoningChunk]:
+        """A request's events; the passes run in a worker thread, one await for each."""
+        scheduler = self.engine.scheduler
+        try:
+            while True:
+                await run_in_executor(
+                    None, scheduler.wait, request, lambda: bool(request.events) or request.done
+                )
+                while request.events:
+                    yield request.events.popleft()
+                if request.done and not request.events:
+                    request.result()
+                    return
+        finally:
+            scheduler.cancel(request)
+
+    def _batch(
+        self,
+        inputs: list[ReasoningInput],
+        run_manager: list[CallbackManagerForChainRun],
+        config: list[RunnableConfig],
+        **kwargs: Any,
+    ) -> list[Exception | ReasoningResult]:
+        submitted: list[Request[ReasoningResult] | Exception] = []
+        results: list[Exception | ReasoningResult] = []
+        limit = (config[0].get("max_concurrency") if config else None) or len(inputs)
+        try:
+            for place in range(len(inputs)):
+                # Keep `limit` questions under way while the results are taken in order.
+                while len(submitted) < min(place + limit, len(inputs)):
+                    submitted.append(self._try_submit(inputs[len(submitted)], **kwargs))
+                request = submitted[place]
+                if isinstance(request, Exception):
+                    results.append(request)
+                    continue
+                self.engine.scheduler.wait(request, lambda request=request: request.done)  # type: ignore[misc]
+                results.append(request.error or request.result())  # type: ignore[arg-type]
+            return results
+        finally:
+            for left in submitted:
+                if not isinstance(left, Exception):
+                    self.engine.scheduler.cancel(left)
+
+    async def _abatch(
+        self,
+        inputs: list[ReasoningInput],
+        run_manager: list[AsyncCallbackManagerForChainRun],
+        config: list[RunnableConfig],
+        **kwargs: Any,
+    ) -> list[Exception | ReasoningResult]:
+        limit = (config[0].get("max_concurrency") if config else None) or len(inputs)
+        slots = asyncio.Semaphore(limit)
+
+        async def one(input: ReasoningInput) -> Exception | ReasoningResult:
+            async with slots:
+                request = await run_in_executor(None, self._try_submit, input, **kwargs)
+                if isinstance(request, Exception):
+                    return request
+                try:
+                    async with aclosing(self._achunks(request)) as chunks:
+                        async for _ in chunks:
+                            pass
+                    return request.result()
+                except Exception as error:
+                    return error
+
+        return list(await asyncio.gather(*(one(input) for input in inputs)))
+
+    def _try_submit(
+        self, input: ReasoningInput, **kwargs: Any
+    ) -> Request[ReasoningResult] | Exception:
+        try:
+            return self._submit(input, **kwargs)
+        except Exception as error:
+            return error
+
+
+def as_request(input: ReasoningInput) -> ReasoningRequest:
+    """Any input that LangChain users give, as a request.
+
+    Raises:
+        InvalidRequestError: it is none, or it does not end with a question.
+    """
+    if isinstance(input, ReasoningRequest):
+        return input
+    if isinstance(input, dict):
+        try:
+            fields = dict(input)
+            if isinstance(fields.get("steps"), list):
+                fields["steps"] = tuple(fields["steps"])
+            return ReasoningRequest.model_validate(fields)
+        except ValidationError as error:
+            wrong = "; ".join(
+                f"{'.'.join(map(str, e['loc']))}: {e['msg']}"
+                for e in error.errors(include_url=False)
+            )
+            raise InvalidRequestError(
+                f"this dict is no request: {wrong}. Allowed are 'question' (needed), 'steps' and "
+                "'messages'"
+            ) from error
+    if isinstance(input, str):
+        return ReasoningRequest(question=input, messages=(("user", input),))
+    if isinstance(input, PromptValue):
+        messages = input.to_messages()
+    elif isinstance(input, Sequence):
+        messages = convert_to_messages(input)
+    else:
+        raise InvalidRequestError(
+            f"{type(input).__name__} cannot be asked; give a text, messages, a prompt value, a "
+            "ReasoningRequest or a dict with 'question'"
+        )
+    chat = convert_to_openai_messages(merge_message_runs(messages), text_format="string")
+    pairs = tuple((str(m["role"]), str(m.get("content") or "")) for m in chat)
+    if not pairs or pairs[-1][0] != "user":
+        last = pairs[-1][0] if pairs else "nothing"
+        raise InvalidRequestError(
+            f"the messages end with {last}; they must end with the question, a human message"
+        )
+    return ReasoningRequest(question=pairs[-1][1], messages=pairs)
+
+
+def _last(inputs: list[Any]) -> Any:
+    """The sum of a streamed input, as LangChain adds chunks up."""
+    whole = inputs[0]
+    for part in inputs[1:]:
+        whole = whole + part
+    return whole
+
+
+def _events(
+    chunk: ReasoningChunk, seen: set[tuple[int, int]] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The custom events that a chunk stands for."""
+    block = len(chunk.blocks) - 1
+    if chunk.stage == "plan" and chunk.blocks:
+        plan = chunk.blocks[-1].plan
+        yield (
+            EVENT_PLAN,
+            {"block": block, "preamble": plan.preamble, "titles": list(plan.titles)},
+        )
+    if chunk.stage == "expand" and chunk.blocks:
+        branch = chunk.blocks[-1].branches[0]
+        if seen is not None and (block, branch.index) not in seen:
+            seen.add((block, branch.index))
+            data = {"block": block, "index": branch.index, "title": branch.title}
+            yield EVENT_BRANCH_START, data
+        if not chunk.delta:
+            yield EVENT_BRANCH_END, {"block": block, **branch.model_dump(exclude={"text"})}

@@ -1,0 +1,62 @@
+"""The text that all stages stand on: the prompt and what of the answer is settled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from langchain_pos.engine.text import TextStream, encode_continuation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from langchain_pos.engine.segments import Segment
+
+
+@dataclass
+class Trunk:
+    """Settled tokens of one answer, in one segment.
+
+    The model may be behind (tokens not fed yet) or ahead (it wrote on, and what it wrote was
+    dropped); `Trunk` knows what has to be fed.
+
+    Attributes:
+        segment: where the tokens lie.
+        token_ids: all settled tokens, prompt first.
+        lead: settled text whose tokens depend on what follows it; less than a token.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    segment: Segment
+    token_ids: list[int] = field(default_factory=list)
+    lead: str = ""
+
+    @property
+    def unfed(self) -> list[int]:
+        """Settled tokens that the model has not seen."""
+        return self.token_ids[self.segment.end :]
+
+    def encode(self, text: str, *, lead: bool = True) -> list[int]:
+        """Tokens of a text that goes on from here, or, without `lead`, from a line's end."""
+        return encode_continuation(self.tokenizer, self.lead + text if lead else text)
+
+    def settle(self, token_ids: Sequence[int]) -> None:
+        """Take tokens as settled."""
+        self.token_ids.extend(token_ids)
+        self.lead = ""
+
+    def settle_before(self, written: Sequence[int], mark: str) -> None:
+        """Settle those of the tokens `written` whose text comes before the first `mark`.
+
+        A token that reaches into the mark is not taken; its text before it becomes the lead.
+        """
+        stream = TextStream(self.tokenizer, self.token_ids)
+        ends, text = [], ""
+        for token_id in written:
+            text += stream.decode(token_id)
+            ends.append(len(text))
+        length = text.find(mark)
+        taken = sum(end <= length for end in ends)
+        self.settle(written[:taken])
+        self.lead = text[ends[taken - 1] if taken else 0 : length]
