@@ -49,10 +49,10 @@ class Budget:
         room = limit - prompt
         if room < LEAST_ROOM:
             raise ContextLengthError(
-                f"the prompt has {prompt} tokens; the model has {engine.context_length or 'no limit of'} "
-                f"positions and the engine {slots} KV-cache slots, and at least {LEAST_ROOM} must "
-                "be left for the answer. Shorten the question, or use a model with a longer "
-                "context or a larger max_slots"
+                f"the prompt has {prompt} tokens; the model has "
+                f"{engine.context_length or 'no limit of'} positions and the engine {slots} "
+                f"KV-cache slots, and at least {LEAST_ROOM} must be left for the answer. Shorten "
+                "the question, or use a model with a longer context or a larger max_slots"
             )
         plan = min(settings.max_plan_tokens, room // 3)
         conclusion = min(settings.max_conclusion_tokens, room // 3)

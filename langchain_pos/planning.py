@@ -143,12 +143,12 @@ class Planner:
             context_ids=trunk.token_ids[: len(trunk.token_ids) - len(unfed)],
             on_text=self._on_text,
         )
-        marks, tokens_at_mark = bool(opening), 0
+        marks, tokens_at_mark = int(bool(opening)), 0
         while sequence.finish_reason is None:
             (sampled,) = yield [sequence.feed()]
             sequence.accept(sampled)
             written = len(sequence.token_ids)
-            seen = sequence.text.count(STEP_MARK) + bool(opening)
+            seen = sequence.text.count(STEP_MARK) + int(bool(opening))
             if seen != marks:
                 marks, tokens_at_mark = seen, written
             if sequence.finish_reason is None:

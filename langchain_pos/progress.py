@@ -37,7 +37,7 @@ class Progress:
         self._started_at = self._queued_at
         self._seconds: dict[Stage, float] = {"plan": 0.0, "expand": 0.0, "conclude": 0.0}
         self._passes: dict[Stage, int] = {"plan": 0, "expand": 0, "conclude": 0}
-        self._request: Request[ReasoningResult] | None = None
+        self._request: Request[ReasoningResult]  # from `begin` on
 
     def begin(self, request: Request[ReasoningResult]) -> None:
         """The question leaves the queue."""
@@ -52,7 +52,6 @@ class Progress:
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:
         """Time and forward passes inside count for `stage`."""
-        assert self._request is not None
         began, passes = time.perf_counter(), self._request.passes
         try:
             yield
@@ -64,7 +63,6 @@ class Progress:
 
     def tell(self, chunk: ReasoningChunk) -> None:
         """Give the caller a chunk."""
-        assert self._request is not None
         self._request.emit(chunk)
 
     def plan_text(self, piece: str) -> None:
@@ -88,9 +86,7 @@ class Progress:
         bare = [Block.model_construct(plan=block.plan) for block in blocks[:-1]]
         last = Block.model_construct(plan=blocks[-1].plan, branches=(branch,))
         self.tell(
-            ReasoningChunk(
-                stage="expand", branch=branch.index, delta=piece, blocks=(*bare, last)
-            )
+            ReasoningChunk(stage="expand", branch=branch.index, delta=piece, blocks=(*bare, last))
         )
 
     def conclusion_text(self, piece: str) -> None:
@@ -102,13 +98,10 @@ class Progress:
 
     def finish(self, result: ReasoningResult, prompt_tokens: int) -> ReasoningResult:
         """Add what it has cost, and tell the caller what no chunk has told yet."""
-        assert self._request is not None
         result = result.model_copy(
             update={
                 "usage": TokenUsage(prompt_tokens, self.output_tokens),
-                "timings": StageTimings(
-                    queued=self._started_at - self._queued_at, **self._seconds
-                ),
+                "timings": StageTimings(queued=self._started_at - self._queued_at, **self._seconds),
                 "forward_passes": StagePasses(**self._passes),
                 "plan_attempts": self.attempts,
                 "peak_slots": self._request.ledger.peak_slots,

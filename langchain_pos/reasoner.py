@@ -96,7 +96,12 @@ class _Answer:
     """One question on its way. What can be refused is refused here, before any work."""
 
     def __init__(
-        self, reasoner: Reasoner, ask: ReasoningRequest, settings: ReasoningSettings, *, deltas: bool
+        self,
+        reasoner: Reasoner,
+        ask: ReasoningRequest,
+        settings: ReasoningSettings,
+        *,
+        deltas: bool,
     ) -> None:
         self.engine = reasoner.engine
         self.ask = ask

@@ -1,13 +1,15 @@
 """`ParallelReasoningLLM`: the three stages as a LangChain runnable."""
 
+# ruff: noqa: A001, A002 - `input` is what langchain-core calls it
+
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForChainRun,
@@ -20,7 +22,7 @@ from langchain_core.messages import convert_to_messages, convert_to_openai_messa
 from langchain_core.messages.utils import merge_message_runs
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import RunnableConfig, RunnableSerializable
-from langchain_core.runnables.config import run_in_executor
+from langchain_core.runnables.config import patch_config, run_in_executor
 from pydantic import ConfigDict, Field, PrivateAttr, ValidationError
 
 from langchain_pos.errors import InvalidRequestError
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 ReasoningInput = LanguageModelInput | ReasoningRequest | dict[str, Any]
 """A question as text, prompt value or messages; a request; or a dict with its fields."""
+
+_AsyncChunks = AsyncGenerator[ReasoningChunk, None]
 
 EVENT_PLAN = "parallel_reasoning_plan"
 """Custom event: a plan is there. Data: block, preamble, titles."""
@@ -146,9 +150,8 @@ class ParallelReasoningLLM(
         if prompts is None and folder is not None and folder.is_dir():
             prompts = load_prompts(folder)
         if self._engine is None:
-            assert name is not None
             self._engine = Engine.load(
-                name,
+                str(name),
                 dtype=self.dtype,
                 device=self.device,
                 revision=self.revision,
@@ -172,7 +175,7 @@ class ParallelReasoningLLM(
     async def ainvoke(
         self, input: ReasoningInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> ReasoningResult:
-        """Answer a question without blocking the event loop. Cancelling the task frees its slots."""
+        """Answer a question beside the event loop. Cancelling the task frees its slots."""
         return await self._acall_with_config(self._ainvoke, input, config, **kwargs)
 
     def stream(
@@ -192,7 +195,8 @@ class ParallelReasoningLLM(
         async def one() -> AsyncIterator[ReasoningInput]:
             yield input
 
-        async with aclosing(self.atransform(one(), config, **kwargs)) as chunks:  # type: ignore[type-var]
+        chunks = cast("_AsyncChunks", self.atransform(one(), config, **kwargs))
+        async with aclosing(chunks):  # so that closing this one cancels the question at once
             async for chunk in chunks:
                 yield chunk
 
@@ -203,7 +207,8 @@ class ParallelReasoningLLM(
         **kwargs: Any | None,
     ) -> Iterator[ReasoningChunk]:
         """Take the whole input, then stream."""
-        yield from self._transform_stream_with_config(input, self._transform, config, **kwargs)
+        chunks = self._transform_stream_with_config(input, self._transform, config, **kwargs)
+        yield from cast("Iterator[ReasoningChunk]", chunks)
 
     async def atransform(
         self,
@@ -212,8 +217,11 @@ class ParallelReasoningLLM(
         **kwargs: Any | None,
     ) -> AsyncIterator[ReasoningChunk]:
         """See `transform`."""
-        chunks = self._atransform_stream_with_config(input, self._atransform, config, **kwargs)
-        async with aclosing(chunks):  # type: ignore[type-var]
+        chunks = cast(
+            "_AsyncChunks",
+            self._atransform_stream_with_config(input, self._atransform, config, **kwargs),
+        )
+        async with aclosing(chunks):
             async for chunk in chunks:
                 yield chunk
 
@@ -265,7 +273,7 @@ class ParallelReasoningLLM(
         **kwargs: Any,
     ) -> ReasoningResult:
         request = self._submit(input, **kwargs)
-        child = {**config, "callbacks": run_manager.get_child()}
+        child = patch_config(config, callbacks=run_manager.get_child())
         with closing(self.engine.scheduler.stream(request)) as chunks:
             for chunk in chunks:
                 for name, data in _events(chunk):
@@ -280,7 +288,7 @@ class ParallelReasoningLLM(
         **kwargs: Any,
     ) -> ReasoningResult:
         request = await run_in_executor(None, self._submit, input, **kwargs)
-        child = {**config, "callbacks": run_manager.get_child()}
+        child = patch_config(config, callbacks=run_manager.get_child())
         async with aclosing(self._achunks(request)) as chunks:
             async for chunk in chunks:
                 for name, data in _events(chunk):
@@ -318,7 +326,9 @@ class ParallelReasoningLLM(
                     await adispatch_custom_event(name, data, config=config)
                 yield chunk
 
-    async def _achunks(self, request: Request[ReasoningResult]) -> AsyncIterator[ReasoningChunk]:
+    async def _achunks(
+        self, request: Request[ReasoningResult]
+    ) -> AsyncGenerator[ReasoningChunk, None]:
         """A request's events; the passes run in a worker thread, one await for each."""
         scheduler = self.engine.scheduler
         try:
@@ -381,7 +391,7 @@ class ParallelReasoningLLM(
                         async for _ in chunks:
                             pass
                     return request.result()
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - each question has its own
                     return error
 
         return list(await asyncio.gather(*(one(input) for input in inputs)))
@@ -391,7 +401,7 @@ class ParallelReasoningLLM(
     ) -> Request[ReasoningResult] | Exception:
         try:
             return self._submit(input, **kwargs)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - each question has its own
             return error
 
 

@@ -1,11 +1,11 @@
 """The data of a question's way: plan, branches, conclusion, result. Frozen, JSON round-trips.
 
-    ReasoningRequest   what is asked
-    Plan of Steps      stage 1, what the model means to do
-    BranchResult       stage 2, one for each step
-    Block              one plan with its branches; an answer may have several
-    ReasoningResult    everything
-    ReasoningChunk     a piece of a result while it is written; pieces add up to the whole
+ReasoningRequest   what is asked
+Plan of Steps      stage 1, what the model means to do
+BranchResult       stage 2, one for each step
+Block              one plan with its branches; an answer may have several
+ReasoningResult    everything
+ReasoningChunk     a piece of a result while it is written; pieces add up to the whole
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Step(_Frozen):
         if not title:
             raise ValueError("a step's title is empty; give every step a title")
         if STEP_MARK in title:
-            raise ValueError(f"a step's title contains {STEP_MARK!r}, which opens a step: {title!r}")
+            raise ValueError(f"a title contains {STEP_MARK!r}, which opens a step: {title!r}")
         return title
 
 

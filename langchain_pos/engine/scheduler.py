@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -140,7 +140,7 @@ class Scheduler:
         finally:
             self.cancel(request)
 
-    def stream(self, request: Request[T]) -> Iterator[Any]:
+    def stream(self, request: Request[T]) -> Generator[Any, None, None]:
         """The request's events as they come; raises its error at the end if it has one.
 
         Closing the iterator cancels the request.
