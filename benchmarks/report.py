@@ -1,0 +1,100 @@
+"""What all benchmarks share: the machine, the versions, a table, a JSON file, the data folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, GPU, versions and date: what a figure means nothing without."""
+    import torch
+
+    info: dict[str, Any] = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+    }
+    for package in ("torch", "transformers", "langchain-core", "xgrammar", "langchain-pos"):
+        try:
+            info[package] = version(package)
+        except PackageNotFoundError:
+            info[package] = None
+    if torch.cuda.is_available():
+        info["gpu"] = torch.cuda.get_device_name()
+    return info
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def report(name: str, rows: Sequence[dict[str, Any]], **details: Any) -> Path:
+    """Print a table and write `results/<name>.json`.
+
+    Args:
+        name: the benchmark's.
+        rows: one dict for each line of the table, with the same keys.
+        details: what else belongs into the JSON file, such as single measurements.
+
+    Returns:
+        the JSON file.
+    """
+    print(markdown(rows))
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    content = {
+        "benchmark": name,
+        "command": " ".join(sys.argv),
+        "machine": machine(),
+        "rows": list(rows),
+        **details,
+    }
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    print(f"\nwritten to {path}")
+    return path
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as a Markdown table, as `docs/benchmarks.md` shows it."""
+    if not rows:
+        return "(no rows)"
+    heads = list(rows[0])
+    lines = [heads, ["---"] * len(heads), *([_cell(row[h]) for h in heads] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def data_folder(given: Path | None) -> Path:
+    """The folder with the paper's tasks: given, from LANGCHAIN_POS_DATA, or beside the repo."""
+    folder = given or Path(
+        os.environ.get(
+            "LANGCHAIN_POS_DATA", Path(__file__).parent.parent.parent / "shared" / "data"
+        )
+    )
+    if not folder.is_dir():
+        raise SystemExit(
+            f"{folder} does not exist; give the folder with retrieval_10.jsonl by --data or "
+            "LANGCHAIN_POS_DATA"
+        )
+    return folder
