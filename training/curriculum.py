@@ -77,6 +77,11 @@ class Supply:
         )
         self._process.start()
 
+    @property
+    def pid(self) -> int:
+        """The process that makes the batches."""
+        return self._process.pid or 0
+
     def get(self, step: int, stage: int) -> Batch:
         """Return the batch of a step (steps count up); a new stage begins a few steps late."""
         last = self._pending[-1][0] if self._pending else step - 1

@@ -1,8 +1,8 @@
 """Greedy decoding in the three stages, as plainly as possible: for measuring checkpoints only.
 
-The package has an engine for real use; this one shares no code with it, so each checks the other. Many rows
-continue one shared prefix in lock-step; a row sees the prefix and itself, and step `t` of every row has
-position `P + t`, which is the belt of the paper.
+The package has an engine for real use; this one shares no code with it, so each checks the other.
+Many rows continue one shared prefix in lock-step; a row sees the prefix and itself, and step `t`
+of every row has position `P + t`, which is the belt of the paper.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class Decoder:
         return self.greedy(cache, len(ids) - 1, [ids[-1:]], [], limit)[0]
 
     def parallel(self, question: str, limit: int = 80, most: int = 64) -> Decoded:
-        """Return the answer of the three stages; what follows a title's `:` is forced in the first."""
+        """Return the answer of the three stages; behind a title's `:` the first is forced."""
         ids = self.prompt(question)
         _, cache = self._prefill(ids[:-1])
         text = self.greedy(cache, len(ids) - 1, [ids[-1:]], ["####"], limit)[0]

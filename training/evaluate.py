@@ -1,8 +1,9 @@
 """Score a model on questions in the paper's form: `python -m training.evaluate FILE.jsonl`.
 
-Without a file, held-out students from our own generator are asked for (`--generated 10`). Reported: is the
-skeleton complete; are the values that the branches copied and their verdicts right; is the final answer
-right, in parallel and sequentially. For reporting, not for choosing: the validation set does that.
+Without a file, held-out students from our own generator are asked for (`--generated 10`).
+Reported: is the skeleton complete; are the values that the branches copied and their verdicts
+right; is the final answer right, in parallel and sequentially. For reporting, not for choosing:
+the validation set does that.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def export(checkpoint: Path, tokenizer_file: Path, folder: Path) -> None:
     target = folder / "model.safetensors"
     save_file(
         to_state_dict(saved["weights"], shape),
-        folder / "model.safetensors",
+        target,
         metadata={"format": "pt"},
     )
 

@@ -137,7 +137,8 @@ def documents(
             rng,
             count,
             lambda: (
-                f"{rng.choice(sites) if rng.random() < 0.5 else invented_word(rng)} {rng.choice(papers)}"
+                (rng.choice(sites) if rng.random() < 0.5 else invented_word(rng))
+                + f" {rng.choice(papers)}"
             ),
         )
     kinds = rng.sample(_FACTS, 1 if size == "tiny" else 2 if size == "short" else 3)

@@ -1,9 +1,10 @@
 """Attention for training on a CPU: torch's flash forward and a backward that stays in the cache.
 
-torch's own flash backward for CPUs took half of a whole training step (measured, 2 cores with AMX). This one
-recomputes the scores one batch element at a time with bf16 matrix products and does everything between them
-in one pass over memory. It is compiled on first use (needs g++ and ninja); `attention` falls back to
-`scaled_dot_product_attention` where that is not possible or the tensors are not bf16 on a CPU.
+torch's own flash backward for CPUs took half of a whole training step (measured, 2 cores with
+AMX). This one recomputes the scores one batch element at a time with bf16 matrix products and
+does everything between them in one pass over memory. It is compiled on first use (needs g++ and
+ninja); `attention` falls back to `scaled_dot_product_attention` where that is not possible or the
+tensors are not bf16 on a CPU.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ static void fuse(Tensor& scores, Tensor& grads, const Tensor& mask, const Tensor
   });
 }
 
-// q, out, d_out: (B, H, Q, D) bf16; k, v: (B, H, K, D) bf16; mask: (B, Q, K) bf16; lse: (B, H, Q) fp32.
+// q, out, d_out: (B, H, Q, D) bf16; k, v: (B, H, K, D) bf16;
+// mask: (B, Q, K) bf16; lse: (B, H, Q) fp32.
 std::vector<Tensor> attention_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out,
                                        Tensor lse, Tensor mask, double scale, bool causal) {
   const int64_t batch = q.size(0), heads = q.size(1), queries = q.size(2), keys = k.size(2);
@@ -108,7 +110,7 @@ def _kernel() -> object | None:
                 "-DCPU_CAPABILITY_AVX512",
             ],
         )
-    except Exception as error:  # noqa: BLE001  # any failure of a toolchain means the same: no fast path
+    except Exception as error:  # noqa: BLE001 (whatever fails: there is no fast path)
         warnings.warn(f"No fast attention backward, using torch's own: {error}", stacklevel=2)
         return None
 

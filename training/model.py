@@ -1,9 +1,10 @@
 """The lean forward pass that training uses: Qwen2's arithmetic, without its overheads.
 
-The weights are nine stacked tensors (one for each kind, layers first), so that the optimiser works on a
-handful of large tensors. A batch is laid out as `R` root slots followed by `F` fork slots: roots attend
-causally among themselves (no mask needed), forks attend to everything their mask shows. Labels exist in the
-fork part alone, so the last layer and the output head skip the root.
+The weights are nine stacked tensors (one for each kind, layers first), so that the optimiser
+works on a handful of large tensors. A batch is laid out as `R` root slots followed by `F` fork
+slots: roots attend causally among themselves (no mask needed), forks attend to everything their
+mask shows. Labels exist in the fork part alone, so the last layer and the output head skip the
+root.
 """
 
 from __future__ import annotations
@@ -140,11 +141,19 @@ def loss_and_hits(
     target_weights: Tensor,
     fast: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return the weighted mean cross-entropy (fp32 scalar) and which targets were hit `(B, F)` bool.
+    """Return the weighted mean cross-entropy (fp32) and which targets were hit, `(B, F)` bool.
 
     Args:
+        weights: see `forward`.
+        shape: see `forward`.
+        tokens: see `forward`.
+        cos: see `forward`.
+        sin: see `forward`.
+        fork_mask: see `forward`.
+        root: see `forward`.
         targets: `(B, F)` int64, the token that follows each fork slot.
         target_weights: `(B, F)` fp32; zero where nothing is to be learnt.
+        fast: see `forward`.
     """
     hidden = forward(weights, shape, tokens, cos, sin, fork_mask, root, fast)
     logits = functional.linear(hidden, weights["embed"]).float()

@@ -1,4 +1,4 @@
-"""Names for people: listed, syllabic, random letters, pieces of words, with look-alikes on purpose."""
+"""Names for people: listed, of syllables, letters or pieces of words; look-alikes on purpose."""
 
 from __future__ import annotations
 

@@ -9,7 +9,10 @@ MATRICES = {"qkv": 3, "out": 1, "gate_up": 2, "down": 1}  # name: matrices side 
 
 
 def orthogonalize(update: Tensor) -> Tensor:
-    """Return the nearest semi-orthogonal matrices of a stack `(N, rows, columns)` (Newton–Schulz, bf16)."""
+    """Return the nearest semi-orthogonal matrices of a stack `(N, rows, columns)`.
+
+    Five Newton-Schulz steps in bf16, as in Muon.
+    """
     x = update.bfloat16()
     tall = x.shape[1] > x.shape[2]
     if tall:
@@ -24,8 +27,8 @@ def orthogonalize(update: Tensor) -> Tensor:
 class Optimizer:
     """One step over the nine stacked tensors of the model.
 
-    Muon's update is scaled by `0.2 * sqrt(max(rows, columns))`, so that it has the size of an Adam update
-    and one learning rate serves both.
+    Muon's update is scaled by `0.2 * sqrt(max(rows, columns))`, so that it has the size of an
+    Adam update and one learning rate serves both.
     """
 
     def __init__(self, weights: dict[str, Tensor], decay: float = 0.02) -> None:
@@ -36,9 +39,11 @@ class Optimizer:
         }
 
     def state(self) -> dict[str, dict[str, Tensor]]:
+        """Return what a checkpoint keeps."""
         return {"first": self.first, "second": self.second}
 
     def load(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Take up what `state` returned."""
         for mine, saved in ((self.first, state["first"]), (self.second, state["second"])):
             for name, tensor in mine.items():
                 tensor.copy_(saved[name])

@@ -1,4 +1,4 @@
-"""Problems packed as forests: one root, several questions forked from it, each with its answers.
+r"""Problems packed as forests: one root, several questions forked from it, each with its answers.
 
     root  <|user|>records
      ├─ question 1 <|end|><|assistant|>preamble\n
@@ -9,9 +9,10 @@
      ├─ question 2 ...
      └─ (apart) bare comparisons, which see themselves alone
 
-A slot sees its own segment up to itself, its segment's parent, and the root: the engine's own rule. Every
-fork restarts its positions where its parent ended. `####` after a fork point is predicted by the parent's
-last slot. In some rows the positions jump between records, so that long distances are met in short texts.
+A slot sees its own segment up to itself, its segment's parent, and the root: the engine's own
+rule. Every fork restarts its positions where its parent ended. `####` after a fork point is
+predicted by the parent's last slot. In some rows the positions jump between records, so that long
+distances are met in short texts.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training.families import documents, items, numbers
+from training.names import people
 from training.problems import (
     FILLER,
     Line,
@@ -37,7 +39,6 @@ from training.problems import (
     choose_range,
     write_number,
 )
-from training.names import people
 from training.students import students
 
 ROOT, APART = 0, -2  # parents of a segment: the root, or none at all
@@ -317,7 +318,7 @@ def fork_mask(segments: Tensor, parents: Tensor, root: int, dtype: torch.dtype) 
 
     Args:
         segments: `(B, T)` int, segment of every slot.
-        parents: `(B, F)` int, parent segment of every fork slot (`ROOT` or `APART` for top segments).
+        parents: `(B, F)` int, parent segment of every fork slot (`ROOT`, or `APART`).
         root: `R`, where the fork slots begin.
         dtype: of the result.
 

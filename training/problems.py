@@ -1,8 +1,8 @@
 """What a generated problem is made of, and the parts that all families share.
 
-A problem is a list of records and any number of questions about them. A question carries its whole answer
-as weighted pieces of text: the preamble, one line for each step, and the conclusion. Weights say how much
-the loss cares about a piece; answers are right by construction.
+A problem is a list of records and any number of questions about them. A question carries its
+whole answer as weighted pieces of text: the preamble, one line for each step, and the conclusion.
+Weights say how much the loss cares about a piece; answers are right by construction.
 """
 
 from __future__ import annotations
@@ -53,12 +53,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Range:
-    """What is wanted: a value above `low`, below `high`, or between the two (bounds in written form)."""
+    """What is wanted: a value above `low`, below `high`, or between the two, as written."""
 
     low: str | None
     high: str | None
 
     def holds(self, value: str) -> bool:
+        """Whether a written value is what is wanted."""
         number = float(value)
         return (self.low is None or number > float(self.low)) and (
             self.high is None or number < float(self.high)
@@ -66,6 +67,7 @@ class Range:
 
     @property
     def text(self) -> str:
+        """The words that an answer uses."""
         if self.low is None:
             return f"under {self.high}"
         if self.high is None:
@@ -73,12 +75,13 @@ class Range:
         return f"{self.low} to {self.high}"
 
     def near(self, value: str, margin: float) -> bool:
+        """Whether a written value lies within `margin` of a bound."""
         bounds = [float(b) for b in (self.low, self.high) if b is not None]
         return any(abs(float(value) - bound) <= margin for bound in bounds)
 
 
 def write_number(hundredths: int, style: str) -> str:
-    """Write hundredths as a decimal: "short" drops a last zero (4.1), "full" keeps it, "whole" has none."""
+    """Write hundredths: "short" drops a last zero (4.1), "full" keeps it, "whole" drops both."""
     if style == "whole":
         return str(hundredths // 100)
     text = f"{hundredths // 100}.{hundredths % 100:02d}"
@@ -90,8 +93,8 @@ def choose_range(
 ) -> Range:
     """Choose bounds around the values (in hundredths) that no value equals.
 
-    Six in ten hold exactly one value, three in ten about half of them, the rest none; bounds are often close
-    to a value on the other side, so that the comparison cannot be guessed.
+    Six in ten hold exactly one value, three in ten about half of them, the rest none; bounds are
+    often close to a value on the other side, so that the comparison cannot be guessed.
     """
     taken = set(values)
     ordered = sorted(taken)

@@ -62,24 +62,25 @@ _INTRODUCTIONS = (
 )
 
 _PAPER = (
-    "The student named {name} is {age} years old, graduated from {university} with a GPA of {gpa}. He/She is "
-    "interested in {interests} and his/her self-introduction is: {introduction}"
+    "The student named {name} is {age} years old, graduated from {university} with a GPA of "
+    "{gpa}. He/She is interested in {interests} and his/her self-introduction is: {introduction}"
 )
 _FORMS = (
     _PAPER,
-    "{name} is {age} years old and studied at {university}. GPA: {gpa}. Interests: {interests}. {introduction}",
+    "{name} is {age} years old and studied at {university}. GPA: {gpa}. "
+    "Interests: {interests}. {introduction}",
     "Name: {name}. Age: {age}. University: {university}. GPA: {gpa}. Interests: {interests}.",
     "{name}, {age}, {university}, GPA {gpa}, likes {interests}.",
-    "The student called {name} left {university} at {age} with a GPA of {gpa} and enjoys {interests}. "
-    "{introduction}",
+    "The student called {name} left {university} at {age} with a GPA of {gpa} and enjoys "
+    "{interests}. {introduction}",
     "{name} has a GPA of {gpa}, is {age} years old and went to {university}. {introduction}",
     "Student: {name} | GPA: {gpa} | Age: {age} | {university} | {interests}",
     "- {name} ({age}), {university}, GPA {gpa}: {introduction}",
 )
 _SHORT_PAPER = (
     "The student named {name} is {age} years old, graduated from {university} with a GPA of {gpa}.",
-    "The student named {name} is {age} years old, graduated from {university} with a GPA of {gpa}. He/She is "
-    "interested in {interests}.",
+    "The student named {name} is {age} years old, graduated from {university} with a GPA of "
+    "{gpa}. He/She is interested in {interests}.",
 )
 _SHORT_FORMS = (
     *_SHORT_PAPER,
@@ -178,8 +179,8 @@ def _question(rng: random.Random, wanted: Range, hits: int, what: str) -> tuple[
     preamble = f"I check the {what} of each student, wanted {wanted.text}."
     if hits == 1 and rng.random() < 0.75 and what == "GPA" and condition.startswith("between"):
         text = (
-            f"\n\nQuestion: Which student has a GPA {condition}? Please give your final answer (the "
-            'student\'s name) in the format of "name: {answer}"'
+            f"\n\nQuestion: Which student has a GPA {condition}? Please give your final answer "
+            '(the student\'s name) in the format of "name: {answer}"'
         )
         return text, preamble, "name"
     several = hits != 1 or rng.random() < 0.3

@@ -1,9 +1,9 @@
 """The tokenizer: byte-level BPE whose pieces never cross a delimiter.
 
-A capitalised word never absorbs the space before it, and digits stand alone. A name is therefore the same
-tokens wherever it is written, which makes copying easy. `####`, `%%%%`, `......`, `:` and the line break are
-pieces of their own: a text cut at any of them has the same tokens as its parts. They are ordinary vocabulary;
-only the five markers of the chat template are special.
+A capitalised word never absorbs the space before it, and digits stand alone. A name is therefore
+the same tokens wherever it is written, which makes copying easy. `####`, `%%%%`, `......`, `:`
+and the line break are pieces of their own: a text cut at any of them has the same tokens as its
+parts. They are ordinary vocabulary; only the five markers of the chat template are special.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _PIECES = r"\n|#{4}|%{4}|\.{6}|\p{N}|\p{Lu}\p{L}*| ?\p{Ll}\p{L}*|\p{L}+| |[^\p{L
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message['content'] is string -%}{%- set text = message['content'] -%}"
-    "{%- else -%}{%- set text = message['content'] | map(attribute='text') | join('') -%}{%- endif -%}"
+    "{%- else -%}{%- set text = message['content'] | map(attribute='text') | join('') -%}"
+    "{%- endif -%}"
     "{{- '<|' + message['role'] + '|>' + text + '<|end|>' -}}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"

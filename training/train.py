@@ -1,8 +1,9 @@
 """Train the shipped model from scratch: `python -m training.train`.
 
-Runs on two CPU cores in a couple of hours and on a GPU in minutes; `--resume` goes on where a run stopped
-(also with other `--steps`: the learning rate is constant until three quarters of the steps, so a run can be
-extended until then). Every batch comes from the generator and depends on the seed and the step alone.
+Runs on two CPU cores in a couple of hours and on a GPU in minutes; `--resume` goes on where a run
+stopped (also with other `--steps`: the learning rate is constant until three quarters of the
+steps, so a run can be extended until then). Every batch comes from the generator and depends on
+the seed and the step alone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import argparse
 import functools
 import json
 import math
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training import fast_attention
+from training.cores import CoreWatch
 from training.curriculum import STAGES, Supply
 from training.export import EMBEDDED, export
 from training.model import Shape, Weights, init_weights, loss_and_hits, rope_tables
@@ -34,6 +35,7 @@ RUNS = Path(__file__).parent / "runs"
 
 
 def parse() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -97,10 +99,11 @@ def save(path: Path, **state: object) -> None:
     """Write a checkpoint so that a crash leaves the old one or the new one, never half of one."""
     part = path.with_suffix(".part")
     torch.save(state, part)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def main() -> None:
+    """Train until `--steps`, with a checkpoint every `--save-every` of them, then export."""
     args = parse()
     args.run.mkdir(parents=True, exist_ok=True)
     shape = Shape()
@@ -136,10 +139,12 @@ def main() -> None:
         tokenizer, shape, run, functools.partial(to_inputs, shape=shape, device=args.device)
     )
     supply = Supply(args.run / "tokenizer.json", args.seed)
+    watch = CoreWatch([supply.pid], torch.get_num_threads())
     log = (args.run / "log.jsonl").open("a")
     bar = tqdm(total=args.steps, initial=step, smoothing=0.05, mininterval=5)
     started = time.monotonic()
     window: list[float] = []
+    threads = torch.get_num_threads()
     while step < args.steps:
         batch = supply.get(step, stage)
         compute = to_compute(weights)
@@ -156,6 +161,8 @@ def main() -> None:
         tokens_seen += batch.tokens.size
         window.append(value)
         bar.update()
+        if step % 10 == 0 and args.device == "cpu":
+            threads = watch.adapt()
         if step % 25 == 0:
             now = seconds + time.monotonic() - started
             entry = {
@@ -165,6 +172,7 @@ def main() -> None:
                 "norm": round(norm, 3),
                 "tokens": tokens_seen,
                 "seconds": round(now, 1),
+                "threads": threads,
             }
             window = []
             if step % args.save_every == 0 or step == args.steps:

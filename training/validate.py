@@ -1,4 +1,4 @@
-"""Accuracy on generated problems with names and words that training never uses (teacher forcing)."""
+"""Accuracy, by teacher forcing, on problems with names and words that training never uses."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 @pytest.mark.parametrize("family", [students, items, documents, numbers])
 def test_an_answer_in_pieces_is_the_answer_as_a_whole(tokenizer: Tokenizer, family) -> None:
-    """Cut after the preamble's line break, before each `####`, after each title's colon, at any weight."""
+    """Cut at the line break, before each `####`, behind each title, at any weight."""
     for seed in range(30):
         for question in family(random.Random(seed), 6, "full", 2).questions:
             pieces = [question.preamble + "\n"]
