@@ -16,7 +16,7 @@ the commands that need them, so `--help` is quick.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from langchain_pos.runnable import ParallelReasoningLLM
-    from langchain_pos.schema import Mode
+    from langchain_pos.schema import Mode, ReasoningResult
 
 EXIT_FAILED, EXIT_USAGE, EXIT_MODEL, EXIT_FAULT, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
+
+MODES: tuple[Mode, ...] = ("parallel", "sequential")
 
 DEMO_ANSWER = "Pascal Vireaux"
 """The one student of `demo_question.txt` whose GPA lies in the range."""
@@ -137,7 +139,7 @@ def ask(
             device=device,
             dtype=dtype,
         )
-        from langchain_pos.cli_live import closing_line, faults, show_stream
+        from langchain_pos.cli_live import closing_line, show_stream
 
         mode = _mode(sequential)
         if as_json:
@@ -147,14 +149,8 @@ def ask(
             console = _console()
             live = _is_live(console)
             result = show_stream(console, llm.stream(request, mode=mode), live=live)
-            if result.fallback_reason:
-                _say(f"answered sequentially: {result.fallback_reason}")
             typer.echo(closing_line(result), err=not live)
-        wrong = faults(result)
-        for fault in wrong:
-            _say(fault)
-        if wrong:
-            raise typer.Exit(EXIT_FAILED)
+        _report([result])
 
 
 @app.command()
@@ -171,8 +167,8 @@ def batch(
         bool, typer.Option("--retry-failed", help="Ask questions that failed before again.")
     ] = False,
     max_concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Most questions that are answered at once.")
-    ] = None,
+        int, typer.Option(min=1, help="Most questions that are answered at once.")
+    ] = 16,
     max_branch_tokens: BudgetOption = None,
     temperature: TemperatureOption = None,
     seed: SeedOption = None,
@@ -213,7 +209,7 @@ def demo(
 ) -> None:
     """Answer a question that ships with the package, in parallel and sequentially."""
     with _exit_codes(debug):
-        from langchain_pos.cli_live import comparison, faults, show_stream
+        from langchain_pos.cli_live import comparison, show_stream
 
         question = files("langchain_pos").joinpath("demo_question.txt").read_text("utf-8").strip()
         console = _console()
@@ -221,19 +217,15 @@ def demo(
         typer.echo(question + "\n")
         llm = _load(model=model, device=device, dtype=dtype)
         # Not shown: the first question also pays for what is set up once.
-        llm.invoke(question)
-        results = {}
-        for mode in ("parallel", "sequential"):
+        llm.invoke(question, max_branch_tokens=1, max_conclusion_tokens=1)
+        results: dict[Mode, ReasoningResult] = {}
+        for mode in MODES:
             typer.echo(f"--- {mode} ---")
             results[mode] = show_stream(console, llm.stream(question, mode=mode), live=live)
             right = DEMO_ANSWER.casefold() in results[mode].conclusion.casefold()
             typer.echo(f"({'right' if right else 'wrong'}: it is {DEMO_ANSWER})\n")
         typer.echo("\n".join(comparison(results["parallel"], results["sequential"])))
-        wrong = [fault for result in results.values() for fault in faults(result)]
-        for fault in wrong:
-            _say(fault)
-        if wrong:
-            raise typer.Exit(EXIT_FAILED)
+        _report(results.values())
 
 
 @app.command()
@@ -258,13 +250,15 @@ def doctor(
 
 def _make_llm(settings: dict[str, Any]) -> ParallelReasoningLLM:
     """The runnable with the settings that were given; the one place that tests replace."""
-    from huggingface_hub.utils import enable_progress_bars
-    from transformers.utils import logging
+    from huggingface_hub.utils.logging import set_verbosity_error
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
 
     from langchain_pos.runnable import ParallelReasoningLLM
 
-    logging.disable_progress_bar()  # of reading weights; that of a download is wanted
+    disable_progress_bar()  # of reading weights; that of a download is wanted
     enable_progress_bars()
+    set_verbosity_error()  # its retries; the last one's error is ours to tell
     return ParallelReasoningLLM(**settings)
 
 
@@ -314,6 +308,17 @@ def _is_live(console: Console) -> bool:
 def _say(message: str) -> None:
     """One line on stderr."""
     typer.echo(f"langchain-pos: {' '.join(message.split())}", err=True)
+
+
+def _report(results: Iterable[ReasoningResult]) -> None:
+    """Say what should be known about answers; leave with an exit code if one has failed."""
+    from langchain_pos.cli_live import faults, remarks
+
+    results = list(results)
+    for line in [line for result in results for line in (*remarks(result), *faults(result))]:
+        _say(line)
+    if any(faults(result) for result in results):
+        raise typer.Exit(EXIT_FAILED)
 
 
 def _machine() -> dict[str, str]:

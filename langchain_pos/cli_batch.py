@@ -24,6 +24,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from langchain_pos.errors import InvalidRequestError, ParallelReasoningError
 
 if TYPE_CHECKING:
+    from langchain_core.runnables import RunnableConfig
+
     from langchain_pos.runnable import ParallelReasoningLLM
     from langchain_pos.schema import Mode, ReasoningResult
 
@@ -118,10 +120,10 @@ class BatchFile:
         return f"{', '.join(parts)}: {self.target}"
 
     def answer(
-        self, llm: ParallelReasoningLLM, console: Console, mode: Mode, max_concurrency: int | None
+        self, llm: ParallelReasoningLLM, console: Console, mode: Mode, max_concurrency: int
     ) -> None:
         """Answer every row of `todo` together and append each as it is finished."""
-        usable = [row for row in self.todo if row.error is None]
+        asked = [(row, row.request) for row in self.todo if row.request is not None]
         progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -143,13 +145,13 @@ class BatchFile:
             for row in self.todo:
                 if row.error is not None:
                     keep(row, row.error)
-            if not usable:
+            if not asked:
                 return
-            config = {"max_concurrency": max_concurrency} if max_concurrency else None
+            config: RunnableConfig = {"max_concurrency": max_concurrency}
             for index, outcome in llm.batch_as_completed(
-                [row.request for row in usable], config, return_exceptions=True, mode=mode
+                [request for _, request in asked], config, return_exceptions=True, mode=mode
             ):
-                keep(usable[index], outcome)
+                keep(asked[index][0], outcome)
 
 
 def _answer(row_id: RowId, outcome: ReasoningResult | Exception | str) -> dict[str, Any]:

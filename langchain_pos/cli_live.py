@@ -106,8 +106,9 @@ class AnswerView:
     @classmethod
     def of(cls, result: ReasoningResult) -> AnswerView:
         """The view of a whole result."""
-        view = cls(conclusion=result.conclusion)
+        view = cls()
         view._take_blocks(result.blocks)
+        view.conclusion = result.conclusion
         return view
 
     def feed(self, chunk: ReasoningChunk) -> None:
@@ -123,7 +124,7 @@ class AnswerView:
             if place == len(self.blocks):
                 titles = block.plan.titles
                 self.blocks.append(BlockView(block.plan.preamble, [BranchView(t) for t in titles]))
-                self.skeleton = ""
+                self.skeleton = self.conclusion = ""
             for branch in block.branches:
                 _extend(self.blocks[place].branches[branch.index], branch)
 
@@ -268,12 +269,29 @@ def print_answer(console: Console, result: ReasoningResult, *, live: bool) -> No
 
 def faults(result: ReasoningResult) -> list[str]:
     """What went wrong in an answer, a line each; empty when nothing did."""
-    failed = [f"step {b.title!r} failed: {b.error}" for b in result.branches if b.error]
+    failed = [
+        f"step {branch.title!r} failed: {branch.error or 'no reason is known'}"
+        for branch in result.branches
+        if branch.finish_reason == "error"
+    ]
     if result.finish_reason == "error":
-        failed.append("the conclusion failed")
+        failed.append(f"the conclusion failed: {result.error or 'no reason is known'}")
     elif not result.conclusion.strip():
         failed.append("the model wrote no conclusion")
     return [clean(fault) for fault in failed]
+
+
+def remarks(result: ReasoningResult) -> list[str]:
+    """What should be known about an answer that is not wrong, a line each."""
+    lines = []
+    if result.fallback_reason:
+        lines.append(f"answered sequentially ({result.fallback_reason})")
+    short = [branch.title for branch in result.branches if branch.finish_reason == "length"]
+    if short:
+        lines.append(f"cut off at the token budget of a branch: {', '.join(short)}")
+    if result.finish_reason == "length":
+        lines.append("the conclusion was cut off at its token budget")
+    return [clean(line) for line in lines]
 
 
 def closing_line(result: ReasoningResult) -> str:

@@ -67,10 +67,23 @@ def sequential_chunks() -> Iterator[ReasoningChunk]:
     )
 
 
+def fallback_chunks() -> Iterator[ReasoningChunk]:
+    """A stream of an answer that was to be parallel, and was cut off."""
+    yield ReasoningChunk(stage="plan", delta="Hm.")
+    yield ReasoningChunk(
+        stage="conclude",
+        conclusion="It is B",
+        mode="sequential",
+        fallback_reason="no valid plan",
+        finish_reason="length",
+    )
+
+
 def failed_branch_chunks() -> Iterator[ReasoningChunk]:
     """A stream in which one branch fails."""
     plan = Plan.of(["Ann"])
     bad = BranchResult(index=0, title="Ann", finish_reason="error", error="logits are NaN")
+    yield ReasoningChunk(stage="plan", blocks=(Block(plan=plan),))
     yield ReasoningChunk(stage="expand", blocks=(Block(plan=plan, branches=(bad,)),))
     yield ReasoningChunk(stage="conclude", conclusion="nothing known")
 
@@ -100,9 +113,11 @@ class FakeLLM:
             raise RuntimeError("a bug")
         if request == "bad branch":
             return failed_branch_chunks()
+        if request == "one thing":
+            return fallback_chunks()
         return parallel_chunks() if mode == "parallel" else sequential_chunks()
 
-    def invoke(self, request: Any, mode: str = "parallel") -> ReasoningResult:
+    def invoke(self, request: Any, mode: str = "parallel", **settings: int) -> ReasoningResult:
         chunks = list(self.stream(request, mode))
         return sum(chunks[1:], start=chunks[0]).result()
 

@@ -127,6 +127,16 @@ def test_errors_are_one_line_and_a_code(args: tuple[str, ...], code: int, messag
 
 
 @pytest.mark.usefixtures("llm")
+def test_fallback_and_length_are_said() -> None:
+    """An answer that was written sequentially after all, or cut off, says so on stderr."""
+    done = run("ask", "one thing")
+    assert done.exit_code == 0
+    assert done.stdout == "It is B\n"
+    assert "answered sequentially (no valid plan)" in done.stderr
+    assert "the conclusion was cut off at its token budget" in done.stderr
+
+
+@pytest.mark.usefixtures("llm")
 def test_debug_lets_errors_through() -> None:
     """`--debug` shows the error as Python does."""
     assert isinstance(run("ask", "broken", "--debug").exception, RuntimeError)
