@@ -117,7 +117,9 @@ class AnswerView:
             self._take_blocks(chunk.blocks)
         if chunk.stage == "plan":
             self.skeleton += chunk.delta
-        self.conclusion += chunk.conclusion
+        if chunk.conclusion:
+            self.conclusion += chunk.conclusion
+            self.skeleton = ""  # what seemed to open another block did not
 
     def _take_blocks(self, blocks: tuple[Block, ...]) -> None:
         for place, block in enumerate(blocks):

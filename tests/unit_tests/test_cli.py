@@ -183,6 +183,11 @@ def test_skeleton_shows_until_its_block_is_known() -> None:
     assert any("####Ann" in line for line in drawn(view, 80, 24))
     view.feed(next(chunks))
     assert not any("####Ann" in line for line in drawn(view, 80, 24))
+    view.feed(ReasoningChunk(stage="plan", delta="no block after all"))
+    view.feed(ReasoningChunk(stage="conclude", conclusion="the end"))
+    lines = drawn(view, 80, 24)
+    assert any("the end" in line for line in lines)
+    assert not any("no block" in line for line in lines)
 
 
 def test_model_text_is_only_text() -> None:
