@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 from xgrammar import GrammarCompiler, GrammarMatcher, TokenizerInfo
 
+from benchmarks.grammar import large_vocabulary
 from langchain_pos.errors import InvalidRequestError
 from langchain_pos.grammar import (
     BLOCK_CLOSE,
@@ -320,27 +320,14 @@ def test_every_moment_of_a_walk_can_be_closed(info: TokenizerInfo) -> None:
             assert accepts(text + closing(text), max_branches=3)
 
 
-def test_grammar_is_cheap_for_a_large_vocabulary() -> None:
-    """150,000 tokens compile in seconds, and no mask needs a scan of all of them."""
-    chance = random.Random(0)
-    letters = "abcdefghijklmnopqrstuvwxyz ETAOIN,.:#%\n层面经济技术路线环境政策"
-    words = {"".join(chance.choices(letters, k=chance.randint(2, 7))) for _ in range(190_000)}
-    vocabulary = [bytes([byte]) for byte in range(256)] + [w.encode() for w in words][:150_000]
-    large = TokenizerInfo(vocabulary)
-    start = time.perf_counter()
+def test_grammar_compiles_for_a_large_vocabulary() -> None:
+    """With 150,000 tokens every stretch of a skeleton is taken (its cost: benchmarks/grammar.py)."""
+    large = TokenizerInfo(large_vocabulary())
     state = matcher(large, max_branches=64)
-    assert time.perf_counter() - start < 10
     bitmask = xgrammar.allocate_token_bitmask(1, large.vocab_size)
-    for piece in ("", "Let us", " see\n", "####", "Ann", ":", "......\n####", "经济", " "):
-        assert state.accept_string(piece) or not piece
-        fastest = min(_seconds(lambda: state.fill_next_token_bitmask(bitmask)) for _ in range(5))
-        assert fastest < 0.01, piece
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    for piece in ("Let us", " see\n", "####", "Ann", ":", "......\n####", "经济", " "):
+        assert state.accept_string(piece), piece
+        assert state.fill_next_token_bitmask(bitmask), piece
 
 
 def _plain(title: str) -> str:
