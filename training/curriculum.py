@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from training.packing import Batch, Bucket, Packer
 
 BUCKETS = {
-    "tiny": Bucket(24, 160, 224, (1, 4), ("tiny",)),
-    "short": Bucket(14, 256, 320, (2, 6), ("tiny", "short")),
-    "middle": Bucket(8, 512, 512, (4, 12), ("short", "full", "full")),
-    "full": Bucket(4, 1024, 768, (8, 14), ("full", "full", "full", "short")),
+    "tiny": Bucket(16, 160, 352, (1, 4), ("tiny",)),
+    "short": Bucket(11, 256, 512, (2, 6), ("tiny", "short")),
+    "middle": Bucket(7, 512, 704, (4, 12), ("short", "full", "full")),
+    "full": Bucket(4, 1024, 1024, (8, 14), ("full", "full", "full", "short")),
     "many": Bucket(4, 1024, 1024, (12, 24), ("tiny", "short")),
     "long": Bucket(2, 2560, 1280, (20, 32), ("full", "full", "short"), 0.7),
 }

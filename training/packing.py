@@ -31,6 +31,7 @@ from training.families import documents, items, numbers
 from training.names import people
 from training.problems import (
     FILLER,
+    KEY,
     Line,
     Piece,
     Problem,
@@ -136,15 +137,22 @@ class Packer:
 
     def _body(self, segment: _Segment, body: tuple[Piece, ...]) -> None:
         for text, weight in body:
-            kind = YES_NO if text in (" yes", " no") else VALUE if weight == 2.0 else NONE
+            kind = YES_NO if text in (" yes", " no") else VALUE if weight == KEY else NONE
             self._add(segment, text, weight, kind)
         self._add(segment, "\n", FILLER)
         self._add(segment, "####", FILLER)
 
-    def _branch(self, line: Line, parent: int, start: int) -> _Segment:
+    def _branch(self, line: Line, parent: int, start: int, whole: bool) -> _Segment:
+        """A belt branch; unless `whole`, it breaks off behind the value: look-ups at half the price."""
         segment = _Segment(parent, start)
         self._add(segment, f"####{line.title}:")
-        self._body(segment, line.body)
+        if whole:
+            self._body(segment, line.body)
+            return segment
+        for text, weight in line.body:
+            if text.startswith(","):
+                break
+            self._add(segment, text, weight, VALUE if weight == KEY else NONE)
         return segment
 
     def _skeleton(self, question: Question, parent: int, start: int) -> _Segment:
@@ -194,6 +202,8 @@ class Packer:
             verdict = text in (" yes", " no")
             known = known and not verdict
             self._add(segment, text, 0.0 if known else weight, YES_NO if verdict else NONE)
+            if verdict and rng.random() < 0.7:
+                return segment
         self._add(segment, "\n", FILLER)
         self._add(segment, "####", FILLER)
         return segment
@@ -260,9 +270,13 @@ class Packer:
                 children.append(self._skeleton(question, parent, start))
             key = {id(line): line.hit + 0.6 * line.near + rng.random() for line in question.lines}
             belt = sorted(question.lines, key=lambda line: -key[id(line)])
-            belt = belt[: rng.choice((3, 5, 8))]
-            rng.shuffle(belt)
-            children += [self._branch(line, parent, start) for line in belt]
+            whole = rng.choice((2, 4, 6))  # the telling ones: hits and near misses come first
+            branches = [
+                self._branch(line, parent, start, index < whole)
+                for index, line in enumerate(belt[: rng.choice((6, 10, 14))])
+            ]
+            rng.shuffle(branches)
+            children += branches
             kept = []
             for child in children:
                 if len(child.ids) <= left:
