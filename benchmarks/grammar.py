@@ -31,29 +31,29 @@ def large_vocabulary() -> list[bytes]:
 def main() -> None:
     """Measure and report."""
     info = xgrammar.TokenizerInfo(large_vocabulary())
-    rows: list[dict[str, Any]] = []
-    for branches in (8, 64, 1000):
-        compiler = xgrammar.GrammarCompiler(info)
-        grammar = skeleton_grammar(max_branches=branches)
-        compiling = seconds(lambda c=compiler, g=grammar: c.compile_grammar(g))  # type: ignore[misc]
-        compiled = compiler.compile_grammar(grammar)
-        state = xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=True)
-        bitmask = xgrammar.allocate_token_bitmask(1, info.vocab_size)
-        masks = []
-        for piece in PLACES:
-            if piece:
-                state.accept_string(piece)
-            masks += [seconds(lambda: state.fill_next_token_bitmask(bitmask)) for _ in range(20)]
-        rows.append(
-            {
-                "max_branches": branches,
-                "vocabulary": info.vocab_size,
-                "compile ms": compiling * 1e3,
-                "mask µs median": statistics.median(masks) * 1e6,
-                "mask µs max": max(masks) * 1e6,
-            }
-        )
-    report("grammar", rows)
+    report("grammar", [measure(info, branches) for branches in (8, 64, 1000)])
+
+
+def measure(info: xgrammar.TokenizerInfo, branches: int) -> dict[str, Any]:
+    """One line of the table."""
+    compiler = xgrammar.GrammarCompiler(info)
+    grammar = skeleton_grammar(max_branches=branches)
+    compiling = seconds(lambda: compiler.compile_grammar(grammar))
+    compiled = compiler.compile_grammar(grammar)
+    state = xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=True)
+    bitmask = xgrammar.allocate_token_bitmask(1, info.vocab_size)
+    masks = []
+    for piece in PLACES:
+        if piece:
+            state.accept_string(piece)
+        masks += [seconds(lambda: state.fill_next_token_bitmask(bitmask)) for _ in range(20)]
+    return {
+        "max_branches": branches,
+        "vocabulary": info.vocab_size,
+        "compile ms": compiling * 1e3,
+        "mask µs median": statistics.median(masks) * 1e6,
+        "mask µs max": max(masks) * 1e6,
+    }
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -321,7 +321,7 @@ def test_every_moment_of_a_walk_can_be_closed(info: TokenizerInfo) -> None:
 
 
 def test_grammar_compiles_for_a_large_vocabulary() -> None:
-    """With 150,000 tokens every stretch of a skeleton is taken (its cost: benchmarks/grammar.py)."""
+    """With 150,000 tokens every stretch of a skeleton is taken; the cost is a benchmark."""
     large = TokenizerInfo(large_vocabulary())
     state = matcher(large, max_branches=64)
     bitmask = xgrammar.allocate_token_bitmask(1, large.vocab_size)
