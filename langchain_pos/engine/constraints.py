@@ -6,7 +6,7 @@ Three nouns in order, as in xgrammar, which does the work: a `Constraint` is a s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
@@ -53,6 +53,7 @@ class ConstraintCompiler:
             tokenizer, vocab_size=vocabulary, stop_token_ids=list(stop_token_ids) or None
         )
         self._compiler = xgrammar.GrammarCompiler(info, max_threads=2)
+        self._vocabulary = vocabulary
         self._compiled = lru_cache(maxsize=64)(self._compile)
 
     def state(self, constraint: Constraint) -> ConstraintState:
@@ -61,16 +62,16 @@ class ConstraintCompiler:
         Raises:
             InvalidRequestError: the grammar, schema or expression cannot be read.
         """
-        return ConstraintState(self._compiled(constraint))
+        return ConstraintState(self._compiled(constraint), self._vocabulary)
 
     def _compile(self, constraint: Constraint) -> xgrammar.CompiledGrammar:
-        compile_ = {
+        compilers: dict[str, Callable[[str], xgrammar.CompiledGrammar]] = {
             "ebnf": self._compiler.compile_grammar,
             "json_schema": self._compiler.compile_json_schema,
             "regex": self._compiler.compile_regex,
-        }[constraint.kind]
+        }
         try:
-            return compile_(constraint.text)
+            return compilers[constraint.kind](constraint.text)
         except RuntimeError as error:
             raise InvalidRequestError(
                 f"this {constraint.kind} constraint cannot be compiled: {error}"
@@ -80,14 +81,26 @@ class ConstraintCompiler:
 class ConstraintState:
     """How far one sequence has come in its grammar."""
 
-    def __init__(self, compiled: xgrammar.CompiledGrammar) -> None:
-        # Without a terminator token the matcher ends where the grammar does.
-        self._matcher = xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=True)
+    def __init__(self, compiled: xgrammar.CompiledGrammar, vocabulary: int) -> None:
+        self._matcher = xgrammar.GrammarMatcher(compiled)
+        self._stop_token_ids = list(self._matcher.stop_token_ids)
+        self._vocabulary = vocabulary
 
     @property
     def finished(self) -> bool:
-        """Whether the text is complete and nothing may follow."""
-        return bool(self._matcher.is_terminated())
+        """Whether the text is complete and nothing may follow.
+
+        Where it is complete and may yet go on, as a number can, EOS or the next digit is the
+        model's choice.
+        """
+        if not self._matcher.is_completed():
+            return False
+        bitmask = xgrammar.allocate_token_bitmask(1, self._vocabulary)
+        self._matcher.fill_next_token_bitmask(bitmask)
+        bits = bitmask.view(torch.uint8)[0]
+        for token_id in self._stop_token_ids:
+            bits[token_id // 8] &= 0xFF ^ (1 << token_id % 8)
+        return not bool(bits.any())
 
     def accept_token(self, token_id: int) -> bool:
         """Go on by a token. False, and nothing changes, when the grammar forbids it."""
@@ -99,9 +112,12 @@ class ConstraintState:
 
     def forced_text(self) -> str:
         """The text that must come next whatever the model prefers; often empty."""
-        if self.finished:
+        if self._matcher.is_completed():
             return ""
-        return str(self._matcher.find_jump_forward_string())
+        try:
+            return str(self._matcher.find_jump_forward_string())
+        except UnicodeDecodeError as error:  # it begins or ends inside a character
+            return bytes(error.object[: error.start]).decode()
 
     def fill(self, bitmask: torch.Tensor, row: int) -> None:
         """Write the allowed tokens into `bitmask[row]`, int32 `[rows, vocabulary / 32]`."""
@@ -115,12 +131,12 @@ def apply_constraints(logits: torch.Tensor, states: Sequence[ConstraintState | N
         logits: `[R, vocabulary]`.
         states: the grammar's state of each row, None for a free one.
     """
-    rows = [index for index, state in enumerate(states) if state is not None]
+    rows = []
+    bitmask = xgrammar.allocate_token_bitmask(len(states), logits.shape[-1])
+    for index, state in enumerate(states):
+        if state is not None:
+            state.fill(bitmask, index)
+            rows.append(index)
     if not rows:
         return
-    bitmask = xgrammar.allocate_token_bitmask(len(states), logits.shape[-1])
-    for index in rows:
-        state = states[index]
-        assert state is not None
-        state.fill(bitmask, index)
     xgrammar.apply_token_bitmask_inplace(logits, bitmask.to(logits.device), indices=rows)

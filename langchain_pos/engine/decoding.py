@@ -15,7 +15,7 @@ from langchain_pos.engine.completion import Completion, FinishReason, TokenUsage
 from langchain_pos.engine.constraints import ConstraintState
 from langchain_pos.engine.sampling import RowSampling, SamplingParams
 from langchain_pos.engine.segments import Segment
-from langchain_pos.engine.text import TextStream, encode_continuation
+from langchain_pos.engine.text import CONTEXT_TOKENS, TextStream, encode_continuation
 from langchain_pos.errors import NonFiniteLogitsError
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class DecodingSequence:
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
+        self.failure: NonFiniteLogitsError | None = None
         self.forward_passes = 0
         self.constraint = constraint
         self._tokenizer = tokenizer
@@ -101,7 +102,7 @@ class DecodingSequence:
     def feed(self) -> Feed:
         """The tokens that the model has not seen yet, with one to be sampled after them."""
         unseen = (() if self._prompt_fed else self.prompt_ids) + tuple(self.token_ids[self._fed :])
-        history = ()
+        history: tuple[int, ...] = ()
         if self._sampling.repetition_penalty != 1:
             history = (*self._context, *self.token_ids)
         step = len(self.token_ids)
@@ -112,25 +113,37 @@ class DecodingSequence:
         """Take the token that was sampled after the last `feed`."""
         self._prompt_fed, self._fed = True, len(self.token_ids)
         self.forward_passes += 1
-        if not isinstance(sampled, int):
+        if sampled is None or isinstance(sampled, NonFiniteLogitsError):
+            self.failure = sampled
             self.finish("error", str(sampled))
         elif sampled in self._eos:
             self.finish("stop")
         else:
-            piece = self._stream.decode(sampled)
-            if self.constraint is not None:
-                self.constraint.accept_token(sampled)
-            forced = self._forced_text()
-            # Forced text costs no pass. Joined with the token before it, which is not fed yet
-            # either, it is encoded as the model itself would have written it.
-            if forced and piece:
-                self._write(encode_continuation(self._tokenizer, piece + forced), piece + forced)
-            else:
-                more = encode_continuation(self._tokenizer, forced)
-                self._write([sampled, *more], piece + forced)
+            self._write_token(sampled)
+
+    def _write_token(self, token_id: int) -> None:
+        begun = self._stream.unfinished  # earlier tokens hold the beginning of this character
+        piece = self._stream.decode(token_id)
+        if self.constraint is not None:
+            self.constraint.accept_token(token_id)
+        forced = "" if self._stream.unfinished else self._forced_text()
+        if not forced:
+            self._write([token_id], piece)
+            return
+        # Forced text costs no pass. Joined with the token before it, which is not fed yet either,
+        # it is encoded as the model itself would have written it.
+        token_ids = [token_id, *encode_continuation(self._tokenizer, forced)]
+        if piece and not begun:
+            token_ids = encode_continuation(self._tokenizer, piece + forced)
+        room = self._budget - len(self.token_ids)
+        self._stream.follow(self._tail())
+        text = "".join(self._stream.decode(i) for i in token_ids[:room])
+        self._write(token_ids[:room], piece + forced if room >= len(token_ids) else text)
 
     def force(self, text: str) -> bool:
         """Write `text` whatever the model prefers, if the grammar allows it here.
+
+        The budget does not shorten it; it ends the sequence afterwards.
 
         Returns:
             False, and nothing has changed, when the grammar does not.
@@ -138,8 +151,14 @@ class DecodingSequence:
         if self.constraint is not None and not self.constraint.accept_text(text):
             return False
         text += self._forced_text()
-        self._write(encode_continuation(self._tokenizer, text), text)
+        token_ids = encode_continuation(self._tokenizer, text)
+        self._write(token_ids, text)
+        self._stream.follow(self._tail())
         return True
+
+    def _tail(self) -> list[int]:
+        """The last tokens so far, enough for what comes next to be decoded behind them."""
+        return [*self._context[-CONTEXT_TOKENS:], *self.token_ids[-CONTEXT_TOKENS:]]
 
     def _forced_text(self) -> str:
         forced = "" if self.constraint is None else self.constraint.forced_text()
@@ -150,9 +169,8 @@ class DecodingSequence:
     def _write(self, token_ids: Sequence[int], text: str) -> None:
         self.token_ids.extend(token_ids)
         self._emit(self._stream.push(text))
-        if self._stream.stopped is not None:
-            self.finish("stop")
-        elif self.constraint is not None and self.constraint.finished:
+        complete = self.constraint is not None and self.constraint.finished
+        if complete or self._stream.stopped is not None:
             self.finish("stop")
         elif len(self.token_ids) >= self._budget:
             self.finish("length")

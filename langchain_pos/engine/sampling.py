@@ -24,6 +24,8 @@ from transformers.generation.logits_process import (
 from langchain_pos.engine.constraints import ConstraintState, apply_constraints
 from langchain_pos.errors import InvalidRequestError, NonFiniteLogitsError
 
+_NO_IDS = torch.LongTensor()  # the warpers do not look at tokens
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -64,7 +66,7 @@ class SamplingParams:
         return self.temperature == 0
 
     def warpers(self) -> LogitsProcessorList:
-        """transformers' warpers, in the order that `generate` applies them."""
+        """The warpers of transformers, in the order that `generate` applies them."""
         warpers = LogitsProcessorList()
         if self.greedy:
             return warpers
@@ -110,9 +112,7 @@ def uniform(seed: int, step: int) -> float:
     return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
 
 
-def sample(
-    logits: torch.Tensor, rows: Sequence[RowSampling]
-) -> list[int | NonFiniteLogitsError]:
+def sample(logits: torch.Tensor, rows: Sequence[RowSampling]) -> list[int | NonFiniteLogitsError]:
     """Choose a token for each row. Synchronises with the device once.
 
     Args:
@@ -129,7 +129,9 @@ def sample(
             penalty = RepetitionPenaltyLogitsProcessor(row.params.repetition_penalty)
             history = torch.tensor([list(row.history)], device=logits.device)
             logits[index] = penalty(history, logits[index : index + 1])[0]
-    apply_constraints(logits, [row.constraint for row in rows])
+    if any(row.constraint is not None for row in rows):
+        apply_constraints(logits, [row.constraint for row in rows])
+        broken |= logits.amax(dim=-1).isneginf()  # nothing that the grammar allows is left
 
     # 2. Rows with equal parameters go through the warpers together.
     tokens = logits.argmax(dim=-1)
@@ -142,15 +144,15 @@ def sample(
         draws = [uniform(rows[index].seed, rows[index].step) for index in members]
         u = torch.tensor(draws, dtype=torch.float64).to(logits.device)
         chosen = logits.index_select(0, where)
-        warped = params.warpers()(torch.empty(0, device=logits.device), chosen)
+        warped = params.warpers()(_NO_IDS, chosen)
         tokens.index_copy_(0, where, inverse_cdf(warped, u))
 
     # 3. One copy to the host.
     chosen_tokens, failures = torch.stack([tokens, broken.to(tokens.dtype)]).tolist()
     return [
         NonFiniteLogitsError(
-            "the model returned NaN or infinite logits; try another dtype (float32 always "
-            "works), or check the weights"
+            "the model returned NaN or infinite logits, or none for what the grammar allows; try "
+            "another dtype (float32 always works), or check the weights"
         )
         if failed
         else token

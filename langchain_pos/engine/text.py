@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from tokenizers.decoders import DecodeStream
+from tokenizers import Tokenizer
 
 from langchain_pos.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 _ANCHORS = ("\n", "a", ":", " a")
-_CONTEXT_TOKENS = 6
+CONTEXT_TOKENS = 6
+"""Tokens of the context that a token is decoded behind."""
+_LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens
+_UNFINISHED = "\ufffd"
 
 
 def backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
@@ -32,10 +35,23 @@ def backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     return found
 
 
+@lru_cache(maxsize=16)
+def _plain(tokenizer: PreTrainedTokenizerBase, size: int) -> Tokenizer:
+    """A copy for which special tokens are ordinary text; `size` tells when it is outdated.
+
+    transformers switches this on the one object that all threads share, for every call; another
+    thread's chat template would lose its special tokens.
+    """
+    copy = Tokenizer.from_str(backend(tokenizer).to_str())
+    copy.encode_special_tokens = True
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Encode plain text; what looks like a special token stays text."""
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return list(ids)
+    return list(_plain(tokenizer, len(tokenizer)).encode(text, add_special_tokens=False).ids)
 
 
 def encode_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -77,32 +93,53 @@ class TextStream:
         strip: bool = False,
     ) -> None:
         self._backend = backend(tokenizer)
-        self._context = list(context[-_CONTEXT_TOKENS:])
-        self._stream = self._new_stream(self._context)
         self._stop = tuple(stop)
         self._strip = strip
         self._held = ""
         self.text = ""
         self.stopped: str | None = None
+        self.follow(context)
 
-    def _new_stream(self, context: Sequence[int]) -> DecodeStream:
-        return DecodeStream(ids=list(context) or None, skip_special_tokens=True)
+    def follow(self, context: Sequence[int]) -> None:
+        """Set the tokens that the next one comes after; their text is not part of this one."""
+        # The end of `_window` after `_settled` tokens is not decoded yet; `_known` is the text
+        # of those before.
+        self._window = list(context[-CONTEXT_TOKENS:])
+        self._settled = len(self._window)
+        self._known = self._decode(self._window).rstrip(_UNFINISHED)
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return self._backend.decode(list(token_ids), skip_special_tokens=True)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the last tokens are the beginning of a character."""
+        return len(self._window) > self._settled
 
     def decode(self, token_id: int) -> str:
-        """The text that a token adds; empty while a character is unfinished."""
-        try:
-            return self._stream.step(self._backend, token_id) or ""
-        except Exception:  # `tokenizers` raises bare Exception where bytes are no valid UTF-8
-            self._stream = self._new_stream(())
-            return self._stream.step(self._backend, token_id) or ""
+        """The text that a token adds; empty while a character is unfinished.
+
+        Bytes that are no character become U+FFFD, as the tokenizer decodes them.
+        """
+        self._window.append(token_id)
+        text = self._decode(self._window)
+        pending = len(self._window) - self._settled
+        if text.endswith(_UNFINISHED) and pending < _LONGEST_CHARACTER:
+            return ""
+        piece = text[len(self._known) :]
+        # What comes next is decoded behind these tokens alone, so that no step takes longer; not
+        # behind none at all, as special tokens are, because it would lose its space.
+        tail = self._window[self._settled :]
+        known = self._decode(tail)
+        self._window, self._known = (tail, known) if known else (self._window, text)
+        self._settled = len(self._window)
+        return piece
 
     def push(self, piece: str) -> str:
         """Add text; returns what has become certain."""
         if self.stopped is not None:
             return ""
         self._held += piece
-        if self._strip and not self.text:
-            self._held = self._held.lstrip()
         found = [(at, stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if found:
             at, self.stopped = min(found)
@@ -132,5 +169,7 @@ class TextStream:
         return keep
 
     def _emit(self, piece: str) -> str:
+        if self._strip and not self.text:
+            piece = piece.lstrip()
         self.text += piece
         return piece
