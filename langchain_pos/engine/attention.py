@@ -45,10 +45,19 @@ def folded_attention_forward(
         value: `[1, Hkv, N, Dv]`.
         attention_mask: additive, `[1, 1, G * Q, N]`, from `fold_mask`. Any other shape comes from
             a caller other than our engine and is served by transformers' own `sdpa`.
+        dropout: 0 in inference.
+        scaling: of the scores; None for the square root of D.
+        kwargs: what else transformers passes along.
 
     Returns:
         `[1, Q, Hkv * G, Dv]`, and None for the attention weights.
+
+    Raises:
+        ValueError: the layer wants more than a mask (attention sinks, soft-capped scores).
     """
+    for wish in ("s_aux", "softcap", "position_bias"):
+        if kwargs.get(wish) is not None:
+            raise ValueError(f"{FOLDED} attention knows no `{wish}`")
     batch, heads, queries, dim = query.shape
     kv_heads = key.shape[1]
     groups = heads // kv_heads

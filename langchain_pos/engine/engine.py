@@ -12,6 +12,7 @@ import torch
 from langchain_pos.engine.completion import Completion
 from langchain_pos.engine.constraints import Constraint, ConstraintCompiler
 from langchain_pos.engine.decoding import DecodingSequence, Feed, Steps, decode
+from langchain_pos.engine.forward import ForwardPass
 from langchain_pos.engine.loading import load, prepare
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
 from langchain_pos.engine.scheduler import Request, Scheduler
@@ -55,8 +56,9 @@ class Engine:
         backend(tokenizer)  # refuses slow tokenizers before any work
         self.model = model
         self.tokenizer = tokenizer
-        slots = max_slots if max_slots is not None else _slots_that_fit(model)
-        self.forward = prepare(model, attn_implementation, slots)
+        found = prepare(model, attn_implementation)
+        slots = max_slots if max_slots is not None else _slots_that_fit(model, found.slot_bytes)
+        self.forward = ForwardPass(model, mask_form=found.mask_form, max_slots=slots)
         self.scheduler = Scheduler(self.forward, max_rows=max_rows)
         self.eos_token_ids = _eos_token_ids(model, tokenizer)
         self._constraints: ConstraintCompiler | None = None
@@ -85,9 +87,7 @@ class Engine:
             use_safetensors=use_safetensors,
             **model_kwargs,
         )
-        return cls(
-            model, tokenizer, attn_implementation=attn_implementation, max_slots=max_slots
-        )
+        return cls(model, tokenizer, attn_implementation=attn_implementation, max_slots=max_slots)
 
     # -------------------------------------------------------------- whole answers
 
@@ -116,6 +116,8 @@ class Engine:
             NonFiniteLogitsError: the model broke down.
         """
         self.check(prompt_ids, max_new_tokens)
+        if constraint is not None:
+            self.constraints.state(constraint)  # compiled here, while others decode
         seed = self.seed(sampling)
 
         def steps(request: Request[Completion]) -> Steps[Completion]:
@@ -129,6 +131,8 @@ class Engine:
                 stop=stop,
             )
             yield from decode([sequence])
+            if sequence.failure is not None:
+                raise sequence.failure
             return sequence.completion()
 
         return self.run(steps, reserve=len(prompt_ids) + max_new_tokens)
@@ -164,6 +168,12 @@ class Engine:
         longest = max((len(opening) for opening in openings), default=0)
         if not openings or not all(openings):
             raise InvalidRequestError("every branch needs an opening of at least one token")
+        if max_parallel is not None and max_parallel < 1:
+            raise InvalidRequestError(
+                f"max_parallel={max_parallel}: it must be at least 1, or None"
+            )
+        for opening in openings:
+            self.forward.check(opening)
         self.check([*prefix_ids, *[0] * longest] if prefix_ids else (), max_new_tokens)
         seed = self.seed(sampling)
         together = min(len(openings), max_parallel or len(openings))
@@ -271,6 +281,7 @@ class Engine:
             raise InvalidRequestError("the prompt has no tokens; give at least one")
         if max_new_tokens < 1:
             raise InvalidRequestError(f"max_new_tokens={max_new_tokens}: it must be at least 1")
+        self.forward.check(prompt_ids)
         limit = self.context_length
         if limit is not None and len(prompt_ids) + max_new_tokens > limit:
             raise ContextLengthError(
@@ -300,20 +311,14 @@ class Engine:
         }
 
 
-def _eos_token_ids(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> frozenset[int]:
+def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     configured = getattr(model.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
 
 
-def _slots_that_fit(model: PreTrainedModel) -> int:
+def _slots_that_fit(model: PreTrainedModel, slot_bytes: int) -> int:
     """Slots whose keys and values fill half of the memory that is free now."""
-    config = model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    slot_bytes = 2 * config.num_hidden_layers * heads * dim * model.dtype.itemsize
     if model.device.type == "cuda":
         free = torch.cuda.mem_get_info(model.device)[0]
     else:

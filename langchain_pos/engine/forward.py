@@ -13,13 +13,15 @@ import torch
 
 from langchain_pos.engine.attention import FOLDED, fold_mask
 from langchain_pos.engine.kv_cache import SlotCache
-from langchain_pos.engine.segments import Segment, SegmentForest
+from langchain_pos.engine.segments import Segment, SegmentForest, within
+from langchain_pos.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MaskForm = Literal["by_layer_type", "single"]
-"""How a model takes its mask: a dict by layer type, or one tensor for all layers."""
+MaskForm = Literal["by_layer_type", "single", "full"]
+"""How a model takes its mask: a dict by layer type, one tensor for all layers, or one tensor
+without the sliding window that its configuration names."""
 
 
 class ForwardPass:
@@ -30,17 +32,26 @@ class ForwardPass:
         forest: labels of the slots.
         cache: keys and values of the slots.
         mask_form: how the model takes its mask; the loader finds out.
+        vocabulary: token ids that the model has embeddings for.
         count: passes run so far.
         rows: rows fed so far, over all passes.
     """
 
-    def __init__(self, model: PreTrainedModel, *, max_slots: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        mask_form: MaskForm = "single",
+        max_slots: int = 1 << 30,
+    ) -> None:
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
-        self.device = model.get_input_embeddings().weight.device
+        embeddings: torch.nn.Parameter = model.get_input_embeddings().weight  # type: ignore[assignment]
+        self.device = embeddings.device
         self.forest = SegmentForest(self.device, max_slots=max_slots)
         self.cache = SlotCache()
-        self.mask_form: MaskForm = "single"
+        self.mask_form = mask_form
+        self.vocabulary = embeddings.shape[0]
         self.count = 0
         self.rows = 0
 
@@ -92,8 +103,9 @@ class ForwardPass:
         # 2. Label the slots; make the mask from the labels, once for all layers.
         self.forest.label(slot_ids, owner, position)
         extent = self.forest.extent
-        self.cache.begin(slot_ids, extent=extent, capacity=self.forest.capacity)
-        mask = self._mask(owner, position, extent)
+        self.cache.begin(slot_ids, extent=extent, max_slots=self.forest.max_slots)
+        seen = self.forest.mask(owner, position, extent)
+        mask = self._model_mask(seen, position)
 
         # 3. The model. Logits only where they are wanted: a vocabulary is wide.
         keep = torch.tensor([last_rows[i] for i in sampled] or [0], device=self.device)
@@ -107,35 +119,53 @@ class ForwardPass:
         )
         self.count += 1
         self.rows += len(tokens)
-        logits: torch.Tensor = output.logits[0]
-        return logits[: len(sampled)].float()
 
-    def _mask(
-        self, owner: torch.Tensor, position: torch.Tensor, extent: int
+        # 4. The cache holds no NaN; whoever sees a token that had one shall notice it here.
+        self.forest.mark_broken(slot_ids, self.cache.broken())
+        logits: torch.Tensor = output.logits[0].float()
+        logits.masked_fill_(self.forest.sees_broken(seen[keep])[:, None], float("nan"))
+        return logits[: len(sampled)]
+
+    def _model_mask(
+        self, seen: torch.Tensor, position: torch.Tensor
     ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """The mask in the form that the model takes, from what each row sees of the slots."""
         width = getattr(self.config, "sliding_window", None)
         types = set(getattr(self.config, "layer_types", None) or ())
         if self.mask_form == "by_layer_type":
             return {
-                kind: self._additive(
-                    owner, position, extent, width if kind == "sliding_attention" else None
-                )
+                kind: self._additive(seen, position, width if kind == "sliding_attention" else None)
                 for kind in types
             }
-        slides = not types or types == {"sliding_attention"}
-        return self._additive(owner, position, extent, width if slides else None)
+        slides = self.mask_form == "single" and (not types or types == {"sliding_attention"})
+        return self._additive(seen, position, width if slides else None)
 
     def _additive(
-        self, owner: torch.Tensor, position: torch.Tensor, extent: int, window: int | None
+        self, seen: torch.Tensor, position: torch.Tensor, window: int | None
     ) -> torch.Tensor:
         """0 where a query sees a slot, minus infinity elsewhere: `[1, 1, (G *) Q, extent]`.
 
         `eager` adds its mask, and `sdpa` would turn a bool mask into this one in every layer.
         """
-        seen = self.forest.mask(owner, position, extent, window)
+        if window:
+            seen = seen & within(window, position, self.forest.slot_position[: seen.shape[-1]])
         mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
         mask = mask.masked_fill_(~seen, float("-inf"))[None, None]
         if self.config._attn_implementation != FOLDED:
             return mask
         heads = self.config.num_attention_heads
-        return fold_mask(mask, heads // (getattr(self.config, "num_key_value_heads", None) or heads))
+        kv_heads = getattr(self.config, "num_key_value_heads", None) or heads
+        return fold_mask(mask, heads // kv_heads)
+
+    def check(self, token_ids: Sequence[int]) -> None:
+        """Refuse ids that the model has no embedding for; on a GPU they would end the process.
+
+        Raises:
+            InvalidRequestError: naming the first such id.
+        """
+        for token_id in token_ids:
+            if not 0 <= token_id < self.vocabulary:
+                raise InvalidRequestError(
+                    f"token id {token_id} is none of the model's {self.vocabulary}; does the "
+                    "tokenizer belong to this model?"
+                )

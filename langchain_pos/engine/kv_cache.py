@@ -3,20 +3,28 @@
 transformers' attention layers call `cache.update(keys, values, layer_idx)` and attend to what it
 returns. Here `update` writes the pass's tokens into their slots and returns a view of all slots
 below the extent: nothing is concatenated, nothing is copied.
+
+Attention multiplies what a query must not see by a weight of 0, and 0 * NaN is NaN: one request's
+NaN would reach all others through the mask. So nothing that is not finite is ever written; the
+tokens that it came from are reported instead (`SlotCache.broken`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+_FEWEST_SLOTS = 1024
 
 
 class _Pass:
     """Where the tokens of the current forward pass go; shared by all layers."""
 
     slots: torch.Tensor  # int64 [Q]
+    health: torch.Tensor  # float32 [Q]: no longer finite once a key or value is not
     extent: int = 0
     capacity: int = 0
 
@@ -24,10 +32,12 @@ class _Pass:
 class SlotLayer(CacheLayerMixin):
     """Keys and values of one layer, `[1, kv_heads, capacity, head_dim]` each."""
 
+    keys: torch.Tensor
+    values: torch.Tensor
     is_sliding = False  # every slot is kept; a sliding window is a matter of the mask
 
     def __init__(self, current: _Pass) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._pass = current
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -39,7 +49,7 @@ class SlotLayer(CacheLayerMixin):
 
     def _allocate(self, states: torch.Tensor) -> torch.Tensor:
         _, heads, _, dim = states.shape
-        # Zeros, not garbage: a masked slot is multiplied by a weight of 0, and 0 * NaN is NaN.
+        # Zeros, not garbage, which might be NaN.
         return states.new_zeros(1, heads, self._pass.capacity, dim)
 
     def update(
@@ -52,13 +62,14 @@ class SlotLayer(CacheLayerMixin):
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
         if self.keys.shape[2] < self._pass.capacity:
             self.keys = self._grown(self.keys)
             self.values = self._grown(self.values)
         slots = self._pass.slots.to(self.device)  # a model spread over devices has several
-        self.keys.index_copy_(2, slots, key_states)
-        self.values.index_copy_(2, slots, value_states)
+        for kept, states in ((self.keys, key_states), (self.values, value_states)):
+            total = states.sum(dim=(0, 1, 3), dtype=torch.float32)
+            self._pass.health += total.to(self._pass.health.device)
+            kept.index_copy_(2, slots, states.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
         return self.keys[:, :, : self._pass.extent], self.values[:, :, : self._pass.extent]
 
     def _grown(self, states: torch.Tensor) -> torch.Tensor:
@@ -86,15 +97,23 @@ class SlotCache(Cache):
         self._pass = _Pass()
         super().__init__(layers=[])
 
-    def begin(self, slots: torch.Tensor, *, extent: int, capacity: int) -> None:
+    def begin(self, slots: torch.Tensor, *, extent: int, max_slots: int) -> None:
         """Set where the next forward pass writes.
 
         Args:
             slots: int64 `[Q]`, one slot for each of the pass's tokens.
             extent: slots that attention reads, from 0.
-            capacity: slots to keep room for.
+            max_slots: slots that may ever be needed.
         """
-        self._pass.slots, self._pass.extent, self._pass.capacity = slots, extent, capacity
+        self._pass.slots, self._pass.extent = slots, extent
+        self._pass.health = torch.zeros(len(slots), device=slots.device)
+        # Room for twice as many as before, so that growing is rare. It follows from the extent
+        # alone: when memory runs out and a request ends, the next pass asks for less.
+        self._pass.capacity = min(max(_FEWEST_SLOTS, 1 << (extent - 1).bit_length()), max_slots)
+
+    def broken(self) -> torch.Tensor:
+        """Which of the pass's tokens had a key or value that is not finite: bool `[Q]`."""
+        return ~self._pass.health.isfinite()
 
     def update(
         self,
@@ -108,26 +127,23 @@ class SlotCache(Cache):
         while len(self.layers) <= layer_idx:
             self.layers.append(SlotLayer(self._pass))
         layer = self.layers[layer_idx]
-        assert isinstance(layer, SlotLayer)
+        if not isinstance(layer, SlotLayer):
+            raise TypeError(f"layer {layer_idx} of the cache is a {type(layer).__name__}")
         return layer.update(key_states, value_states)
 
     @torch.inference_mode()
     def overwrite(self, slots: list[int], value: float) -> None:
         """Set keys and values of `slots` in every layer: how tests and the probe look for leaks."""
-        for layer in self.layers:
-            if isinstance(layer, SlotLayer) and layer.is_initialized:
-                assert layer.keys is not None and layer.values is not None
-                where = torch.tensor(slots, device=layer.device)
-                layer.keys.index_fill_(2, where, value)
-                layer.values.index_fill_(2, where, value)
+        for states in self._states():
+            states.index_fill_(2, torch.tensor(slots, device=states.device), value)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes that keys and values of all slots take."""
-        return sum(
-            tensor.nbytes
-            for layer in self.layers
-            if isinstance(layer, SlotLayer) and layer.is_initialized
-            for tensor in (layer.keys, layer.values)
-            if tensor is not None
-        )
+    def slot_bytes(self) -> int:
+        """Bytes that the keys and values of one slot take, in all layers."""
+        return sum(states[:, :, :1].nbytes for states in self._states())
+
+    def _states(self) -> Iterator[torch.Tensor]:
+        for layer in self.layers:
+            if isinstance(layer, SlotLayer) and layer.is_initialized:
+                yield layer.keys
+                yield layer.values

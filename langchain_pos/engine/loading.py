@@ -8,7 +8,11 @@ with the reason; it is never wrong in silence.
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +28,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _ISOLATABLE = {"full_attention", "sliding_attention"}
+_PROBE_WINDOW = 4
 
 
 def choose_device(device: str) -> torch.device:
-    """ "auto" is the first CUDA device, else Apple's MPS, else the CPU.
+    """Name to device; "auto" is the first CUDA device, else Apple's MPS, else the CPU.
 
     Raises:
         ModelLoadError: the device does not exist here.
@@ -88,7 +93,8 @@ def load(
         )
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ModelLoadError(
-            f"dtype={dtype!r} is no torch dtype; allowed are 'auto', 'float32', 'bfloat16', 'float16'"
+            f"dtype={dtype!r} is no torch dtype; allowed are 'auto', 'float32', 'bfloat16' and "
+            "'float16'"
         )
     placed = None if "device_map" in model_kwargs else choose_device(device)
     try:
@@ -103,7 +109,7 @@ def load(
     except Exception as error:  # transformers, safetensors and the hub raise a dozen kinds
         raise ModelLoadError(_explain(source, where.is_dir(), error)) from error
     if placed is not None:
-        model = model.to(placed)
+        model.to(placed)  # type: ignore[arg-type]
     return model, tokenizer
 
 
@@ -126,6 +132,10 @@ def refuse_state(config: Any) -> None:
     Raises:
         UnsupportedModelError: some layer keeps a running state, or it is no decoder.
     """
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{config.model_type} is an encoder-decoder; a decoder-only model is needed"
+        )
     text = config.get_text_config(decoder=True)
     strange = sorted(set(getattr(text, "layer_types", None) or ()) - _ISOLATABLE)
     if strange:
@@ -134,32 +144,50 @@ def refuse_state(config: Any) -> None:
             "carries from token to token cannot be told apart by a mask, so branches would leak "
             "into one another. Models with full and sliding-window attention only are supported"
         )
-    if getattr(config, "is_encoder_decoder", False):
+
+
+def _refuse_model(model: PreTrainedModel) -> None:
+    """Refuse what only the model's class tells."""
+    kind = model.config.model_type
+    if getattr(model, "_is_stateful", False):
         raise UnsupportedModelError(
-            f"{config.model_type} is an encoder-decoder; a decoder-only model is needed"
+            f"{kind} keeps a running state that every token passes through; no mask can isolate "
+            "branches in it"
+        )
+    text = model.config.get_text_config(decoder=True)
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    if getattr(text, "alibi", False) or not takes_positions:
+        raise UnsupportedModelError(
+            f"{kind} takes no positions: it counts the tokens in the cache instead (ALiBi or the "
+            "like), but branches share positions, so they would not be what they are alone"
         )
 
 
-def prepare(model: PreTrainedModel, attn_implementation: str, max_slots: int) -> ForwardPass:
-    """Find the attention implementation and mask form under which the model passes the probe.
+@dataclass(frozen=True)
+class Found:
+    """How a model passes the probe.
+
+    Attributes:
+        mask_form: how it takes its mask.
+        slot_bytes: bytes that the keys and values of one token take.
+    """
+
+    mask_form: MaskForm
+    slot_bytes: int
+
+
+def prepare(model: PreTrainedModel, attn_implementation: str) -> Found:
+    """Set the attention implementation and find the mask form that pass the probe.
 
     Args:
-        model: a transformers causal language model.
+        model: a transformers causal language model; put in eval mode.
         attn_implementation: "auto" tries ours, then "sdpa", then "eager"; otherwise that one.
-        max_slots: slots that the forest may hold.
-
-    Returns:
-        a fresh forward pass, ready to serve.
 
     Raises:
         UnsupportedModelError: nothing passes, with what went wrong in each try.
     """
     refuse_state(model.config)
-    if getattr(model, "_is_stateful", False):
-        raise UnsupportedModelError(
-            f"{model.config.model_type} keeps a running state that every token passes through; "
-            "no mask can isolate branches in it"
-        )
+    _refuse_model(model)
     attention.register()
     model.eval()
     if attn_implementation != "auto":
@@ -171,51 +199,71 @@ def prepare(model: PreTrainedModel, attn_implementation: str, max_slots: int) ->
     forms: list[MaskForm] = ["single"]
     if getattr(text, "layer_types", None):
         forms.insert(0, "by_layer_type")
+    if getattr(text, "sliding_window", None):
+        forms.append("full")
     failures = []
     original = model.config._attn_implementation
     for name in names:
         for form in forms:
             try:
                 model.set_attn_implementation(name)
-                probe(model, form)
-            except Exception as error:  # whatever the model's code trips over is the finding
+                with _short_window(text):
+                    slot_bytes = probe(model, form)
+            except Exception as error:  # noqa: BLE001  whatever it trips over is the finding
                 failures.append(f"{name}, {form} mask: {' '.join(str(error).split())[:200]}")
                 continue
-            forward = ForwardPass(model, max_slots=max_slots)
-            forward.mask_form = form
-            return forward
+            return Found(form, slot_bytes)
     model.set_attn_implementation(original)
     raise UnsupportedModelError(
         f"{model.config.model_type} does not keep branches apart. Tried: " + "; ".join(failures)
     )
 
 
+@contextmanager
+def _short_window(config: Any) -> Iterator[None]:
+    """A sliding window that a few tokens overrun, for the model's own mask as well as for ours."""
+    width = getattr(config, "sliding_window", None)
+    if not width:
+        yield
+        return
+    config.sliding_window = min(width, _PROBE_WINDOW)
+    try:
+        yield
+    finally:
+        config.sliding_window = width
+
+
 @torch.inference_mode()
-def probe(model: PreTrainedModel, form: MaskForm) -> None:
+def probe(model: PreTrainedModel, form: MaskForm) -> int:
     """Three short branches in company against the same alone, and with siblings overwritten.
+
+    Returns:
+        bytes that the keys and values of one token take.
 
     Raises:
         UnsupportedModelError: a branch is not what it is alone.
     """
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    forward = ForwardPass(model, mask_form=form)
     generator = torch.Generator().manual_seed(7)
-    prefix, *branches = (
-        torch.randint(0, vocabulary, (length,), generator=generator).tolist()
-        for length in (9, 3, 5, 2)
+    stranger, prefix, *branches = (
+        torch.randint(0, forward.vocabulary, (length,), generator=generator).tolist()
+        for length in (12, 9, 3, 5, 2)
     )
-    forward = ForwardPass(model)
-    forward.mask_form = form
-    ledger = Ledger()
-    root = forward.forest.root(ledger)
-    children = [forward.forest.fork(root, at=len(prefix)) for _ in branches]
+    forest, ledger = forward.forest, Ledger()
 
-    # 1. Openings of different lengths in one pass with the prefix, then one more token each.
-    feeds = [(root, prefix), *((c, b[:-1]) for c, b in zip(children, branches, strict=True))]
-    forward.run(feeds, [])
-    last = [(child, branch[-1:]) for child, branch in zip(children, branches, strict=True)]
-    company = forward.run(last, range(len(last)))
+    # 1. The prefix begins behind a stranger, whose slots are then taken by what follows, so that
+    #    slots are not in the order of positions. Openings of different lengths go with the rest
+    #    of the prefix in one pass; then one more token each.
+    passed_by, root = forest.root(ledger), forest.root(ledger)
+    forward.run([(passed_by, stranger), (root, prefix[:6])], [])
+    forest.release(passed_by)
     if not forward.cache.layers:
         raise UnsupportedModelError("the model does not keep its keys and values in the cache")
+    children = [forest.fork(root, at=len(prefix)) for _ in branches]
+    openings = [(child, branch[:-1]) for child, branch in zip(children, branches, strict=True)]
+    forward.run([(root, prefix[6:]), *openings], [])
+    last = [(child, branch[-1:]) for child, branch in zip(children, branches, strict=True)]
+    company = forward.run(last, range(len(last)))
 
     # 2. Each branch alone, by the model's own code without our cache and mask.
     spread = company.std().item()
@@ -231,11 +279,11 @@ def probe(model: PreTrainedModel, form: MaskForm) -> None:
             )
 
     # 3. Siblings overwritten: not one bit of the first branch may change.
-    forward.forest.truncate(children[0], children[0].end - 1)
+    forest.truncate(children[0], children[0].end - 1)
     before = forward.run(last[:1], [0])
-    forward.forest.truncate(children[0], children[0].end - 1)
-    siblings = [slot for child in children[1:] for slot in child.slots]
-    forward.cache.overwrite(siblings, 3.0)
+    forest.truncate(children[0], children[0].end - 1)
+    forward.cache.overwrite([slot for child in children[1:] for slot in child.slots], 3.0)
     after = forward.run(last[:1], [0])
     if not torch.equal(before, after):
         raise UnsupportedModelError("a branch changes when its siblings' keys and values change")
+    return forward.cache.slot_bytes

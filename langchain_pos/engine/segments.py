@@ -15,7 +15,8 @@ How far one segment sees into another is one number, its *reach*: `reach[q, s]` 
 position of segment `s` that segment `q` does not see. 0 is "nothing" (a stranger), the fork's
 position is an ancestor up to the fork, `UNBOUNDED` is oneself. The whole mask is then
 
-    visible = (slot_position <= query_position) & (slot_position < reach[query_segment, slot_segment])
+    visible = (slot_position <= query_position) &
+              (slot_position < reach[query_segment, slot_segment])
 
 and in a sliding-window layer of width W also `query_position - slot_position < W`.
 """
@@ -68,8 +69,13 @@ def visible(
     distance = query_position[:, None] - slot_position[None, :]
     seen = (distance >= 0) & (slot_position[None, :] < limit)
     if window is not None:
-        seen &= distance < window
+        seen &= within(window, query_position, slot_position)
     return seen
+
+
+def within(window: int, query_position: torch.Tensor, slot_position: torch.Tensor) -> torch.Tensor:
+    """The sliding window's share of the rule: bool `[Q, N]`; see `visible`."""
+    return query_position[:, None] - slot_position[None, :] < window
 
 
 @dataclass(eq=False)
@@ -117,6 +123,7 @@ class SegmentForest:
         extent: all slots in use lie below this one; attention reads no further.
         slot_segment: int32 `[capacity]`, on the device.
         slot_position: int32 `[capacity]`, on the device.
+        slot_broken: bool `[capacity]`, on the device: the token's keys or values were not finite.
     """
 
     def __init__(
@@ -127,6 +134,7 @@ class SegmentForest:
         self.capacity = min(capacity, max_slots)
         self.slot_segment = torch.zeros(self.capacity, dtype=torch.int32, device=device)
         self.slot_position = torch.zeros(self.capacity, dtype=torch.int32, device=device)
+        self.slot_broken = torch.zeros(self.capacity, dtype=torch.bool, device=device)
         self._free = list(range(self.capacity))  # heap: the lowest slot is taken first
         self._freed: list[int] = []  # not yet relabelled on the device
         self._used = [False] * self.capacity
@@ -228,6 +236,7 @@ class SegmentForest:
         more = torch.zeros(size - self.capacity, dtype=torch.int32, device=self.device)
         self.slot_segment = torch.cat([self.slot_segment, more])
         self.slot_position = torch.cat([self.slot_position, more])
+        self.slot_broken = torch.cat([self.slot_broken, more.bool()])
         for slot in range(self.capacity, size):
             heapq.heappush(self._free, slot)
         self._used += [False] * (size - self.capacity)
@@ -260,13 +269,7 @@ class SegmentForest:
         self.slot_segment.index_copy_(0, slots, segments)
         self.slot_position.index_copy_(0, slots, positions)
 
-    def mask(
-        self,
-        segments: torch.Tensor,
-        positions: torch.Tensor,
-        extent: int,
-        window: int | None = None,
-    ) -> torch.Tensor:
+    def mask(self, segments: torch.Tensor, positions: torch.Tensor, extent: int) -> torch.Tensor:
         """Which of the slots below `extent` each query sees: bool `[Q, extent]`."""
         if self._device_reach is None:
             self._device_reach = self._reach.to(self.device, non_blocking=True)
@@ -276,5 +279,12 @@ class SegmentForest:
             self.slot_segment[:extent],
             self.slot_position[:extent],
             self._device_reach,
-            window,
         )
+
+    def mark_broken(self, slots: torch.Tensor, broken: torch.Tensor) -> None:
+        """Note for a pass's `slots` `[Q]` whether their tokens are `broken`, bool `[Q]`."""
+        self.slot_broken.index_copy_(0, slots, broken)
+
+    def sees_broken(self, seen: torch.Tensor) -> torch.Tensor:
+        """Which queries see a broken token, from the `mask` of these queries: bool `[Q]`."""
+        return (seen & self.slot_broken[: seen.shape[-1]]).any(dim=-1)
