@@ -160,16 +160,18 @@ class Scheduler:
         """Drive the engine, or sleep while another thread does, until `until()`."""
         turn = self._turn
         while True:
-            with turn.condition:
-                while turn.taken and not until():
-                    turn.condition.wait()
-                if until():
-                    return
-                turn.taken = True
+            driving = False
             try:
+                with turn.condition:
+                    while turn.taken and not until():
+                        turn.condition.wait()
+                    if until():
+                        return
+                    driving = turn.taken = True
                 self._step()
             finally:
-                self._give_back_turn()
+                if driving:
+                    self._give_back_turn()
 
     def cancel(self, request: Request[Any]) -> None:
         """End a request and free its slots: at once, or when the pass under way is over."""
@@ -237,10 +239,16 @@ class Scheduler:
     def _run_pass(self, parts: list[_Part]) -> None:
         wanted = [i for i, p in enumerate(parts) if p.completes and p.feed.sampling is not None]
         rows = [s for i in wanted if (s := parts[i].feed.sampling) is not None]
+        ends = [part.feed.segment.end for part in parts]
         try:
             logits = self.forward.run([(p.feed.segment, p.token_ids) for p in parts], wanted)
             tokens = sample(logits, rows) if rows else []
-        except Exception as error:
+        except BaseException as error:
+            # Whoever stays alive feeds these tokens once more.
+            for part, end in zip(parts, ends, strict=True):
+                self.forward.forest.truncate(part.feed.segment, end)
+            if not isinstance(error, Exception):
+                raise
             self._fail_pass(parts, error)
             return
         for part in parts:
@@ -269,7 +277,8 @@ class Scheduler:
     def _resume(self, request: Request[Any], error: Exception | None = None) -> None:
         """Send a generator its tokens, or throw the error into it; take its next wishes."""
         steps = request._steps
-        assert steps is not None
+        if steps is None:
+            return
         try:
             if error is not None:
                 feeds = steps.throw(error)
@@ -277,10 +286,17 @@ class Scheduler:
                 feeds = steps.send(request._sampled)
             else:
                 feeds = next(steps)
+            if not feeds:
+                raise ValueError("the request wants nothing fed; it would never go on")
+            for feed in feeds:
+                self.forward.check(feed.token_ids)
         except StopIteration as stop:
             self._end(request, result=stop.value)
-        except Exception as failure:
+        except Exception as failure:  # noqa: BLE001  it belongs to the request's caller
             self._end(request, error=failure)
+        except BaseException:  # the driver is interrupted in what may be another's request
+            self._end(request, error=RequestCancelled("the request was interrupted"))
+            raise
         else:
             request._feeds = feeds
             request._fed = [0] * len(feeds)
@@ -294,7 +310,7 @@ class Scheduler:
         try:
             if request._steps is not None:
                 request._steps.close()
-        except Exception as failure:  # a generator that fails while it is closed
+        except Exception as failure:  # noqa: BLE001  it fails while it is closed
             error = error or failure
         request._result, request._error = result, error
         request._feeds = []
@@ -309,5 +325,7 @@ class Scheduler:
 
 def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error)
+        # torch's allocator on the CPU, on Windows and elsewhere
+        isinstance(error, RuntimeError)
+        and any(words in str(error) for words in ("not enough memory", "can't allocate memory"))
     )
