@@ -8,6 +8,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -17,17 +18,18 @@ from langchain_core.callbacks import (
     adispatch_custom_event,
     dispatch_custom_event,
 )
-from langchain_core.language_models import LanguageModelInput
-from langchain_core.messages import convert_to_messages, convert_to_openai_messages
-from langchain_core.messages.utils import merge_message_runs
-from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import RunnableConfig, RunnableSerializable
-from langchain_core.runnables.config import patch_config, run_in_executor
-from pydantic import ConfigDict, Field, PrivateAttr, ValidationError
+from langchain_core.runnables.config import (
+    get_callback_manager_for_config,
+    get_config_list,
+    patch_config,
+    run_in_executor,
+)
+from pydantic import ConfigDict, Field, PrivateAttr
 
-from langchain_pos.errors import InvalidRequestError
+from langchain_pos.inputs import ReasoningInput, as_request, events, sum_up
 from langchain_pos.prompts import ReasoningPrompts, load_prompts
-from langchain_pos.schema import ReasoningChunk, ReasoningRequest, ReasoningResult
+from langchain_pos.schema import ReasoningChunk, ReasoningResult
 from langchain_pos.settings import ReasoningSettings
 
 if TYPE_CHECKING:
@@ -35,17 +37,7 @@ if TYPE_CHECKING:
     from langchain_pos.engine.scheduler import Request
     from langchain_pos.reasoner import Reasoner
 
-ReasoningInput = LanguageModelInput | ReasoningRequest | dict[str, Any]
-"""A question as text, prompt value or messages; a request; or a dict with its fields."""
-
 _AsyncChunks = AsyncGenerator[ReasoningChunk, None]
-
-EVENT_PLAN = "parallel_reasoning_plan"
-"""Custom event: a plan is there. Data: block, preamble, titles."""
-EVENT_BRANCH_START = "parallel_reasoning_branch_start"
-"""Custom event: a branch has written its first text. Only while streaming."""
-EVENT_BRANCH_END = "parallel_reasoning_branch_end"
-"""Custom event: a branch has ended. Data: the `BranchResult` without its text."""
 
 
 class ParallelReasoningLLM(
@@ -256,6 +248,69 @@ class ParallelReasoningLLM(
             self._abatch, inputs, config, return_exceptions=return_exceptions, **kwargs
         )
 
+    def batch_as_completed(  # type: ignore[override]
+        self,
+        inputs: Sequence[ReasoningInput],
+        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> Iterator[tuple[int, ReasoningResult | Exception]]:
+        """Answer many questions together, and yield each with its index as soon as it is done.
+
+        Closing the iterator cancels those that are still under way.
+        """
+        configs = get_config_list(config, len(inputs))
+        limit = (configs[0].get("max_concurrency") if configs else None) or len(inputs)
+        ahead = iter(range(len(inputs)))
+        under_way: dict[int, tuple[Request[ReasoningResult], CallbackManagerForChainRun]] = {}
+        try:
+            while True:
+                for place in islice(ahead, limit - len(under_way)):
+                    manager = self._start_run(inputs[place], configs[place])
+                    request = self._try_submit(inputs[place], **kwargs)
+                    if isinstance(request, Exception):
+                        yield place, self._failed(manager, request, return_exceptions)
+                    else:
+                        under_way[place] = request, manager
+                if not under_way:
+                    return
+                first = next(iter(under_way.values()))[0]
+                self.engine.scheduler.wait(
+                    first, lambda: any(request.done for request, _ in under_way.values())
+                )
+                for place in [p for p, (request, _) in under_way.items() if request.done]:
+                    request, manager = under_way.pop(place)
+                    if isinstance(request.error, Exception):
+                        yield place, self._failed(manager, request.error, return_exceptions)
+                    else:
+                        manager.on_chain_end(request.result())
+                        yield place, request.result()
+        except BaseException as stopped:
+            for _, manager in under_way.values():
+                manager.on_chain_error(stopped)
+            raise
+        finally:
+            for request, _ in under_way.values():
+                self.engine.scheduler.cancel(request)
+
+    def _start_run(self, input: ReasoningInput, config: RunnableConfig) -> Any:
+        return get_callback_manager_for_config(config).on_chain_start(
+            None,
+            input,
+            name=config.get("run_name") or self.get_name(),
+            run_id=config.pop("run_id", None),
+        )
+
+    @staticmethod
+    def _failed(
+        manager: CallbackManagerForChainRun, error: Exception, return_exceptions: bool
+    ) -> Exception:
+        manager.on_chain_error(error)
+        if not return_exceptions:
+            raise error
+        return error
+
     # ------------------------------------------------------------------ behind them
 
     def _submit(
@@ -276,7 +331,7 @@ class ParallelReasoningLLM(
         child = patch_config(config, callbacks=run_manager.get_child())
         with closing(self.engine.scheduler.stream(request)) as chunks:
             for chunk in chunks:
-                for name, data in _events(chunk):
+                for name, data in events(chunk):
                     dispatch_custom_event(name, data, config=child)
         return request.result()
 
@@ -291,7 +346,7 @@ class ParallelReasoningLLM(
         child = patch_config(config, callbacks=run_manager.get_child())
         async with aclosing(self._achunks(request)) as chunks:
             async for chunk in chunks:
-                for name, data in _events(chunk):
+                for name, data in events(chunk):
                     await adispatch_custom_event(name, data, config=child)
         return request.result()
 
@@ -302,11 +357,11 @@ class ParallelReasoningLLM(
         config: RunnableConfig,
         **kwargs: Any,
     ) -> Iterator[ReasoningChunk]:
-        request = self._submit(_last(list(inputs)), deltas=True, **kwargs)
+        request = self._submit(sum_up(list(inputs)), deltas=True, **kwargs)
         seen: set[tuple[int, int]] = set()
         with closing(self.engine.scheduler.stream(request)) as chunks:
             for chunk in chunks:
-                for name, data in _events(chunk, seen):
+                for name, data in events(chunk, seen):
                     dispatch_custom_event(name, data, config=config)
                 yield chunk
 
@@ -317,12 +372,12 @@ class ParallelReasoningLLM(
         config: RunnableConfig,
         **kwargs: Any,
     ) -> AsyncIterator[ReasoningChunk]:
-        whole = _last([part async for part in inputs])
+        whole = sum_up([part async for part in inputs])
         request = await run_in_executor(None, self._submit, whole, deltas=True, **kwargs)
         seen: set[tuple[int, int]] = set()
         async with aclosing(self._achunks(request)) as chunks:
             async for chunk in chunks:
-                for name, data in _events(chunk, seen):
+                for name, data in events(chunk, seen):
                     await adispatch_custom_event(name, data, config=config)
                 yield chunk
 
@@ -403,76 +458,3 @@ class ParallelReasoningLLM(
             return self._submit(input, **kwargs)
         except Exception as error:  # noqa: BLE001 - each question has its own
             return error
-
-
-def as_request(input: ReasoningInput) -> ReasoningRequest:
-    """Any input that LangChain users give, as a request.
-
-    Raises:
-        InvalidRequestError: it is none, or it does not end with a question.
-    """
-    if isinstance(input, ReasoningRequest):
-        return input
-    if isinstance(input, dict):
-        try:
-            fields = dict(input)
-            if isinstance(fields.get("steps"), list):
-                fields["steps"] = tuple(fields["steps"])
-            return ReasoningRequest.model_validate(fields)
-        except ValidationError as error:
-            wrong = "; ".join(
-                f"{'.'.join(map(str, e['loc']))}: {e['msg']}"
-                for e in error.errors(include_url=False)
-            )
-            raise InvalidRequestError(
-                f"this dict is no request: {wrong}. Allowed are 'question' (needed), 'steps' and "
-                "'messages'"
-            ) from error
-    if isinstance(input, str):
-        return ReasoningRequest(question=input, messages=(("user", input),))
-    if isinstance(input, PromptValue):
-        messages = input.to_messages()
-    elif isinstance(input, Sequence):
-        messages = convert_to_messages(input)
-    else:
-        raise InvalidRequestError(
-            f"{type(input).__name__} cannot be asked; give a text, messages, a prompt value, a "
-            "ReasoningRequest or a dict with 'question'"
-        )
-    chat = convert_to_openai_messages(merge_message_runs(messages), text_format="string")
-    pairs = tuple((str(m["role"]), str(m.get("content") or "")) for m in chat)
-    if not pairs or pairs[-1][0] != "user":
-        last = pairs[-1][0] if pairs else "nothing"
-        raise InvalidRequestError(
-            f"the messages end with {last}; they must end with the question, a human message"
-        )
-    return ReasoningRequest(question=pairs[-1][1], messages=pairs)
-
-
-def _last(inputs: list[Any]) -> Any:
-    """The sum of a streamed input, as LangChain adds chunks up."""
-    whole = inputs[0]
-    for part in inputs[1:]:
-        whole = whole + part
-    return whole
-
-
-def _events(
-    chunk: ReasoningChunk, seen: set[tuple[int, int]] | None = None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The custom events that a chunk stands for."""
-    block = len(chunk.blocks) - 1
-    if chunk.stage == "plan" and chunk.blocks:
-        plan = chunk.blocks[-1].plan
-        yield (
-            EVENT_PLAN,
-            {"block": block, "preamble": plan.preamble, "titles": list(plan.titles)},
-        )
-    if chunk.stage == "expand" and chunk.blocks:
-        branch = chunk.blocks[-1].branches[0]
-        if seen is not None and (block, branch.index) not in seen:
-            seen.add((block, branch.index))
-            data = {"block": block, "index": branch.index, "title": branch.title}
-            yield EVENT_BRANCH_START, data
-        if not chunk.delta:
-            yield EVENT_BRANCH_END, {"block": block, **branch.model_dump(exclude={"text"})}

@@ -1,0 +1,99 @@
+"""What goes into `ParallelReasoningLLM`, in all its forms, and the custom events that come out."""
+
+# ruff: noqa: A002 - `input` is what langchain-core calls it
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import convert_to_messages, convert_to_openai_messages
+from langchain_core.messages.utils import merge_message_runs
+from langchain_core.prompt_values import PromptValue
+from pydantic import ValidationError
+
+from langchain_pos.errors import InvalidRequestError
+from langchain_pos.schema import ReasoningChunk, ReasoningRequest
+
+ReasoningInput = LanguageModelInput | ReasoningRequest | dict[str, Any]
+"""A question as text, prompt value or messages; a request; or a dict with its fields."""
+
+EVENT_PLAN = "parallel_reasoning_plan"
+"""Custom event: a plan is there. Data: block, preamble, titles."""
+EVENT_BRANCH_START = "parallel_reasoning_branch_start"
+"""Custom event: a branch has written its first text. Only while streaming."""
+EVENT_BRANCH_END = "parallel_reasoning_branch_end"
+"""Custom event: a branch has ended. Data: the `BranchResult` without its text."""
+
+
+def as_request(input: ReasoningInput) -> ReasoningRequest:
+    """Any input that LangChain users give, as a request.
+
+    Raises:
+        InvalidRequestError: it is none, or it does not end with a question.
+    """
+    if isinstance(input, ReasoningRequest):
+        return input
+    if isinstance(input, dict):
+        try:
+            fields = dict(input)
+            if isinstance(fields.get("steps"), list):
+                fields["steps"] = tuple(fields["steps"])
+            return ReasoningRequest.model_validate(fields)
+        except ValidationError as error:
+            wrong = "; ".join(
+                f"{'.'.join(map(str, e['loc']))}: {e['msg']}"
+                for e in error.errors(include_url=False)
+            )
+            raise InvalidRequestError(
+                f"this dict is no request: {wrong}. Allowed are 'question' (needed), 'steps' and "
+                "'messages'"
+            ) from error
+    if isinstance(input, str):
+        return ReasoningRequest(question=input, messages=(("user", input),))
+    if isinstance(input, PromptValue):
+        messages = input.to_messages()
+    elif isinstance(input, Sequence):
+        messages = convert_to_messages(input)
+    else:
+        raise InvalidRequestError(
+            f"{type(input).__name__} cannot be asked; give a text, messages, a prompt value, a "
+            "ReasoningRequest or a dict with 'question'"
+        )
+    chat = convert_to_openai_messages(merge_message_runs(messages), text_format="string")
+    pairs = tuple((str(m["role"]), str(m.get("content") or "")) for m in chat)
+    if not pairs or pairs[-1][0] != "user":
+        last = pairs[-1][0] if pairs else "nothing"
+        raise InvalidRequestError(
+            f"the messages end with {last}; they must end with the question, a human message"
+        )
+    return ReasoningRequest(question=pairs[-1][1], messages=pairs)
+
+
+def sum_up(inputs: list[Any]) -> Any:
+    """The sum of a streamed input, as LangChain adds chunks up."""
+    whole = inputs[0]
+    for part in inputs[1:]:
+        whole = whole + part
+    return whole
+
+
+def events(
+    chunk: ReasoningChunk, seen: set[tuple[int, int]] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The custom events that a chunk stands for."""
+    block = len(chunk.blocks) - 1
+    if chunk.stage == "plan" and chunk.blocks:
+        plan = chunk.blocks[-1].plan
+        yield (
+            EVENT_PLAN,
+            {"block": block, "preamble": plan.preamble, "titles": list(plan.titles)},
+        )
+    if chunk.stage == "expand" and chunk.blocks:
+        branch = chunk.blocks[-1].branches[0]
+        if seen is not None and (block, branch.index) not in seen:
+            seen.add((block, branch.index))
+            data = {"block": block, "index": branch.index, "title": branch.title}
+            yield EVENT_BRANCH_START, data
+        if not chunk.delta:
+            yield EVENT_BRANCH_END, {"block": block, **branch.model_dump(exclude={"text"})}
