@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from langchain_pos.demo import demo_question
     from langchain_pos.embedded import embedded_model_path
     from langchain_pos.engine.completion import Completion, TokenUsage
     from langchain_pos.engine.engine import Engine
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _MODULES = {
+    "demo": ("demo_question",),
     "embedded": ("embedded_model_path",),
     "engine.completion": ("Completion", "TokenUsage"),
     "engine.engine": ("Engine",),
@@ -105,6 +107,7 @@ __all__ = [
     "TokenUsage",
     "UnsupportedModelError",
     "__version__",
+    "demo_question",
     "embedded_model_path",
 ]
 

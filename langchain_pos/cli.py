@@ -18,7 +18,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,9 +39,6 @@ if TYPE_CHECKING:
 EXIT_FAILED, EXIT_USAGE, EXIT_MODEL, EXIT_FAULT, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
 
 MODES: tuple[Mode, ...] = ("parallel", "sequential")
-
-DEMO_ANSWER = "Pascal Vireaux"
-"""The one student of `demo_question.txt` whose GPA lies in the range."""
 
 app = typer.Typer(
     help="Answer questions with parallel decoding in one sequence.",
@@ -210,8 +206,9 @@ def demo(
     """Answer a question that ships with the package, in parallel and sequentially."""
     with _exit_codes(debug):
         from langchain_pos.cli_live import comparison, show_stream
+        from langchain_pos.demo import DEMO_ANSWER, demo_question
 
-        question = files("langchain_pos").joinpath("demo_question.txt").read_text("utf-8").strip()
+        question = demo_question()
         console = _console()
         live = _is_live(console)
         typer.echo(question + "\n")

@@ -6,14 +6,13 @@ import io
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from langchain_pos import cli
 from langchain_pos.cli_live import AnswerView, clean, show_stream
+from langchain_pos.demo import DEMO_ANSWER, demo_question
 from langchain_pos.schema import ReasoningChunk, ReasoningResult
 from tests.unit_tests.fake_runnable import BODIES, FakeLLM, llm, parallel_chunks, run
 
@@ -237,13 +236,13 @@ def test_demo_shows_both(llm: FakeLLM) -> None:
 
 def test_demo_question_has_one_answer() -> None:
     """Of the ten students of the demo's question just the named one lies in the range."""
-    text = files("langchain_pos").joinpath("demo_question.txt").read_text("utf-8")
+    text = demo_question()
     students = [line.split(" is ")[0][18:] for line in text.splitlines() if " GPA of " in line]
     gpas = [float(part[:4]) for part in text.split("with a GPA of ")[1:]]
     low, high = (float(word) for word in text.split("GPA between ")[1].split("?")[0].split(" and "))
     inside = [name for name, gpa in zip(students, gpas, strict=True) if low <= gpa <= high]
     assert len(students) == 10
-    assert inside == [cli.DEMO_ANSWER]
+    assert inside == [DEMO_ANSWER]
 
 
 @pytest.mark.usefixtures("llm")
