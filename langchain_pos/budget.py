@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from langchain_pos.errors import ContextLengthError
+from langchain_pos.errors import ContextLengthError, OutOfSlotsError
 
 if TYPE_CHECKING:
     from langchain_pos.engine.engine import Engine
@@ -42,17 +42,22 @@ class Budget:
         """Share out what is left behind a prompt of so many tokens.
 
         Raises:
-            ContextLengthError: less than `LEAST_ROOM` tokens are left.
+            ContextLengthError: the model's positions leave less than `LEAST_ROOM` tokens.
+            OutOfSlotsError: the slots do.
         """
         slots = engine.forward.forest.max_slots
         limit = min(engine.context_length or slots, slots)
         room = limit - prompt
         if room < LEAST_ROOM:
-            raise ContextLengthError(
-                f"the prompt has {prompt} tokens; the model has "
-                f"{engine.context_length or 'no limit of'} positions and the engine {slots} "
-                f"KV-cache slots, and at least {LEAST_ROOM} must be left for the answer. Shorten "
-                "the question, or use a model with a longer context or a larger max_slots"
+            told = f"the prompt has {prompt} tokens, and {LEAST_ROOM} must be left for the answer"
+            if limit == engine.context_length:
+                raise ContextLengthError(
+                    f"{told}; the model has {limit} positions. Shorten the question, or use a "
+                    "model with a longer context"
+                )
+            raise OutOfSlotsError(
+                f"{told}; the engine may hold {slots} KV-cache slots. Shorten the question, or "
+                "raise max_slots"
             )
         plan = min(settings.max_plan_tokens, room // 3)
         conclusion = min(settings.max_conclusion_tokens, room // 3)
@@ -62,6 +67,11 @@ class Budget:
         sequential = min(settings.max_sequential_tokens, room)
         needed = max(belt, min(joined, limit), prompt + sequential)
         return cls(limit, plan, conclusion, sequential, min(needed, slots))
+
+    def further_plan(self, base: int) -> int:
+        """Tokens of a further skeleton behind `base` tokens; 0 when there is no room for one."""
+        room = self.limit - base
+        return min(self.plan, room // 3) if room >= LEAST_ROOM else 0
 
     def branch(self, base: int, openings: list[list[int]], wanted: int) -> int:
         """Tokens of one branch, so that all of them and the conclusion fit behind `base`.

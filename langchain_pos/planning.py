@@ -111,14 +111,14 @@ class Planner:
             max_tokens: budget of the skeleton.
 
         Returns:
-            None when no second step or no valid plan came of it.
+            None when no second step came of it.
+
+        Raises:
+            PlanFormatError: the steps cannot be used, e.g. because a title occurs twice.
         """
         sequence = yield from self._write(trunk, STEP_MARK, max_tokens, self._sampling)
         self._engine.truncate(trunk.segment, len(trunk.token_ids))
-        try:
-            plan = self._read(STEP_MARK + sequence.text)
-        except PlanFormatError:  # e.g. one title twice: the conclusion goes on without steps
-            return None
+        plan = self._read(STEP_MARK + sequence.text)
         return None if plan is None else Plan(preamble=preamble.strip(), steps=plan.steps)
 
     def _write(

@@ -4,6 +4,7 @@
       ├─ plan       stage 1   the model writes a skeleton under a grammar (planning.py)
       ├─ expand     stage 2   a branch for each step; all decode together, one token each a pass
       └─ conclude   stage 3   join, decode on; `####` opens another block → back to stage 1
+                              (concluding.py)
 
 `reason` is a generator in the engine's sense (`Steps`): it yields the tokens that it wants fed
 and is sent back the tokens sampled, so many questions share the engine's forward passes without
@@ -13,7 +14,6 @@ knowing of one another, and closing the generator cancels the question.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,13 +21,18 @@ from pydantic import ValidationError
 
 from langchain_pos.budget import Budget
 from langchain_pos.chat_prompt import encode_prompt
-from langchain_pos.engine.completion import FinishReason
+from langchain_pos.concluding import Concluder, Conclusion
 from langchain_pos.engine.decoding import Feed, decode
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
-from langchain_pos.errors import InvalidRequestError, NonFiniteLogitsError, PlanFormatError
+from langchain_pos.errors import (
+    ContextLengthError,
+    InvalidRequestError,
+    NonFiniteLogitsError,
+    PlanFormatError,
+)
 from langchain_pos.planning import Planner
 from langchain_pos.progress import Progress
-from langchain_pos.prompts import ReasoningPrompts, join_text, opening, prompts_for
+from langchain_pos.prompts import ReasoningPrompts, opening, prompts_for
 from langchain_pos.schema import (
     BODY_PLACEHOLDER,
     END_MARK,
@@ -78,21 +83,16 @@ class Reasoner:
             InvalidRequestError, ContextLengthError, OutOfSlotsError: it cannot be served; no
                 work has been done.
         """
-        answer = _Answer(self, ask, settings, deltas=deltas)
-        return self.engine.scheduler.submit(answer.reason, reserve=answer.budget.reserve)
+        return self.prepare(ask, settings, deltas=deltas).submit()
+
+    def prepare(
+        self, ask: ReasoningRequest, settings: ReasoningSettings, *, deltas: bool = False
+    ) -> Answer:
+        """What `submit` does without queueing it: `Answer.submit` does that, at once."""
+        return Answer(self, ask, settings, deltas=deltas)
 
 
-@dataclass(frozen=True)
-class _Conclusion:
-    """What stage 3 wrote, and whether it has opened a further block."""
-
-    text: str
-    finish_reason: FinishReason
-    error: str | None = None
-    opens_block: bool = False
-
-
-class _Answer:
+class Answer:
     """One question on its way. What can be refused is refused here, before any work."""
 
     def __init__(
@@ -121,9 +121,15 @@ class _Answer:
         if not ask.question.strip():
             raise InvalidRequestError("the question is empty; ask something")
         self.given = self._given_plan()
+        self.sequential_ids = self._encode(self.prompts.for_sequential(ask.question))
         parallel = settings.mode == "parallel"
-        self.prompt_ids = self._plan_prompt(None) if parallel else self._sequential_prompt()
-        self.budget = Budget.of(self.engine, len(self.prompt_ids), settings)
+        self.prompt_ids = self._plan_prompt(None) if parallel else self.sequential_ids
+        longest = max(len(self.prompt_ids), len(self.sequential_ids))
+        self.budget = Budget.of(self.engine, longest, settings)
+
+    def submit(self) -> Request[ReasoningResult]:
+        """Queue it."""
+        return self.engine.scheduler.submit(self.reason, reserve=self.budget.reserve)
 
     # ------------------------------------------------------------------ the way
 
@@ -140,6 +146,9 @@ class _Answer:
         if plan is None:
             return (yield from self.answer_sequentially(reason))
 
+        concluder = Concluder(
+            self.engine, self.settings, self.sampling, self.seed, self.budget, self.progress
+        )
         blocks: list[Block] = []
         while plan is not None:
             # Stage 2. All branches together.
@@ -151,14 +160,14 @@ class _Answer:
 
             # Stage 3. The conclusion. It may open a further block: back to stage 1.
             with self.progress.stage("conclude"):
-                conclusion = yield from self.conclude(trunk, branches, len(blocks))
+                conclusion = yield from concluder.conclude(trunk, branches, len(blocks))
             plan = None
             if conclusion.opens_block:
                 with self.progress.stage("plan"):
                     plan = yield from self.plan_further(trunk, conclusion.text)
                 if plan is None:
                     with self.progress.stage("conclude"):
-                        conclusion = yield from self.conclude_on(trunk, conclusion.text)
+                        conclusion = yield from concluder.conclude_on(trunk, conclusion)
         return self._result(tuple(blocks), conclusion)
 
     # ------------------------------------------------------------------ stage 1
@@ -166,11 +175,15 @@ class _Answer:
     def plan(self) -> Steps[tuple[Plan | None, Trunk, str | None]]:
         """The caller's steps or the model's plan, and the trunk that the branches grow on."""
         if self.given is not None:
-            return self.given, self._new_trunk(None), None
+            trunk = self._new_trunk(None)
+            self._lay_out(trunk, self.given)  # refuses what does not fit
+            return self.given, trunk, None
         planner = self._planner()
         try:
             plan, trunk = yield from planner.plan(self._new_trunk, self.budget.plan)
-        except PlanFormatError as error:
+            if plan is not None:
+                self._lay_out(trunk, plan)
+        except (PlanFormatError, ContextLengthError) as error:
             if self.settings.on_plan_failure == "raise":
                 raise
             return None, self._new_trunk(None), f"no valid plan: {error}"
@@ -182,8 +195,17 @@ class _Answer:
     def plan_further(self, trunk: Trunk, so_far: str) -> Steps[Plan | None]:
         """The plan of a block that the conclusion has opened; None if there is none after all."""
         planner = self._planner()
-        plan = yield from planner.plan_further(trunk, so_far, self.budget.plan)
-        self.progress.output_tokens += planner.output_tokens
+        max_tokens = self.budget.further_plan(len(trunk.token_ids))
+        if not max_tokens:
+            return None
+        try:
+            plan = yield from planner.plan_further(trunk, so_far, max_tokens)
+            if plan is not None:
+                self._lay_out(trunk, plan)
+        except (PlanFormatError, ContextLengthError):  # e.g. one title twice, or no room for all
+            return None
+        finally:
+            self.progress.output_tokens += planner.output_tokens
         return plan
 
     # ------------------------------------------------------------------ stage 2
@@ -191,14 +213,9 @@ class _Answer:
     def expand(self, trunk: Trunk, blocks: list[Block]) -> Steps[tuple[BranchResult, ...]]:
         """Fork a branch for each step at the trunk's end, and decode them together."""
         titles = blocks[-1].plan.titles
-        # 1. What a branch sees besides the trunk: nothing (the paper), or the outline as well.
-        outline: list[int] = []
-        if self.settings.visibility == "titles":
-            lines = [f"{opening(title)}{BODY_PLACEHOLDER}\n" for title in titles]
-            outline = trunk.encode("".join([*lines, END_MARK, "\n"]))
+        # 1. What a branch sees besides the trunk, how it opens, and how long it may get.
+        outline, openings, budget = self._lay_out(trunk, blocks[-1].plan)
         seen = [*trunk.token_ids, *outline]
-        openings = [trunk.encode(opening(t), lead=not outline) for t in titles]
-        budget = self.budget.branch(len(seen), openings, self.settings.max_branch_tokens)
         parallel = self.budget.parallel(
             len(seen), openings, budget, self.settings.max_parallel_branches
         )
@@ -237,6 +254,23 @@ class _Answer:
         self.engine.truncate(trunk.segment, len(trunk.token_ids))
         return tuple(results)
 
+    def _lay_out(self, trunk: Trunk, plan: Plan) -> tuple[list[int], list[list[int]], int]:
+        """What the branches see besides the trunk, their openings, and the budget of each.
+
+        Besides the trunk they see nothing (the paper), or the outline.
+
+        Raises:
+            ContextLengthError: there is no room for all of them.
+        """
+        outline: list[int] = []
+        if self.settings.visibility == "titles":
+            lines = [f"{opening(title)}{BODY_PLACEHOLDER}\n" for title in plan.titles]
+            outline = trunk.encode("".join([*lines, END_MARK, "\n"]))
+        openings = [trunk.encode(opening(title), lead=not outline) for title in plan.titles]
+        base = len(trunk.token_ids) + len(outline)
+        each = self.budget.branch(base, openings, self.settings.max_branch_tokens)
+        return outline, openings, each
+
     def _branch(
         self, index: int, title: str, sequence: DecodingSequence, started: float
     ) -> BranchResult:
@@ -255,64 +289,19 @@ class _Answer:
             error=error,
         )
 
-    # ------------------------------------------------------------------ stage 3
-
-    def conclude(
-        self, trunk: Trunk, branches: tuple[BranchResult, ...], block: int
-    ) -> Steps[_Conclusion]:
-        """Join the finished branches behind the trunk, in one pass, and decode on."""
-        joined = join_text([(branch.title, branch.text) for branch in branches])
-        trunk.settle(trunk.encode(joined))
-        marks = (STEP_MARK,) if block < self.settings.max_blocks else ()
-        return (yield from self._conclusion(trunk, marks, ""))
-
-    def conclude_on(self, trunk: Trunk, so_far: str) -> Steps[_Conclusion]:
-        """Go on behind a `####` that opened no block after all: it was only text."""
-        more = f"\n{STEP_MARK}" if so_far else STEP_MARK
-        trunk.settle(trunk.encode(STEP_MARK))
-        self.progress.conclusion_text(more)
-        return (yield from self._conclusion(trunk, (), so_far + more))
-
-    def _conclusion(self, trunk: Trunk, marks: tuple[str, ...], so_far: str) -> Steps[_Conclusion]:
-        unfed = trunk.unfed
-        settled = len(trunk.token_ids)
-        sequence = self.engine.sequence(
-            trunk.segment,
-            unfed,
-            max_new_tokens=max(min(self.budget.conclusion, self.budget.limit - settled), 1),
-            sampling=self.sampling,
-            seed=derive_seed(self.seed, "conclusion", settled),
-            stop=(*marks, *self.settings.stop),
-            strip=True,
-            context_ids=trunk.token_ids[: settled - len(unfed)],
-            on_text=self.progress.conclusion_text,
-        )
-        yield from decode([sequence])
-        done = sequence.completion()
-        self.progress.output_tokens += len(done.token_ids)
-        opens_block = done.stop == STEP_MARK
-        if opens_block:
-            trunk.settle_before(done.token_ids, STEP_MARK)
-            self.engine.truncate(trunk.segment, len(trunk.token_ids))
-        text, reason, error = so_far + done.text, done.finish_reason, done.error
-        if not text and not opens_block and error is None:
-            reason, error = "error", f"the conclusion ended ({reason}) without any text"
-        return _Conclusion(text, reason, error, opens_block)
-
     # ------------------------------------------------------- the ordinary way
 
     def answer_sequentially(self, reason: str | None) -> Steps[ReasoningResult]:
         """One sequence, as any model answers; `reason` says why it is not parallel."""
         for segment in list(self.request.ledger.segments):
             self.engine.release(segment)
-        prompt_ids = self._sequential_prompt()
         self.progress.tell(
             ReasoningChunk(stage="conclude", mode="sequential", fallback_reason=reason)
         )
         sequence = self.engine.sequence(
             self.engine.scheduler.root(self.request),
-            prompt_ids,
-            max_new_tokens=max(min(self.budget.sequential, self.budget.limit - len(prompt_ids)), 1),
+            self.sequential_ids,
+            max_new_tokens=self.budget.sequential,
             sampling=self.sampling,
             seed=derive_seed(self.seed, "sequential"),
             stop=self.settings.stop,
@@ -326,7 +315,7 @@ class _Answer:
         if done.error is not None:
             raise NonFiniteLogitsError(done.error)
         error = None if done.text else f"the model ended ({done.finish_reason}) without any text"
-        conclusion = _Conclusion(done.text, "error" if error else done.finish_reason, error)
+        conclusion = Conclusion(done.text, "error" if error else done.finish_reason, error)
         return self._result((), conclusion, fallback_reason=reason)
 
     # ---------------------------------------------------------------- the rest
@@ -334,7 +323,7 @@ class _Answer:
     def _result(
         self,
         blocks: tuple[Block, ...],
-        conclusion: _Conclusion,
+        conclusion: Conclusion,
         fallback_reason: str | None = None,
     ) -> ReasoningResult:
         result = ReasoningResult(
@@ -361,7 +350,8 @@ class _Answer:
         try:
             return Plan.of(steps)
         except ValidationError as error:
-            wrong = "; ".join(e["msg"] for e in error.errors(include_url=False))
+            messages = (e["msg"] for e in error.errors(include_url=False))
+            wrong = "; ".join(message.removeprefix("Value error, ") for message in messages)
             raise InvalidRequestError(f"these steps cannot be used: {wrong}") from error
 
     def _planner(self) -> Planner:
@@ -372,7 +362,11 @@ class _Answer:
     def _new_trunk(self, wrong: str | None) -> Trunk:
         """A root segment and the prompt that belongs into it; nothing is fed yet."""
         root = self.engine.scheduler.root(self.request)
-        ids = self.prompt_ids if wrong is None else self._plan_prompt(wrong)
+        ids = self.prompt_ids
+        if wrong is not None:
+            told = self._plan_prompt(wrong)
+            # Where the context is too short for it, the same prompt; then sampling changes.
+            ids = told if len(told) + 2 * self.budget.plan <= self.budget.limit else ids
         return Trunk(self.engine.tokenizer, root, list(ids))
 
     def _plan_prompt(self, wrong: str | None) -> list[int]:
@@ -380,9 +374,6 @@ class _Answer:
         if wrong is None:
             return self._encode(self.prompts.for_plan(question, max_branches=most))
         return self._encode(self.prompts.for_retry(question, max_branches=most, error=wrong))
-
-    def _sequential_prompt(self) -> list[int]:
-        return self._encode(self.prompts.for_sequential(self.ask.question))
 
     def _encode(self, text: str) -> list[int]:
         history = self.ask.messages[:-1]

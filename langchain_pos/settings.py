@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -43,9 +43,9 @@ class ReasoningSettings(BaseModel):
     """Whether the model may say that a question does not fall into parts."""
     visibility: Visibility = "isolated"
     """"isolated": a branch sees the prompt and itself (the paper); "titles": the outline too."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts that end a branch or the conclusion, besides `####` and EOS."""
-    temperature: float = Field(default=0.0, ge=0)
+    temperature: float = Field(default=0.0, ge=0, le=100)
     """0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Keep the likeliest tokens whose probabilities add up to this."""
@@ -53,7 +53,7 @@ class ReasoningSettings(BaseModel):
     """Keep this many of the likeliest tokens."""
     min_p: float | None = Field(default=None, ge=0, le=1)
     """Drop tokens less likely than this share of the likeliest one."""
-    repetition_penalty: float = Field(default=1.0, gt=0)
+    repetition_penalty: float = Field(default=1.0, gt=0, le=100)
     """Above 1 makes tokens that occurred less likely."""
     seed: int | None = None
     """Same seed, same answer. None draws a new one for each question."""

@@ -46,10 +46,13 @@ class Trunk:
         self.token_ids.extend(token_ids)
         self.lead = ""
 
-    def settle_before(self, written: Sequence[int], mark: str) -> None:
+    def settle_before(self, written: Sequence[int], mark: str) -> str:
         """Settle those of the tokens `written` whose text comes before the first `mark`.
 
         A token that reaches into the mark is not taken; its text before it becomes the lead.
+
+        Returns:
+            the text before the mark.
         """
         stream = TextStream(self.tokenizer, self.token_ids)
         ends, text = [], ""
@@ -60,3 +63,4 @@ class Trunk:
         taken = sum(end <= length for end in ends)
         self.settle(written[:taken])
         self.lead = text[ends[taken - 1] if taken else 0 : length]
+        return text[:length]
