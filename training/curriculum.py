@@ -40,9 +40,9 @@ class Stage:
 
 STAGES = (
     Stage({"tiny": 1.0}, 0.8, 0.14, 0.12),
-    Stage({"tiny": 0.25, "short": 0.75}, 0.9, 0.26, 0.12),
-    Stage({"short": 0.3, "middle": 0.7}, 0.93, 0.50),
-    Stage({"short": 0.1, "middle": 0.4, "full": 0.4, "many": 0.1}, 0.97, 0.80),
+    Stage({"tiny": 0.25, "short": 0.75}, 0.9, 0.28, 0.12),
+    Stage({"short": 0.3, "middle": 0.7}, 0.93, 0.48),
+    Stage({"short": 0.1, "middle": 0.4, "full": 0.4, "many": 0.1}, 0.97, 0.76),
     Stage({"short": 0.05, "middle": 0.3, "full": 0.4, "many": 0.12, "long": 0.13}, 2.0, 1.0),
 )
 

@@ -143,7 +143,7 @@ class Packer:
         self._add(segment, "####", FILLER)
 
     def _branch(self, line: Line, parent: int, start: int, whole: bool) -> _Segment:
-        """A belt branch; unless `whole`, it breaks off behind the value: look-ups at half the price."""
+        """A belt branch; unless `whole`, it ends behind the value: look-ups at half the price."""
         segment = _Segment(parent, start)
         self._add(segment, f"####{line.title}:")
         if whole:

@@ -49,6 +49,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=EMBEDDED, help="where the model is exported to")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate")
+    parser.add_argument(
+        "--decay", type=float, default=0.28, help="last share of the steps, in which the rate falls"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--stage", type=int, default=None, help="enter this stage of the curriculum now"
@@ -59,9 +62,9 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Warm up over 150 steps, stay, and fall along a cosine over the last quarter."""
-    hold = 0.72 * steps
+def learning_rate(step: int, steps: int, peak: float, decay: float) -> float:
+    """Warm up over 150 steps, stay, and fall along a cosine over the last share `decay`."""
+    hold = (1 - decay) * steps
     if step < 150:
         return peak * (step + 1) / 150
     if step < hold:
@@ -153,7 +156,7 @@ def main() -> None:
         value = float(loss)
         if math.isfinite(value):
             norm = optimizer.step(
-                weights, grads, learning_rate(step, args.steps, args.rate), step + 1
+                weights, grads, learning_rate(step, args.steps, args.rate, args.decay), step + 1
             )
         else:
             norm = math.inf
