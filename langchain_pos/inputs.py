@@ -51,17 +51,13 @@ def as_request(input: ReasoningInput) -> ReasoningRequest:
             ) from error
     if isinstance(input, str):
         return ReasoningRequest(question=input, messages=(("user", input),))
-    if isinstance(input, PromptValue):
-        messages = input.to_messages()
-    elif isinstance(input, Sequence):
-        messages = convert_to_messages(input)
-    else:
+    try:
+        pairs = tuple(_pair(message) for message in _messages(input))
+    except (NotImplementedError, TypeError, ValueError) as error:
         raise InvalidRequestError(
-            f"{type(input).__name__} cannot be asked; give a text, messages, a prompt value, a "
-            "ReasoningRequest or a dict with 'question'"
-        )
-    chat = convert_to_openai_messages(merge_message_runs(messages), text_format="string")
-    pairs = tuple((str(m["role"]), str(m.get("content") or "")) for m in chat)
+            f"{type(input).__name__} cannot be asked ({str(error).splitlines()[0]}); give a text, "
+            "messages, a prompt value, a ReasoningRequest or a dict with 'question'"
+        ) from error
     if not pairs or pairs[-1][0] != "user":
         last = pairs[-1][0] if pairs else "nothing"
         raise InvalidRequestError(
@@ -70,8 +66,33 @@ def as_request(input: ReasoningInput) -> ReasoningRequest:
     return ReasoningRequest(question=pairs[-1][1], messages=pairs)
 
 
+def _messages(input: Any) -> list[Any]:
+    """Messages as OpenAI writes them; neighbours of one role are merged."""
+    if isinstance(input, PromptValue):
+        messages = input.to_messages()
+    elif isinstance(input, Sequence) and not isinstance(input, bytes | bytearray):
+        messages = convert_to_messages(input)
+    else:
+        raise TypeError("neither text nor messages")
+    return list(convert_to_openai_messages(merge_message_runs(messages), text_format="string"))
+
+
+def _pair(message: dict[str, Any]) -> tuple[str, str]:
+    content = message.get("content") or ""
+    if not isinstance(content, str):
+        kinds = {str(block.get("type")) for block in content} - {"text"}
+        raise ValueError(f"only text can be read, not {', '.join(sorted(kinds))}")
+    return str(message["role"]), content
+
+
 def sum_up(inputs: list[Any]) -> Any:
-    """The sum of a streamed input, as LangChain adds chunks up."""
+    """The sum of a streamed input, as LangChain adds chunks up.
+
+    Raises:
+        InvalidRequestError: the stream was empty.
+    """
+    if not inputs:
+        raise InvalidRequestError("nothing was asked: what comes before in the chain gave nothing")
     whole = inputs[0]
     for part in inputs[1:]:
         whole = whole + part

@@ -1,11 +1,10 @@
 """`ParallelReasoningLLM`: the three stages as a LangChain runnable."""
 
-# ruff: noqa: A001, A002 - `input` is what langchain-core calls it
+# ruff: noqa: A002 - `input` is what langchain-core calls it
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
 from itertools import islice
@@ -25,9 +24,11 @@ from langchain_core.runnables.config import (
     patch_config,
     run_in_executor,
 )
-from pydantic import ConfigDict, Field, PrivateAttr
+from pydantic import ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from langchain_pos.inputs import ReasoningInput, as_request, events, sum_up
+from langchain_pos.loaded import LoadedEngines
 from langchain_pos.prompts import ReasoningPrompts, load_prompts
 from langchain_pos.schema import ReasoningChunk, ReasoningResult
 from langchain_pos.settings import ReasoningSettings
@@ -35,7 +36,7 @@ from langchain_pos.settings import ReasoningSettings
 if TYPE_CHECKING:
     from langchain_pos.engine.engine import Engine
     from langchain_pos.engine.scheduler import Request
-    from langchain_pos.reasoner import Reasoner
+    from langchain_pos.reasoner import Answer, Reasoner
 
 _AsyncChunks = AsyncGenerator[ReasoningChunk, None]
 
@@ -80,9 +81,10 @@ class ParallelReasoningLLM(
     """What is said to the model; None: its own wording if its folder carries one, else English or
     Chinese by the question's script."""
 
-    _engine: Engine | None = PrivateAttr(default=None)
-    _reasoner: Reasoner | None = PrivateAttr(default=None)
-    _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+    engines: SkipJsonSchema[LoadedEngines] = Field(
+        default_factory=LoadedEngines, exclude=True, repr=False
+    )
+    """The loaded model, shared by the copies that LangChain makes; leave it alone."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
 
@@ -108,7 +110,7 @@ class ParallelReasoningLLM(
         """A runnable over an engine; several may share one, and its forward passes."""
         name = str(getattr(engine.model, "name_or_path", "") or "") or None
         runnable = cls(**{"model": name, **fields})
-        runnable._engine = engine
+        runnable.engines.give(name, runnable._load_options(), engine)
         return runnable
 
     @property
@@ -118,43 +120,32 @@ class ParallelReasoningLLM(
         Raises:
             ModelLoadError, UnsupportedModelError: it cannot serve.
         """
-        return self.reasoner.engine
+        return self.engines.get(self.model, self._load_options())
 
     @property
     def reasoner(self) -> Reasoner:
         """The three stages over `engine`."""
-        with self._lock:
-            if self._reasoner is None:
-                self._reasoner = self._load()
-            return self._reasoner
-
-    def _load(self) -> Reasoner:
-        from langchain_pos.engine.engine import Engine
         from langchain_pos.reasoner import Reasoner
 
-        name = self.model
-        if name is None and self._engine is None:
-            from langchain_pos.embedded import embedded_model_path
-
-            name = str(embedded_model_path())
+        engine = self.engine
+        name = self.model or str(getattr(engine.model, "name_or_path", "") or "")
         folder = Path(name).expanduser() if name else None
-        prompts = self.prompts
-        if prompts is None and folder is not None and folder.is_dir():
-            prompts = load_prompts(folder)
-        if self._engine is None:
-            self._engine = Engine.load(
-                str(name),
-                dtype=self.dtype,
-                device=self.device,
-                revision=self.revision,
-                attn_implementation=self.attn_implementation,
-                max_slots=self.max_slots,
-                trust_remote_code=self.trust_remote_code,
-                use_safetensors=self.use_safetensors,
-                **self.model_kwargs,
-            )
-        label = folder.name if folder is not None and folder.is_dir() else name or ""
-        return Reasoner(self._engine, prompts=prompts, model_name=label)
+        if folder is None or not folder.is_dir():
+            return Reasoner(engine, prompts=self.prompts, model_name=name)
+        prompts = self.prompts or load_prompts(folder)
+        return Reasoner(engine, prompts=prompts, model_name=folder.name)
+
+    def _load_options(self) -> dict[str, Any]:
+        return {
+            "dtype": self.dtype,
+            "device": self.device,
+            "revision": self.revision,
+            "attn_implementation": self.attn_implementation,
+            "max_slots": self.max_slots,
+            "trust_remote_code": self.trust_remote_code,
+            "use_safetensors": self.use_safetensors,
+            **self.model_kwargs,
+        }
 
     # ------------------------------------------------------------------ one question
 
@@ -281,6 +272,8 @@ class ParallelReasoningLLM(
                 )
                 for place in [p for p, (request, _) in under_way.items() if request.done]:
                     request, manager = under_way.pop(place)
+                    child = patch_config(configs[place], callbacks=manager.get_child())
+                    _dispatch(request, child)
                     if isinstance(request.error, Exception):
                         yield place, self._failed(manager, request.error, return_exceptions)
                     else:
@@ -313,12 +306,17 @@ class ParallelReasoningLLM(
 
     # ------------------------------------------------------------------ behind them
 
-    def _submit(
-        self, input: ReasoningInput, *, deltas: bool = False, **kwargs: Any
-    ) -> Request[ReasoningResult]:
+    def _prepare(self, input: ReasoningInput, *, deltas: bool = False, **kwargs: Any) -> Answer:
+        """All that a question needs before it is queued: the model, the prompt, the checks."""
         ask = as_request(input)
         settings = ReasoningSettings.of(self, **kwargs)
-        return self.reasoner.submit(ask, settings, deltas=deltas)
+        return self.reasoner.prepare(ask, settings, deltas=deltas)
+
+    async def _asubmit(self, input: ReasoningInput, **kwargs: Any) -> Request[ReasoningResult]:
+        # What takes time is done beside the event loop. Queueing is done here: a task that is
+        # cancelled meanwhile leaves no request behind.
+        answer = await run_in_executor(None, self._prepare, input, **kwargs)
+        return answer.submit()
 
     def _invoke(
         self,
@@ -327,7 +325,7 @@ class ParallelReasoningLLM(
         config: RunnableConfig,
         **kwargs: Any,
     ) -> ReasoningResult:
-        request = self._submit(input, **kwargs)
+        request = self._prepare(input, **kwargs).submit()
         child = patch_config(config, callbacks=run_manager.get_child())
         with closing(self.engine.scheduler.stream(request)) as chunks:
             for chunk in chunks:
@@ -342,7 +340,7 @@ class ParallelReasoningLLM(
         config: RunnableConfig,
         **kwargs: Any,
     ) -> ReasoningResult:
-        request = await run_in_executor(None, self._submit, input, **kwargs)
+        request = await self._asubmit(input, **kwargs)
         child = patch_config(config, callbacks=run_manager.get_child())
         async with aclosing(self._achunks(request)) as chunks:
             async for chunk in chunks:
@@ -357,7 +355,7 @@ class ParallelReasoningLLM(
         config: RunnableConfig,
         **kwargs: Any,
     ) -> Iterator[ReasoningChunk]:
-        request = self._submit(sum_up(list(inputs)), deltas=True, **kwargs)
+        request = self._prepare(sum_up(list(inputs)), deltas=True, **kwargs).submit()
         seen: set[tuple[int, int]] = set()
         with closing(self.engine.scheduler.stream(request)) as chunks:
             for chunk in chunks:
@@ -373,7 +371,7 @@ class ParallelReasoningLLM(
         **kwargs: Any,
     ) -> AsyncIterator[ReasoningChunk]:
         whole = sum_up([part async for part in inputs])
-        request = await run_in_executor(None, self._submit, whole, deltas=True, **kwargs)
+        request = await self._asubmit(whole, deltas=True, **kwargs)
         seen: set[tuple[int, int]] = set()
         async with aclosing(self._achunks(request)) as chunks:
             async for chunk in chunks:
@@ -398,6 +396,8 @@ class ParallelReasoningLLM(
                     return
         finally:
             scheduler.cancel(request)
+            while not request.done:  # a pass is under way; its slots are free when it is over
+                await asyncio.sleep(0.001)
 
     def _batch(
         self,
@@ -419,6 +419,7 @@ class ParallelReasoningLLM(
                     results.append(request)
                     continue
                 self.engine.scheduler.wait(request, lambda request=request: request.done)  # type: ignore[misc]
+                _dispatch(request, config[place])
                 results.append(request.error or request.result())  # type: ignore[arg-type]
             return results
         finally:
@@ -436,25 +437,31 @@ class ParallelReasoningLLM(
         limit = (config[0].get("max_concurrency") if config else None) or len(inputs)
         slots = asyncio.Semaphore(limit)
 
-        async def one(input: ReasoningInput) -> Exception | ReasoningResult:
+        async def one(input: ReasoningInput, child: RunnableConfig) -> Exception | ReasoningResult:
             async with slots:
-                request = await run_in_executor(None, self._try_submit, input, **kwargs)
-                if isinstance(request, Exception):
-                    return request
                 try:
+                    request = await self._asubmit(input, **kwargs)
                     async with aclosing(self._achunks(request)) as chunks:
-                        async for _ in chunks:
-                            pass
+                        async for chunk in chunks:
+                            for name, data in events(chunk):
+                                await adispatch_custom_event(name, data, config=child)
                     return request.result()
                 except Exception as error:  # noqa: BLE001 - each question has its own
                     return error
 
-        return list(await asyncio.gather(*(one(input) for input in inputs)))
+        return list(await asyncio.gather(*map(one, inputs, config)))
 
     def _try_submit(
         self, input: ReasoningInput, **kwargs: Any
     ) -> Request[ReasoningResult] | Exception:
         try:
-            return self._submit(input, **kwargs)
+            return self._prepare(input, **kwargs).submit()
         except Exception as error:  # noqa: BLE001 - each question has its own
             return error
+
+
+def _dispatch(request: Request[ReasoningResult], config: RunnableConfig) -> None:
+    """The custom events of a request that has ended."""
+    while request.events:
+        for name, data in events(request.events.popleft()):
+            dispatch_custom_event(name, data, config=config)
