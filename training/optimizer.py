@@ -70,7 +70,7 @@ class Optimizer:
                 parts = update.view(layers * MATRICES[name], rows // MATRICES[name], columns)
                 scale = 0.2 * max(parts.shape[1:]) ** 0.5
                 weight.mul_(1 - rate * self.decay)
-                weight.add_(orthogonalize(parts).view_as(weight), alpha=-rate * scale)
+                weight.add_(orthogonalize(parts).reshape(weight.shape), alpha=-rate * scale)
             else:
                 first = self.first[name].lerp_(grad, 0.1)
                 second = self.second[name].lerp_(grad.square(), 0.02)

@@ -12,6 +12,8 @@ import argparse
 import functools
 import json
 import math
+import signal
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -148,7 +150,9 @@ def main() -> None:
     started = time.monotonic()
     window: list[float] = []
     threads = torch.get_num_threads()
-    while step < args.steps:
+    stop = threading.Event()  # asked to end: finish the step, save, leave
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    while step < args.steps and not stop.is_set():
         batch = supply.get(step, stage)
         compute = to_compute(weights)
         loss, _ = run(compute, shape, *to_inputs(batch, shape, args.device))
@@ -166,7 +170,7 @@ def main() -> None:
         bar.update()
         if step % 10 == 0 and args.device == "cpu":
             threads = watch.adapt()
-        if step % 25 == 0:
+        if step % 25 == 0 or stop.is_set():
             now = seconds + time.monotonic() - started
             entry = {
                 "step": step,
@@ -178,9 +182,11 @@ def main() -> None:
                 "threads": threads,
             }
             window = []
-            if step % args.save_every == 0 or step == args.steps:
+            saving = step % args.save_every == 0 or step == args.steps
+            if saving:
                 entry["validation"] = validation(to_compute(weights), stage)
                 stage = STAGES[stage].next(stage, step / args.steps, entry["validation"])
+            if saving or stop.is_set():
                 save(
                     checkpoint,
                     step=step,
@@ -196,7 +202,7 @@ def main() -> None:
             bar.set_postfix(loss=entry["loss"], stage=stage)
     supply.close()
     bar.close()
-    if not args.no_export:
+    if not args.no_export and not stop.is_set():
         export(checkpoint, args.run / "tokenizer.json", args.out)
 
 
