@@ -19,9 +19,8 @@ from langchain_pos.errors import InvalidRequestError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MaskForm = Literal["by_layer_type", "single", "full"]
-"""How a model takes its mask: a dict by layer type, one tensor for all layers, or one tensor
-without the sliding window that its configuration names."""
+MaskForm = Literal["by_layer_type", "single"]
+"""How a model takes its mask: a dict by layer type, or one tensor for all layers."""
 
 
 class ForwardPass:
@@ -137,7 +136,7 @@ class ForwardPass:
                 kind: self._additive(seen, position, width if kind == "sliding_attention" else None)
                 for kind in types
             }
-        slides = self.mask_form == "single" and (not types or types == {"sliding_attention"})
+        slides = not types or types == {"sliding_attention"}
         return self._additive(seen, position, width if slides else None)
 
     def _additive(

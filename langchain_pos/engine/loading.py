@@ -199,8 +199,6 @@ def prepare(model: PreTrainedModel, attn_implementation: str) -> Found:
     forms: list[MaskForm] = ["single"]
     if getattr(text, "layer_types", None):
         forms.insert(0, "by_layer_type")
-    if getattr(text, "sliding_window", None):
-        forms.append("full")
     failures = []
     original = model.config._attn_implementation
     for name in names:
