@@ -8,6 +8,7 @@ distribution. So a branch draws the same tokens whatever runs beside it, on any 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,11 +50,11 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name, valid, allowed in (
-            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
+            ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or more"),
             ("top_k", self.top_k is None or self.top_k >= 1, "at least 1, or None for all"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "from 0 to 1, or None"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0; 1 for none"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0; 1 for none"),
         ):
             if not valid:
                 raise InvalidRequestError(
@@ -62,8 +63,8 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is always taken."""
-        return self.temperature == 0
+        """Whether the likeliest token is always taken: below 1e-5 float32 would overflow."""
+        return self.temperature < 1e-5
 
     def warpers(self) -> LogitsProcessorList:
         """The warpers of transformers, in the order that `generate` applies them."""
@@ -112,6 +113,7 @@ def uniform(seed: int, step: int) -> float:
     return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
 
 
+@torch.inference_mode()  # the logits were made in it, and are changed in place
 def sample(logits: torch.Tensor, rows: Sequence[RowSampling]) -> list[int | NonFiniteLogitsError]:
     """Choose a token for each row. Synchronises with the device once.
 

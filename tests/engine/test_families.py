@@ -65,7 +65,9 @@ def test_branches_are_what_they_are_alone(
     assert engine.slots_in_use == 0
 
 
-@pytest.mark.parametrize(("family", "reason"), REFUSED, ids=lambda value: getattr(value, "name", ""))
+@pytest.mark.parametrize(
+    ("family", "reason"), REFUSED, ids=lambda value: getattr(value, "name", "")
+)
 def test_what_no_mask_isolates_is_refused(
     family: Family, reason: str, record_property: Callable[[str, object], None]
 ) -> None:

@@ -1,0 +1,238 @@
+"""Sampling: each row by its own parameters and seed, whatever runs beside it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import GenerationConfig
+
+from langchain_pos.engine import Engine, SamplingParams
+from langchain_pos.engine.sampling import (
+    RowSampling,
+    derive_seed,
+    inverse_cdf,
+    sample,
+    uniform,
+)
+from langchain_pos.errors import InvalidRequestError, NonFiniteLogitsError
+from tests.engine.tiny import ids, tiny_engine, tiny_model
+
+WARM = SamplingParams(temperature=0.9, top_k=50, top_p=0.9, min_p=0.01, seed=11)
+OPENINGS = [ids(length, seed=length) for length in (3, 1, 5, 2)]
+PROMPT = ids(20, seed=9)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    """An engine whose sequences use their whole budget."""
+    return tiny_engine()
+
+
+def drawn(logits: torch.Tensor, params: SamplingParams, draws: int) -> torch.Tensor:
+    """Many independent tokens from one distribution."""
+    rows = [RowSampling(params, seed, step=3) for seed in range(draws)]
+    return torch.tensor(sample(logits.expand(draws, -1).clone(), rows))
+
+
+def chi_square(tokens: torch.Tensor, probabilities: torch.Tensor) -> float:
+    """How far the frequencies are off, in standard deviations of the chi-square distribution."""
+    kept = probabilities > 0
+    counts = torch.bincount(tokens, minlength=len(probabilities)).double()
+    assert counts[~kept].sum() == 0, "an excluded token was drawn"
+    expected = probabilities.double()[kept] * len(tokens)
+    statistic = float(((counts[kept] - expected) ** 2 / expected).sum())
+    freedom = int(kept.sum()) - 1
+    return (statistic - freedom) / math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=1.0),
+        SamplingParams(temperature=0.5),
+        SamplingParams(temperature=1.0, top_k=5),
+        SamplingParams(temperature=1.0, top_p=0.7),
+        SamplingParams(temperature=1.3, min_p=0.2),
+    ],
+)
+def test_frequencies_are_the_softmax(params: SamplingParams) -> None:
+    """Tokens come as often as the warped distribution says, the excluded ones never."""
+    logits = torch.randn(12, generator=torch.Generator().manual_seed(3))[None]
+    probabilities = params.warpers()(torch.LongTensor(), logits.clone()).softmax(dim=-1)[0]
+    assert chi_square(drawn(logits, params, 20_000), probabilities) < 4
+
+
+def test_draws_of_one_sequence_are_independent() -> None:
+    """The numbers of a sequence's steps fill [0, 1) evenly, pairs of neighbours as well."""
+    numbers = torch.tensor([uniform(7, step) for step in range(20_000)])
+    assert 0 <= numbers.min()
+    assert numbers.max() < 1
+    tenths = (numbers * 10).long()
+    assert chi_square(tenths, torch.full((10,), 0.1)) < 4
+    assert chi_square(tenths[:-1:2] * 10 + tenths[1::2], torch.full((100,), 0.01)) < 4
+
+
+@given(
+    st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=9),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_inverse_cdf_is_the_first_token_beyond_u(logits: list[float], u: float) -> None:
+    """Walking along the probabilities, the draw is the token that `u` falls into."""
+    row = torch.tensor([logits])
+    token = int(inverse_cdf(row, torch.tensor([u], dtype=torch.float64))[0])
+    cumulative = row.double().softmax(dim=-1).cumsum(dim=-1)[0].tolist()
+    assert cumulative[token] >= u * cumulative[-1] - 1e-12
+    assert token == 0 or cumulative[token - 1] <= u * cumulative[-1] + 1e-12
+
+
+def test_inverse_cdf_never_draws_what_is_excluded() -> None:
+    """Neither u = 0 nor u just below 1 hits a token of probability 0."""
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf, 1.0, -math.inf]])
+    for u, token in ((0.0, 1), (1 - 2**-53, 3)):
+        assert inverse_cdf(logits, torch.tensor([u], dtype=torch.float64)).tolist() == [token]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.7},
+        {"top_k": 7},
+        {"top_p": 0.6},
+        {"min_p": 0.1},
+        {"temperature": 1.4, "top_k": 40, "top_p": 0.8, "min_p": 0.05},
+    ],
+)
+def test_warpers_are_those_of_generate(settings: dict[str, Any]) -> None:
+    """The distribution is the one that transformers' `generate` would draw from."""
+    prompt = torch.tensor([ids(9)])
+    config = GenerationConfig(**{"do_sample": True, "top_k": 0, **settings})
+    theirs = tiny_model()._get_logits_processor(config, input_ids_seq_length=9, device="cpu")
+    logits = 3 * torch.randn(4, 384, generator=torch.Generator().manual_seed(5))
+    ours = SamplingParams(**{"temperature": 1.0, **settings}).warpers()
+    expected = theirs(prompt, logits.clone())
+    assert torch.equal(ours(torch.LongTensor(), logits.clone()), expected)
+    assert len(ours) == len(settings)
+
+
+@pytest.mark.parametrize("penalty", [1.2, 2.0, 0.8])
+def test_repetition_penalty_is_that_of_generate(engine: Engine, penalty: float) -> None:
+    """Greedy with a penalty writes what transformers' `generate` writes with it."""
+    output = engine.model.generate(
+        torch.tensor([PROMPT]),
+        attention_mask=torch.ones(1, len(PROMPT), dtype=torch.long),
+        max_new_tokens=20,
+        min_new_tokens=20,
+        do_sample=False,
+        repetition_penalty=penalty,
+        pad_token_id=0,
+    )
+    params = SamplingParams(repetition_penalty=penalty)
+    done = engine.generate(PROMPT, max_new_tokens=20, sampling=params)
+    assert list(done.token_ids) == output[0, len(PROMPT) :].tolist()
+    # A branch is penalised for its prefix and opening, too.
+    (branch,) = engine.decode_branches(
+        PROMPT[:15], [PROMPT[15:]], max_new_tokens=20, sampling=params
+    )
+    assert branch.token_ids == done.token_ids
+
+
+@pytest.mark.parametrize(
+    "params", [WARM, SamplingParams(temperature=1.0, repetition_penalty=1.5, seed=5)]
+)
+def test_same_seed_same_branch_whatever_runs_beside_it(
+    engine: Engine, params: SamplingParams
+) -> None:
+    """A branch's tokens follow from its seed and place, not from its company."""
+    company = engine.decode_branches(PROMPT, OPENINGS, max_new_tokens=15, sampling=params)
+    refilled = engine.decode_branches(
+        PROMPT, OPENINGS, max_new_tokens=15, sampling=params, max_parallel=2
+    )
+    assert refilled == company
+    fewer = engine.decode_branches(PROMPT, OPENINGS[:2], max_new_tokens=15, sampling=params)
+    assert fewer == company[:2]
+    own = SamplingParams(**{**vars(params), "seed": derive_seed(params.seed or 0, 2)})
+    alone = engine.generate(PROMPT + OPENINGS[2], max_new_tokens=15, sampling=own)
+    assert alone.token_ids == company[2].token_ids
+
+
+def test_hardly_any_temperature_is_greedy(engine: Engine) -> None:
+    """Towards 0, sampling becomes greedy and never overflows."""
+    greedy = engine.generate(PROMPT, max_new_tokens=10).token_ids
+    for temperature in (1e-4, 1e-6, 1e-40):
+        params = SamplingParams(temperature=temperature)
+        assert engine.generate(PROMPT, max_new_tokens=10, sampling=params).token_ids == greedy
+
+
+def test_seeds_make_the_difference(engine: Engine) -> None:
+    """Branches with one opening differ from each other; another seed or none differs again."""
+    same = [OPENINGS[0]] * 3
+
+    def texts(**change: int | None) -> list[tuple[int, ...]]:
+        params = SamplingParams(**{**vars(WARM), **change})
+        done = engine.decode_branches(PROMPT, same, max_new_tokens=15, sampling=params)
+        return [branch.token_ids for branch in done]
+
+    first = texts()
+    assert len(set(first)) == 3
+    assert texts() == first
+    assert set(texts(seed=12)).isdisjoint(first)
+    assert texts(seed=None) != texts(seed=None)
+
+
+@given(st.integers(), st.integers(), st.text(max_size=3))
+def test_derived_seeds_are_their_own(seed: int, index: int, name: str) -> None:
+    """A derived seed fits 63 bits, is the same in every run, and differs by its path."""
+    derived = derive_seed(seed, name, index)
+    assert 0 <= derived < 2**63
+    assert derived == derive_seed(seed, name, index)
+    assert derived != derive_seed(seed, name, index + 1)
+    assert derived != derive_seed(seed + 1, name, index)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_k", 0),
+        ("top_p", 0.0),
+        ("top_p", 1.5),
+        ("min_p", -0.5),
+        ("min_p", 2.0),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", -1.0),
+        ("repetition_penalty", math.inf),
+    ],
+)
+def test_parameters_that_mean_nothing_are_refused(name: str, value: float) -> None:
+    """The error names the parameter, what was given and what is allowed."""
+    with pytest.raises(InvalidRequestError, match=f"{name}={value}.*must be"):
+        SamplingParams(**{name: value})
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_broken_rows_are_named_and_the_others_sampled(broken: float) -> None:
+    """NaN and infinity fail their own row only."""
+    logits = torch.zeros(3, 5)
+    logits[:, 2] = 1
+    logits[1, 4] = broken
+    greedy = SamplingParams()
+    first, second, third = sample(logits, [RowSampling(greedy, 0, 0)] * 3)
+    assert (first, third) == (2, 2)
+    assert isinstance(second, NonFiniteLogitsError)
+
+
+def test_a_row_of_minus_infinity_is_broken_and_one_with_a_token_is_not() -> None:
+    """Minus infinity is how models exclude tokens; only a whole row of it is an error."""
+    logits = torch.full((2, 5), -math.inf)
+    logits[1, 3] = 0.5
+    for params in (SamplingParams(), WARM):
+        first, second = sample(logits.clone(), [RowSampling(params, 0, 0)] * 2)
+        assert isinstance(first, NonFiniteLogitsError)
+        assert second == 3
