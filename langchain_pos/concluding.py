@@ -1,17 +1,18 @@
 """Stage 3: the finished branches are joined behind the trunk, and the model goes on.
 
-What it writes may open a further block with `####`. Whether one comes of it is stage 1's matter;
-if none does, the `####` was only text and the conclusion goes on behind it.
+What it writes may open a further block: a line `####title:......`. A heading or another use of
+`####` opens nothing. Whether a block comes of it is stage 1's matter; if none does, the line was
+only text and the conclusion goes on behind it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from langchain_pos.engine.completion import FinishReason
-from langchain_pos.engine.decoding import decode
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
 from langchain_pos.prompts import join_text
 from langchain_pos.schema import STEP_MARK, BranchResult
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from langchain_pos.progress import Progress
     from langchain_pos.settings import ReasoningSettings
 
+_STEP = re.compile(
+    r"^[ \t]*####[ \t]*(?P<title>[^\n:：]+?)[ \t]*[:：][ \t]*(?:\.{3}|…)[.…]*", re.MULTILINE
+)
+"""A step whose body is an ellipsis."""
+
 
 @dataclass(frozen=True)
 class Conclusion:
@@ -31,17 +37,21 @@ class Conclusion:
 
     Attributes:
         text: stripped at both ends.
-        gap: the white space that followed it.
-        tokens: how many it took.
-        opens_block: whether a `####` follows.
+        finish_reason: how it ended.
+        error: what went wrong, when that is "error".
+        title: of the first step of a further block, which it has just opened.
+        opened: that step as it was written, from `####` on.
+        gap: the white space between `text` and it.
+        tokens: how many were written.
     """
 
     text: str
-    finish_reason: FinishReason
+    finish_reason: FinishReason = "stop"
     error: str | None = None
+    title: str | None = None
+    opened: str = ""
     gap: str = ""
     tokens: int = 0
-    opens_block: bool = False
 
 
 class Concluder:
@@ -85,63 +95,84 @@ class Concluder:
             )
             return Conclusion("", "error", error)
         trunk.settle(joined)
-        marks = (STEP_MARK,) if block < self._settings.max_blocks else ()
-        return (yield from self._write(trunk, marks, self._budget.conclusion))
+        may_open = block < self._settings.max_blocks
+        return (yield from self._write(trunk, self._budget.conclusion, may_open=may_open))
 
     def conclude_on(self, trunk: Trunk, so_far: Conclusion) -> Steps[Conclusion]:
-        """Go on behind a `####` that opened no block after all: it was only text."""
-        mark = (so_far.gap if so_far.text else "") + STEP_MARK
-        trunk.settle(trunk.encode(STEP_MARK))
-        self._progress.conclusion_text(mark)
+        """Go on behind a step that opened no block after all: it was only text."""
+        more = (so_far.gap if so_far.text else "") + so_far.opened
+        trunk.settle(trunk.encode(so_far.opened))
+        self._progress.conclusion_text(more)
         left = self._budget.conclusion - so_far.tokens
-        return (yield from self._write(trunk, (), left, so_far.text + mark))
+        return (yield from self._write(trunk, left, so_far.text + more))
 
     def _write(
-        self, trunk: Trunk, marks: tuple[str, ...], budget: int, so_far: str = ""
+        self, trunk: Trunk, budget: int, so_far: str = "", *, may_open: bool = False
     ) -> Steps[Conclusion]:
-        unfed = trunk.unfed
-        settled = len(trunk.token_ids)
+        unfed, settled = trunk.unfed, len(trunk.token_ids)
         budget = min(budget, self._budget.limit - settled)
         if budget < 1:
             return Conclusion(so_far, "length")
-        tail = _Tail(self._progress.conclusion_text)
+        told = _Told(self._progress.conclusion_text, may_open=may_open)
         sequence = self._engine.sequence(
             trunk.segment,
             unfed,
             max_new_tokens=budget,
             sampling=self._sampling,
             seed=derive_seed(self._seed, "conclusion", settled),
-            stop=(*marks, *self._settings.stop),
+            stop=self._settings.stop,
             strip=not so_far,
             context_ids=trunk.token_ids[: settled - len(unfed)],
-            on_text=tail.push,
+            on_text=told.push,
         )
-        yield from decode([sequence])
-        done = sequence.completion()
-        self._progress.output_tokens += len(done.token_ids)
-        opens_block = done.stop in marks
-        gap = ""
-        if opens_block:
-            written = trunk.settle_before(done.token_ids, STEP_MARK)
-            gap = written[len(written.rstrip()) :]
+        step = None
+        while sequence.finish_reason is None and step is None:
+            (sampled,) = yield [sequence.feed()]
+            sequence.accept(sampled)
+            if may_open and sequence.finish_reason is None:
+                step = _STEP.search(sequence.text)
+        written = len(sequence.token_ids)
+        self._progress.output_tokens += written
+        if step is not None:
+            raw = trunk.settle_before(sequence.token_ids, _STEP)
             self._engine.truncate(trunk.segment, len(trunk.token_ids))
+            text, gap = sequence.text[: step.start()].rstrip(), raw[len(raw.rstrip()) :]
+            return Conclusion(text, title=step["title"], opened=step[0], gap=gap, tokens=written)
+        told.flush()
+        done = sequence.completion()
         text, reason, error = so_far + done.text.rstrip(), done.finish_reason, done.error
-        if not text and not opens_block and error is None:
+        if not text and error is None:
             reason, error = "error", f"the conclusion ended ({reason}) without any text"
-        return Conclusion(text, reason, error, gap, len(done.token_ids), opens_block)
+        return Conclusion(text, reason, error, tokens=written)
 
 
-class _Tail:
-    """Passes text on; white space waits until something follows it."""
+class _Told:
+    """Passes text on, except what may yet be dropped.
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
+    White space waits until something follows it, and with `may_open` a line that begins with
+    `####` waits until it is over, because it may turn out to be a step.
+    """
+
+    def __init__(self, tell: Callable[[str], None], *, may_open: bool) -> None:
         self._tell = tell
-        self._space = ""
+        self._may_open = may_open
+        self._began = False
+        self._held = ""
 
     def push(self, piece: str) -> None:
         """Take a piece."""
-        whole = self._space + piece
-        certain = whole.rstrip()
-        self._space = whole[len(certain) :]
+        whole = self._held + piece
+        before, line_break, line = whole.rpartition("\n")
+        mark = line.strip()[: len(STEP_MARK)]
+        at_line_start = bool(line_break) or not self._began
+        waits = self._may_open and at_line_start and STEP_MARK.startswith(mark)
+        certain = (before if waits else whole).rstrip()
+        self._held = whole[len(certain) :]
         if certain:
+            self._began = True
             self._tell(certain)
+
+    def flush(self) -> None:
+        """All was only text."""
+        self._may_open = False
+        self.push("")

@@ -8,6 +8,7 @@ it samples with a new seed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -91,23 +92,26 @@ class Planner:
                     warmer = max(sampling.temperature, _RETRY_TEMPERATURE)
                     sampling = replace(sampling, temperature=warmer)
                 asked.append(list(trunk.token_ids))
-                sequence = yield from self._write(trunk, "", max_tokens, sampling)
+                sequence = yield from self._write(trunk, None, max_tokens, sampling)
                 try:
                     plan = self._read(sequence.text)
                 except PlanFormatError as error:
                     wrong = str(error)
                     self._engine.release(trunk.segment)
                     raise
-        trunk.settle_before(sequence.token_ids, STEP_MARK)
+        trunk.settle_before(sequence.token_ids, re.compile(re.escape(STEP_MARK)))
         self._engine.truncate(trunk.segment, len(trunk.token_ids))
         return plan, trunk
 
-    def plan_further(self, trunk: Trunk, preamble: str, max_tokens: int) -> Steps[Plan | None]:
-        """Write the skeleton of a block that the conclusion has just opened with `####`.
+    def plan_further(
+        self, trunk: Trunk, preamble: str, title: str, max_tokens: int
+    ) -> Steps[Plan | None]:
+        """Write on the skeleton of a block that the conclusion has opened.
 
         Args:
-            trunk: everything before that `####`; left as it is.
+            trunk: everything before its first step; left as it is.
             preamble: the conclusion so far.
+            title: of the first step, which is written already.
             max_tokens: budget of the skeleton.
 
         Returns:
@@ -116,16 +120,20 @@ class Planner:
         Raises:
             PlanFormatError: the steps cannot be used, e.g. because a title occurs twice.
         """
-        sequence = yield from self._write(trunk, STEP_MARK, max_tokens, self._sampling)
+        sequence = yield from self._write(trunk, title, max_tokens, self._sampling)
         self._engine.truncate(trunk.segment, len(trunk.token_ids))
         plan = self._read(STEP_MARK + sequence.text)
         return None if plan is None else Plan(preamble=preamble.strip(), steps=plan.steps)
 
     def _write(
-        self, trunk: Trunk, opening: str, max_tokens: int, sampling: SamplingParams
+        self, trunk: Trunk, first: str | None, max_tokens: int, sampling: SamplingParams
     ) -> Steps[DecodingSequence]:
-        """Decode one skeleton behind `trunk` and `opening`, within its bounds."""
+        """Decode one skeleton behind `trunk` within its bounds.
+
+        `first` is the title of a first step that is there already.
+        """
         self.attempts += 1
+        opening = "" if first is None else STEP_MARK
         grammar = skeleton_grammar(
             max_branches=self._settings.max_branches,
             allow_decline=self._settings.allow_decline or bool(opening),
@@ -143,16 +151,19 @@ class Planner:
             context_ids=trunk.token_ids[: len(trunk.token_ids) - len(unfed)],
             on_text=self._on_text,
         )
-        marks, tokens_at_mark = int(bool(opening)), 0
+        if first is not None and not sequence.force(f"{first}:"):
+            raise PlanFormatError(f"this cannot be a title: {first!r}", text=opening + first)
+        marks, tokens_at_mark = (opening + sequence.text).count(STEP_MARK), len(sequence.token_ids)
         while sequence.finish_reason is None:
             (sampled,) = yield [sequence.feed()]
             sequence.accept(sampled)
-            written = len(sequence.token_ids)
-            seen = sequence.text.count(STEP_MARK) + int(bool(opening))
-            if seen != marks:
-                marks, tokens_at_mark = seen, written
-            if sequence.finish_reason is None:
-                self._close(sequence, opening, seen, written - tokens_at_mark, max_tokens)
+            for close in (True, False):  # what closes a title opens the next one
+                seen = (opening + sequence.text).count(STEP_MARK)
+                if seen != marks:
+                    marks, tokens_at_mark = seen, len(sequence.token_ids)
+                if close and sequence.finish_reason is None:
+                    since = len(sequence.token_ids) - tokens_at_mark
+                    self._close(sequence, opening, marks, since, max_tokens)
         self.output_tokens += len(sequence.token_ids)
         if sequence.error is not None:
             raise NonFiniteLogitsError(sequence.error)
@@ -166,10 +177,10 @@ class Planner:
         if len(sequence.token_ids) >= max_tokens and marks > 2:
             sequence.force(closing(opening + sequence.text))
         elif marks == 0:
-            if since >= min(settings.max_preamble_tokens, max_tokens // 3):
+            if since >= min(settings.max_preamble_tokens, max_tokens // 6):
                 text = PREAMBLE_CLOSE[1:] if sequence.text.endswith("\n") else PREAMBLE_CLOSE
                 sequence.force(text)
-        elif since >= min(settings.max_title_tokens, max(max_tokens // 3, 1)):
+        elif since >= min(settings.max_title_tokens, max(max_tokens // 6, 1)):
             sequence.force(":")
 
     def _read(self, text: str) -> Plan | None:

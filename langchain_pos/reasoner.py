@@ -3,7 +3,7 @@
     reason
       ├─ plan       stage 1   the model writes a skeleton under a grammar (planning.py)
       ├─ expand     stage 2   a branch for each step; all decode together, one token each a pass
-      └─ conclude   stage 3   join, decode on; `####` opens another block → back to stage 1
+      └─ conclude   stage 3   join, decode on; a step opens another block → back to stage 1
                               (concluding.py)
 
 `reason` is a generator in the engine's sense (`Steps`): it yields the tokens that it wants fed
@@ -162,9 +162,9 @@ class Answer:
             with self.progress.stage("conclude"):
                 conclusion = yield from concluder.conclude(trunk, branches, len(blocks))
             plan = None
-            if conclusion.opens_block:
+            if conclusion.title is not None:
                 with self.progress.stage("plan"):
-                    plan = yield from self.plan_further(trunk, conclusion.text)
+                    plan = yield from self.plan_further(trunk, conclusion.text, conclusion.title)
                 if plan is None:
                     with self.progress.stage("conclude"):
                         conclusion = yield from concluder.conclude_on(trunk, conclusion)
@@ -192,14 +192,14 @@ class Answer:
             self.progress.output_tokens += planner.output_tokens
         return plan, trunk, "declined: the question does not fall into independent parts"
 
-    def plan_further(self, trunk: Trunk, so_far: str) -> Steps[Plan | None]:
-        """The plan of a block that the conclusion has opened; None if there is none after all."""
+    def plan_further(self, trunk: Trunk, so_far: str, title: str) -> Steps[Plan | None]:
+        """The plan of a block that the conclusion has opened; None if it is none after all."""
         planner = self._planner()
         max_tokens = self.budget.further_plan(len(trunk.token_ids))
         if not max_tokens:
             return None
         try:
-            plan = yield from planner.plan_further(trunk, so_far, max_tokens)
+            plan = yield from planner.plan_further(trunk, so_far, title, max_tokens)
             if plan is not None:
                 self._lay_out(trunk, plan)
         except (PlanFormatError, ContextLengthError):  # e.g. one title twice, or no room for all

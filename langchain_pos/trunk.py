@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -46,7 +47,7 @@ class Trunk:
         self.token_ids.extend(token_ids)
         self.lead = ""
 
-    def settle_before(self, written: Sequence[int], mark: str) -> str:
+    def settle_before(self, written: Sequence[int], mark: re.Pattern[str]) -> str:
         """Settle those of the tokens `written` whose text comes before the first `mark`.
 
         A token that reaches into the mark is not taken; its text before it becomes the lead.
@@ -59,7 +60,8 @@ class Trunk:
         for token_id in written:
             text += stream.decode(token_id)
             ends.append(len(text))
-        length = text.find(mark)
+        found = mark.search(text)
+        length = len(text) if found is None else found.start()
         taken = sum(end <= length for end in ends)
         self.settle(written[:taken])
         self.lead = text[ends[taken - 1] if taken else 0 : length]
