@@ -3,7 +3,7 @@
 A skeleton cannot have the wrong form, and its bounds hold whatever the model prefers: when a
 budget runs out, the text that closes it is written for the model. What no grammar sees (duplicate
 titles) is retried, and every retry changes something: first the error is told to the model, then
-it samples with a new seed.
+it samples with a new seed. After the last attempt a title that is there already is left out.
 """
 
 from __future__ import annotations
@@ -97,8 +97,11 @@ class Planner:
                     plan = self._read(sequence.text)
                 except PlanFormatError as error:
                     wrong = str(error)
-                    self._engine.release(trunk.segment)
-                    raise
+                    last = self.attempts == self._settings.max_plan_attempts
+                    plan = _without_repeats(sequence.text) if last else None
+                    if plan is None:
+                        self._engine.release(trunk.segment)
+                        raise
         trunk.settle_before(sequence.token_ids, re.compile(re.escape(STEP_MARK)))
         self._engine.truncate(trunk.segment, len(trunk.token_ids))
         return plan, trunk
@@ -122,7 +125,13 @@ class Planner:
         """
         sequence = yield from self._write(trunk, title, max_tokens, self._sampling)
         self._engine.truncate(trunk.segment, len(trunk.token_ids))
-        plan = self._read(STEP_MARK + sequence.text)
+        text = STEP_MARK + sequence.text
+        try:
+            plan = self._read(text)
+        except PlanFormatError:
+            plan = _without_repeats(text)
+            if plan is None:
+                raise
         return None if plan is None else Plan(preamble=preamble.strip(), steps=plan.steps)
 
     def _write(
@@ -195,3 +204,21 @@ class Planner:
             return None
         plan = PlanParser(max_branches=self._settings.max_branches).parse(text)
         return plan if len(plan.steps) > 1 else None
+
+
+def _without_repeats(text: str) -> Plan | None:
+    """The plan of a closed skeleton in which titles occur twice: each of them once.
+
+    Returns:
+        None when the skeleton is not closed, or fewer than two steps are left.
+    """
+    preamble, *steps = text.split(STEP_MARK)
+    if not text.rstrip().endswith(END_MARK):
+        return None
+    titles: dict[str, str] = {}
+    for step in steps[:-1]:
+        title = " ".join(step.rpartition(":")[0].split())
+        titles.setdefault(title.casefold(), title)
+    if len(titles) < 2:
+        return None
+    return Plan.of(list(titles.values()), preamble.strip())

@@ -68,6 +68,14 @@ class TestFurtherBlocks:
         assert "".join(told) == "Now cities.So Rome."
         assert len(told) > 4
 
+    def test_a_repeated_title_in_a_further_block_is_left_out(self) -> None:
+        """There are no retries there: the block has the other steps."""
+        again = FURTHER["b\n####%%%%\n"].replace("####%", "####rome:......\n####%")
+        llm, _ = scripted_llm({**FURTHER, "b\n####%%%%\n": again})
+        result = llm.invoke("Who?")
+        assert result.blocks[1].plan.titles == ("Rome", "Oslo")
+        assert result.conclusion == "So Rome."
+
     def test_max_blocks_makes_further_marks_text(self) -> None:
         """With `max_blocks=1` the conclusion may contain whole skeletons: they are text."""
         llm, _ = scripted_llm(FURTHER, max_blocks=1)

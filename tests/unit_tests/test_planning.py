@@ -135,6 +135,18 @@ class TestRetries:
         assert result.forward_passes.plan > 0
         assert result.finish_reason == "stop"
 
+    def test_a_title_that_occurs_twice_to_the_last_is_left_out(self) -> None:
+        """Where two steps are left without the repeats, they are the plan."""
+        skeleton = "See.\n####Ann:......\n####ann:......\n####Ben:......\n####%%%%"
+        llm, script = scripted_llm({"Answer:\n": skeleton, **REST})
+        result = llm.invoke("Who?")
+        assert result.plan is not None
+        assert (result.preamble, result.plan.titles) == ("See.", ("Ann", "Ben"))
+        assert result.plan_attempts == 3
+        told = "See.\n####Ann: a\n####Ben: b\n####%%%%\ndone"
+        last = script.passes[-1][0]
+        assert (last.seen + last.text).endswith(told)
+
     def test_on_plan_failure_raise_gives_the_error_and_the_text(self) -> None:
         """`PlanFormatError` names what was wrong and carries the last skeleton."""
         llm, _ = scripted_llm({"Answer:\n": TWICE})
@@ -180,7 +192,7 @@ class TestBrokenModels:
         assert llm.invoke({"question": "Who?", "steps": ["Ann"]}).branches[0].text
 
     def test_eos_cannot_break_a_skeleton_off(self) -> None:
-        """A model that wants to stop inside the skeleton writes on: the grammar has no EOS there."""
+        """A model that wants to stop inside the skeleton writes on: EOS is not allowed there."""
         llm, _ = scripted_llm({ASKED: "Let us see.\n####An", **REST})
         result = llm.invoke("Who?")
         assert (result.mode, result.preamble) == ("parallel", "Let us see.")
