@@ -15,7 +15,12 @@ from langchain_pos.engine.completion import Completion, FinishReason, TokenUsage
 from langchain_pos.engine.constraints import ConstraintState
 from langchain_pos.engine.sampling import RowSampling, SamplingParams
 from langchain_pos.engine.segments import Segment
-from langchain_pos.engine.text import CONTEXT_TOKENS, TextStream, encode_continuation
+from langchain_pos.engine.text import (
+    CONTEXT_TOKENS,
+    TextStream,
+    encode_continuation,
+    whole_characters,
+)
 from langchain_pos.errors import NonFiniteLogitsError
 
 if TYPE_CHECKING:
@@ -91,7 +96,11 @@ class DecodingSequence:
         self._sampling = sampling
         self._seed = seed
         self._context = [*context_ids, *prompt_ids]
-        self._stream = TextStream(tokenizer, self._context, stop, strip=strip)
+        # A grammar begins with a whole character, even behind a prompt that ends inside one.
+        self._behind = self._context
+        if constraint is not None:
+            self._behind = whole_characters(tokenizer, self._context)
+        self._stream = TextStream(tokenizer, self._behind, stop, strip=strip)
         self._on_text = on_text or (lambda piece: None)
 
     @property
@@ -136,9 +145,15 @@ class DecodingSequence:
         if piece and not begun:
             token_ids = encode_continuation(self._tokenizer, piece + forced)
         room = self._budget - len(self.token_ids)
-        self._stream.follow(self._tail())
-        text = "".join(self._stream.decode(i) for i in token_ids[:room])
-        self._write(token_ids[:room], piece + forced if room >= len(token_ids) else text)
+        if len(token_ids) <= room:
+            self._write(token_ids, piece + forced)
+            self._stream.follow(self._tail())
+            return
+        # The budget cuts it: the text is what the tokens that are left say.
+        kept, known = token_ids[:room], int(begun)
+        self._stream.follow([*self._tail(), *kept[:known]])
+        text = "".join(self._stream.decode(i) for i in kept[known:])
+        self._write(kept, piece + text if begun else text, cut=True)
 
     def force(self, text: str) -> bool:
         """Write `text` whatever the model prefers, if the grammar allows it here.
@@ -158,7 +173,7 @@ class DecodingSequence:
 
     def _tail(self) -> list[int]:
         """The last tokens so far, enough for what comes next to be decoded behind them."""
-        return [*self._context[-CONTEXT_TOKENS:], *self.token_ids[-CONTEXT_TOKENS:]]
+        return [*self._behind[-CONTEXT_TOKENS:], *self.token_ids[-CONTEXT_TOKENS:]]
 
     def _forced_text(self) -> str:
         forced = "" if self.constraint is None else self.constraint.forced_text()
@@ -166,10 +181,10 @@ class DecodingSequence:
             self.constraint.accept_text(forced)
         return forced
 
-    def _write(self, token_ids: Sequence[int], text: str) -> None:
+    def _write(self, token_ids: Sequence[int], text: str, *, cut: bool = False) -> None:
         self.token_ids.extend(token_ids)
         self._emit(self._stream.push(text))
-        complete = self.constraint is not None and self.constraint.finished
+        complete = self.constraint is not None and self.constraint.finished and not cut
         if complete or self._stream.stopped is not None:
             self.finish("stop")
         elif len(self.token_ids) >= self._budget:

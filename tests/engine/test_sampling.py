@@ -70,7 +70,7 @@ def test_frequencies_are_the_softmax(params: SamplingParams) -> None:
 def test_draws_of_one_sequence_are_independent() -> None:
     """The numbers of a sequence's steps fill [0, 1) evenly, pairs of neighbours as well."""
     numbers = torch.tensor([uniform(7, step) for step in range(20_000)])
-    assert 0 <= numbers.min()
+    assert numbers.min() >= 0
     assert numbers.max() < 1
     tenths = (numbers * 10).long()
     assert chi_square(tenths, torch.full((10,), 0.1)) < 4
