@@ -28,7 +28,7 @@ class Stage:
     mixture: dict[str, float]
     gate: float  # share of right validation branches and skeletons that ends the stage
     latest: float  # share of all steps at which it ends anyhow
-    bare: float = 0.08
+    bare: float = 0.13
 
     def next(self, index: int, progress: float, scores: dict[str, float]) -> int:
         """Return the index of the stage to go on with."""
@@ -59,7 +59,8 @@ def _work(
     tokenizer: str, seed: int, wanted: multiprocessing.Queue, made: multiprocessing.Queue
 ) -> None:
     packer = Packer(Tokenizer.from_file(tokenizer))
-    while (order := wanted.get()) is not None:
+    while True:
+        order = wanted.get()
         made.put((order, batch_for(packer, seed, *order)))
 
 
@@ -95,5 +96,5 @@ class Supply:
 
     def close(self) -> None:
         """End the process."""
-        self._wanted.put(None)
+        self._process.terminate()  # it may be waiting to hand over a batch that nobody wants
         self._process.join()

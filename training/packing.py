@@ -131,7 +131,7 @@ class Packer:
     def _title(self, segment: _Segment, title: str) -> None:
         first, *rest = self._encode(title)
         segment.ids += [first, *rest]
-        segment.weights += [3.0] + [1.0] * len(rest)
+        segment.weights += [4.0] + [1.0] * len(rest)
         segment.kinds += [TITLE] * (1 + len(rest))
         segment.gaps += [0] * (1 + len(rest))
 
@@ -266,7 +266,7 @@ class Packer:
             children: list[_Segment] = []
             if rng.random() < bucket.sequential:
                 children.append(self._sequential(rng, question, parent, start))
-            if rng.random() < 0.35:
+            if rng.random() < 0.5:
                 children.append(self._skeleton(question, parent, start))
             key = {id(line): line.hit + 0.6 * line.near + rng.random() for line in question.lines}
             belt = sorted(question.lines, key=lambda line: -key[id(line)])
