@@ -240,6 +240,7 @@ class Scheduler:
         wanted = [i for i, p in enumerate(parts) if p.completes and p.feed.sampling is not None]
         rows = [s for i in wanted if (s := parts[i].feed.sampling) is not None]
         ends = [part.feed.segment.end for part in parts]
+        failure: Exception | None = None
         try:
             logits = self.forward.run([(p.feed.segment, p.token_ids) for p in parts], wanted)
             tokens = sample(logits, rows) if rows else []
@@ -249,7 +250,9 @@ class Scheduler:
                 self.forward.forest.truncate(part.feed.segment, end)
             if not isinstance(error, Exception):
                 raise
-            self._fail_pass(parts, error)
+            failure = error
+        if failure is not None:
+            self._fail_pass(parts, failure)
             return
         for part in parts:
             part.request._fed[part.index] += len(part.token_ids)
@@ -264,9 +267,11 @@ class Scheduler:
         if _is_out_of_memory(error):
             largest = max(requests, key=lambda r: r.ledger.slots + r._waiting_rows())
             if not isinstance(error, OutOfSlotsError):
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                error.__traceback__ = None  # its frames hold the tensors that took the memory
                 error = OutOfSlotsError(
-                    f"out of memory with {largest.ledger.slots} KV-cache slots held "
-                    f"({str(error).splitlines()[0]}); ask for smaller budgets or fewer branches"
+                    f"out of memory with {largest.ledger.slots} KV-cache slots held ({reason}); "
+                    "ask for smaller budgets or fewer branches"
                 )
             requests = [largest]
             if self.forward.device.type == "cuda":
