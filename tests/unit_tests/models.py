@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from operator import itemgetter
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
-from langchain_pos import ParallelReasoningLLM
+from langchain_pos import ParallelReasoningLLM, ReasoningResult
 from langchain_pos.engine.engine import Engine
 from langchain_pos.engine.segments import Segment
 from langchain_pos.prompts import ReasoningPrompts
@@ -94,6 +95,15 @@ def random_llm(
     """A runnable over random weights, with small budgets and bare prompts."""
     engine = Engine(model or tiny_model(), tokenizer or byte_level(), max_slots=8192)
     return ParallelReasoningLLM.from_engine(engine, **{"prompts": BARE, **SMALL, **fields})
+
+
+def without_clocks(result: ReasoningResult) -> dict[str, Any]:
+    """A result's fields, except what a clock has written."""
+    data = result.model_dump(mode="json", exclude={"timings"})
+    for block in data["blocks"]:
+        for branch in block["branches"]:
+            del branch["started"], branch["ended"]
+    return data
 
 
 class Fed(NamedTuple):
@@ -193,6 +203,21 @@ class Script:
             elif text != stem and written.startswith(stem):
                 fitting.append((at, None))
         return max(fitting, key=itemgetter(0))[1]
+
+
+class Halt:
+    """Stops a script's engine inside one pass, until it may go on."""
+
+    def __init__(self, script: Script, at: int) -> None:
+        self.inside = threading.Event()
+        self.go_on = threading.Event()
+        self._script, self._at = script, at
+        script.before = self._before
+
+    def _before(self) -> None:
+        if len(self._script.passes) == self._at:
+            self.inside.set()
+            self.go_on.wait()
 
 
 def scripted_llm(

@@ -8,7 +8,7 @@ from operator import add
 import pytest
 
 from langchain_pos import ParallelReasoningLLM, ReasoningChunk, ReasoningResult
-from tests.unit_tests.models import STUDENTS, Script, scripted_llm
+from tests.unit_tests.models import STUDENTS, Script, scripted_llm, without_clocks
 
 ASKED = "Who?\n\nAnswer:\n"
 PLAN = STUDENTS[ASKED]
@@ -21,15 +21,6 @@ FURTHER = {
     "####Oslo:": " cold",
     "cold\n####%%%%\n": "So Rome.",
 }
-
-
-def without_clocks(result: ReasoningResult) -> dict[str, object]:
-    """A result's fields, except what a clock has written."""
-    data = result.model_dump(mode="json", exclude={"timings"})
-    for block in data["blocks"]:
-        for branch in block["branches"]:
-            del branch["started"], branch["ended"]
-    return data
 
 
 def streamed(llm: ParallelReasoningLLM, question: str = "Who?") -> ReasoningResult:
