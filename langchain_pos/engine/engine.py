@@ -60,7 +60,7 @@ class Engine:
         slots = max_slots if max_slots is not None else _slots_that_fit(model, found.slot_bytes)
         self.forward = ForwardPass(model, mask_form=found.mask_form, max_slots=slots)
         self.scheduler = Scheduler(self.forward, max_rows=max_rows)
-        self.eos_token_ids = _eos_token_ids(model, tokenizer)
+        self.eos_token_ids = _eos_token_ids(model, tokenizer, self.forward.vocabulary)
         self._constraints: ConstraintCompiler | None = None
 
     @classmethod
@@ -311,10 +311,13 @@ class Engine:
         }
 
 
-def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def _eos_token_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vocabulary: int
+) -> frozenset[int]:
     configured = getattr(model.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
+    known = [i for i in [*ids, tokenizer.eos_token_id] if i is not None]
+    return frozenset(i for i in known if i < vocabulary)  # tokenizers may add one of their own
 
 
 def _slots_that_fit(model: PreTrainedModel, slot_bytes: int) -> int:

@@ -9,7 +9,6 @@ with the reason; it is never wrong in silence.
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,44 +76,70 @@ def load(
         ModelLoadError: nothing can be loaded from there, with the reason and the remedy.
         UnsupportedModelError: its architecture cannot isolate branches.
     """
-    where = Path(name).expanduser()
-    source = str(where) if where.is_dir() else name
-    common = {"revision": revision, "trust_remote_code": trust_remote_code}
-    if where.is_file() or (not where.is_dir() and os.sep in name and name.count("/") != 1):
-        raise ModelLoadError(
-            f"model={name!r} is no folder; give a folder with config.json, or a hub name such as "
-            "'Qwen/Qwen2.5-7B-Instruct'"
-        )
-    if where.is_dir() and use_safetensors and not list(where.glob("*.safetensors")):
+    source, is_folder = _source(name)
+    if is_folder and use_safetensors and not list(Path(source).glob("*.safetensors")):
         raise ModelLoadError(
             f"{source} holds no *.safetensors file. Save the weights with "
             "model.save_pretrained(folder), or pass use_safetensors=False if you trust pickled "
             "weights (loading them can run code)"
         )
-    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+    wanted = getattr(torch, dtype, None) if dtype else None
+    if dtype != "auto" and not (isinstance(wanted, torch.dtype) and wanted.is_floating_point):
         raise ModelLoadError(
-            f"dtype={dtype!r} is no torch dtype; allowed are 'auto', 'float32', 'bfloat16' and "
-            "'float16'"
+            f"dtype={dtype!r} is none that a model can have; allowed are 'auto', 'float32', "
+            "'bfloat16' and 'float16'"
         )
     placed = None if "device_map" in model_kwargs else choose_device(device)
+    common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(source, **common)
         refuse_state(config)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=use_safetensors, **common, **model_kwargs
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True if use_safetensors else None,  # None: either kind
+            output_loading_info=True,
+            **common,
+            **model_kwargs,
         )
+        model, report = loaded
+        if placed is not None:
+            model.to(placed)
     except UnsupportedModelError:
         raise
     except Exception as error:  # transformers, safetensors and the hub raise a dozen kinds
-        raise ModelLoadError(_explain(source, where.is_dir(), error)) from error
-    if placed is not None:
-        model.to(placed)  # type: ignore[arg-type]
+        raise ModelLoadError(_explain(source, is_folder, error)) from error
+    # What is missing, transformers fills with random weights and an empty tokenizer.
+    if missing := sorted(report["missing_keys"]):
+        reason = f"{', '.join(missing[:3])} ({len(missing)} in all) missing from the weights"
+        raise ModelLoadError(_explain(source, is_folder, ValueError(reason)))
+    if not set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()):
+        reason = "there is no tokenizer, or an empty one"
+        raise ModelLoadError(_explain(source, is_folder, ValueError(reason)))
     return model, tokenizer
 
 
+def _source(name: str) -> tuple[str, bool]:
+    """What to load from, and whether it is a folder.
+
+    Raises:
+        ModelLoadError: the name can be neither a folder nor a hub name.
+    """
+    where = Path(name).expanduser()
+    if name and where.is_dir():
+        return str(where), True
+    is_path = name.startswith((".", "~")) or name.count("/") > 1 or where.is_absolute()
+    if not name or where.is_file() or is_path:
+        raise ModelLoadError(
+            f"model={name!r} is no folder; give a folder with config.json, or a hub name such as "
+            "'Qwen/Qwen2.5-7B-Instruct'"
+        )
+    return name, False
+
+
 def _explain(source: str, is_folder: bool, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:300]
+    reason = " ".join(str(error).split())
     kind = f"the folder {source}" if is_folder else f"the hub name {source!r}"
     remedy = (
         "check that config.json, tokenizer.json and *.safetensors are there and whole"
@@ -123,7 +148,10 @@ def _explain(source: str, is_folder: bool, error: Exception) -> str:
     )
     if "trust_remote_code" in reason:
         remedy = "it needs its own code: pass trust_remote_code=True if you trust its authors"
-    return f"cannot load a model from {kind}: {type(error).__name__}: {reason}. Remedy: {remedy}"
+    elif isinstance(error, torch.OutOfMemoryError):
+        remedy = "it does not fit: take a smaller model, dtype='bfloat16' or another device"
+    short = reason[:300] + ("…" if len(reason) > 300 else "")
+    return f"cannot load a model from {kind}: {type(error).__name__}: {short}. Remedy: {remedy}"
 
 
 def refuse_state(config: Any) -> None:

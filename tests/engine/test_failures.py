@@ -106,7 +106,7 @@ def test_without_memory_the_largest_request_fails(
     large = submit(engine, generating(engine, LONG, 12), reserve=80)
     fail_at(monkeypatch, *places(engine)[place], call, error)
     assert engine.scheduler.run(small) == alone
-    with pytest.raises(OutOfSlotsError, match="out of memory.*smaller budgets"):
+    with pytest.raises(OutOfSlotsError, match=r"out of memory.*smaller budgets"):
         engine.scheduler.run(large)
     assert engine.slots_in_use == 0
     monkeypatch.undo()

@@ -221,15 +221,14 @@ def test_an_exception_in_one_request_touches_no_other(engine: Engine) -> None:
         yield [Feed(root, PROMPT[:3])]
         raise LookupError("mine")
 
-    def odd(feeds: list[Feed]) -> Callable[[Request[Any]], Steps[None]]:
+    def odd(wishes: list[list[int]]) -> Callable[[Request[Any]], Steps[None]]:
         def steps(request: Request[Any]) -> Steps[None]:
-            yield [Feed(engine.scheduler.root(request), feed.token_ids) for feed in feeds]
+            yield [Feed(engine.scheduler.root(request), wish) for wish in wishes]
 
         return steps
 
-    bad = [submit(engine, failing)]
-    for feeds in ([], [Feed(None, [5, 384])], [Feed(None, [-1])]):  # type: ignore[arg-type]
-        bad.append(submit(engine, odd(feeds)))
+    wishes = [[], [[5, 384]], [[-1]]]
+    bad = [submit(engine, steps) for steps in (failing, *map(odd, wishes))]
     good = submit(engine, generating(engine, PROMPT, 10))
     assert engine.scheduler.run(good) == alone
     assert engine.slots_in_use == 0
@@ -242,13 +241,13 @@ def test_what_can_never_fit_is_refused_before_any_pass() -> None:
     """Slots and positions are counted beforehand, and the error has the numbers."""
     engine = tiny_engine(max_slots=64, settings={"max_position_embeddings": 128})
     count = engine.forward.count
-    with pytest.raises(OutOfSlotsError, match="may need 70 .* at most 64"):
+    with pytest.raises(OutOfSlotsError, match=r"may need 70 .* at most 64"):
         engine.generate(ids(60), max_new_tokens=10)
-    with pytest.raises(OutOfSlotsError, match="may need 90 .* at most 64"):
+    with pytest.raises(OutOfSlotsError, match=r"may need 90 .* at most 64"):
         engine.decode_branches(ids(20), [ids(4)] * 5, max_new_tokens=10)
-    with pytest.raises(ContextLengthError, match="100 tokens and up to 29 .* 128 positions"):
+    with pytest.raises(ContextLengthError, match=r"100 tokens and up to 29 .* 128 positions"):
         engine.generate(ids(100), max_new_tokens=29)
-    with pytest.raises(ContextLengthError, match="104 tokens and up to 25 .* 128 positions"):
+    with pytest.raises(ContextLengthError, match=r"104 tokens and up to 25 .* 128 positions"):
         engine.decode_branches(ids(100), [ids(1), ids(4)], max_new_tokens=25)
     assert (engine.forward.count, engine.slots_in_use) == (count, 0)
     # Fewer at the same time do fit.
