@@ -43,7 +43,7 @@ STAGES = (
     Stage({"tiny": 0.25, "short": 0.75}, 0.9, 0.28, 0.12),
     Stage({"short": 0.3, "middle": 0.7}, 0.93, 0.48),
     Stage({"short": 0.1, "middle": 0.4, "full": 0.4, "many": 0.1}, 0.97, 0.76),
-    Stage({"short": 0.05, "middle": 0.3, "full": 0.4, "many": 0.12, "long": 0.13}, 2.0, 1.0),
+    Stage({"short": 0.05, "middle": 0.3, "full": 0.45, "many": 0.1, "long": 0.1}, 2.0, 1.0),
 )
 
 

@@ -63,7 +63,7 @@ class Bucket:
     fork: int
     counts: tuple[int, int]
     sizes: tuple[str, ...]
-    sequential: float = 0.45
+    sequential: float = 0.4
 
 
 @dataclass
@@ -266,7 +266,7 @@ class Packer:
             children: list[_Segment] = []
             if rng.random() < bucket.sequential:
                 children.append(self._sequential(rng, question, parent, start))
-            if rng.random() < 0.5:
+            if rng.random() < 0.75:
                 children.append(self._skeleton(question, parent, start))
             key = {id(line): line.hit + 0.6 * line.near + rng.random() for line in question.lines}
             belt = sorted(question.lines, key=lambda line: -key[id(line)])

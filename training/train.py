@@ -145,6 +145,7 @@ def main() -> None:
     )
     supply = Supply(args.run / "tokenizer.json", args.seed)
     watch = CoreWatch([supply.pid], torch.get_num_threads())
+    target = args.run / "steps"
     log = (args.run / "log.jsonl").open("a")
     bar = tqdm(total=args.steps, initial=step, smoothing=0.05, mininterval=5)
     started = time.monotonic()
@@ -172,6 +173,8 @@ def main() -> None:
             threads = watch.adapt()
         if step % 25 == 0 or stop.is_set():
             now = seconds + time.monotonic() - started
+            if target.exists():  # the number of steps can be changed while the run goes on
+                args.steps = int(target.read_text())
             entry = {
                 "step": step,
                 "stage": stage,
