@@ -123,6 +123,13 @@ class ConstraintState:
         """Write the allowed tokens into `bitmask[row]`, int32 `[rows, vocabulary / 32]`."""
         self._matcher.fill_next_token_bitmask(bitmask, row)
 
+    def fork(self) -> ConstraintState:
+        """A state that goes on from here on its own: for looking ahead."""
+        fork = object.__new__(ConstraintState)
+        fork._matcher = self._matcher.fork()
+        fork._stop_token_ids, fork._vocabulary = self._stop_token_ids, self._vocabulary
+        return fork
+
 
 def apply_constraints(logits: torch.Tensor, states: Sequence[ConstraintState | None]) -> None:
     """Set the logits of forbidden tokens to minus infinity, in place.

@@ -15,6 +15,7 @@ from langchain_pos.engine.completion import Completion, FinishReason, TokenUsage
 from langchain_pos.engine.constraints import ConstraintState
 from langchain_pos.engine.sampling import RowSampling, SamplingParams
 from langchain_pos.engine.segments import Segment
+from langchain_pos.engine.speculation import NO_DRAFT, Draft, DraftLength, PromptLookup
 from langchain_pos.engine.text import (
     CONTEXT_TOKENS,
     TextStream,
@@ -31,15 +32,29 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Feed:
-    """Tokens for one segment, and whether a token shall be sampled after the last of them."""
+    """Tokens for one segment, and whether a token shall be sampled after the last of them.
+
+    Attributes:
+        segment: where they go.
+        token_ids: the tokens.
+        sampling: how the token after the last one is chosen; None when none is wanted.
+        draft: guesses at what follows; as many are fed along as the pass has room for.
+        draft_sampling: how the token after each guess is chosen.
+        start: position of the first token, by default the segment's end. What the segment holds
+            from there on is forgotten.
+    """
 
     segment: Segment
     token_ids: Sequence[int]
     sampling: RowSampling | None = None
+    draft: Draft = NO_DRAFT
+    draft_sampling: Sequence[RowSampling] = ()
+    start: int | None = None
 
 
-Sampled = int | NonFiniteLogitsError | None
-"""What comes back for a `Feed`: the token, why there is none, or None when none was asked for."""
+Sampled = int | tuple[int, ...] | NonFiniteLogitsError | None
+"""What comes back for a `Feed`: the token, why there is none, or None when none was asked for. For
+one with a draft: what was sampled before each accepted token of the draft, and behind the last."""
 
 Steps = Generator[list[Feed], list[Sampled], T]
 """A request, or a part of one. Within one list, feeds are in order: a later one may build on an
@@ -62,6 +77,9 @@ class DecodingSequence:
         strip: leave out white space at both ends of the text.
         context_ids: tokens before `prompt_ids`, for the repetition penalty and spacing.
         on_text: called with each piece of text once it is certain.
+        lookup: what drafts are looked up in; None for no drafts.
+        guess: asked for a draft before `lookup` is; may return an empty one.
+        on_token: called after each token; may `force` text.
     """
 
     def __init__(
@@ -79,6 +97,9 @@ class DecodingSequence:
         strip: bool = False,
         context_ids: Sequence[int] = (),
         on_text: Callable[[str], None] | None = None,
+        lookup: PromptLookup | None = None,
+        guess: Callable[[DecodingSequence], Draft] | None = None,
+        on_token: Callable[[DecodingSequence], None] | None = None,
     ) -> None:
         self.segment = segment
         self.prompt_ids = tuple(prompt_ids)
@@ -89,8 +110,16 @@ class DecodingSequence:
         self.forward_passes = 0
         self.constraint = constraint
         self._tokenizer = tokenizer
+        self._begin: int | None = None  # position of the first of `prompt_ids`
         self._prompt_fed = False
         self._fed = 0  # tokens of the completion that the model has seen
+        self._lookup = None if lookup is None else PromptLookup(prompt_ids, lookup)
+        self._guess = guess
+        self._on_token = on_token or (lambda sequence: None)
+        self._draft = NO_DRAFT
+        self._draft_length = DraftLength()
+        self.drafted = 0
+        self.accepted = 0
         self._eos = eos_token_ids
         self._budget = max_new_tokens
         self._sampling = sampling
@@ -116,19 +145,88 @@ class DecodingSequence:
             history = (*self._context, *self.token_ids)
         step = len(self.token_ids)
         sampling = RowSampling(self._sampling, self._seed, step, history, self.constraint)
-        return Feed(self.segment, unseen, sampling)
+        if self._begin is None:
+            self._begin = self.segment.end
+        self._draft, draft_sampling = self._drafted(sampling) if self._prompt_fed else (NO_DRAFT, ())
+        start = self.end_of_seen if self._prompt_fed else None
+        return Feed(self.segment, unseen, sampling, self._draft, draft_sampling, start)
+
+    @property
+    def end_of_seen(self) -> int:
+        """Position behind the last token of this sequence that the model has seen."""
+        if self._begin is None:
+            return self.segment.end
+        return self._begin + (len(self.prompt_ids) + self._fed) * self._prompt_fed
 
     def accept(self, sampled: Sampled) -> None:
-        """Take the token that was sampled after the last `feed`."""
+        """Take what was sampled after the last `feed`."""
         self._prompt_fed, self._fed = True, len(self.token_ids)
         self.forward_passes += 1
         if sampled is None or isinstance(sampled, NonFiniteLogitsError):
             self.failure = sampled
             self.finish("error", str(sampled))
-        elif sampled in self._eos:
-            self.finish("stop")
-        else:
-            self._write_token(sampled)
+            return
+        known = len(self.token_ids)
+        self._take(sampled if isinstance(sampled, tuple) else (sampled,))
+        if self._lookup is not None:
+            self._lookup.extend(self.token_ids[known:])
+
+    def _take(self, sampled: Sequence[int]) -> None:
+        """Write what was sampled, as far as the draft's tokens between were the right ones."""
+        guesses = self._draft.token_ids[: len(sampled) - 1]
+        self.drafted += len(self._draft)
+        self.accepted += len(guesses)
+        self._draft_length.learn(len(self._draft), len(guesses))
+        taken = 0
+        while taken <= len(guesses) and self.finish_reason is None:
+            if sampled[taken] in self._eos:
+                self.finish("stop")
+                return
+            known = len(self.token_ids)
+            self._write_token(sampled[taken])
+            if self.finish_reason is None:
+                self._on_token(self)
+            written = self.token_ids[known:]
+            right = _common(written, guesses[taken:])
+            self._fed += right
+            taken += right
+            if right < len(written):
+                return  # the rest is not fed yet
+
+    def _drafted(self, sampling: RowSampling) -> tuple[Draft, Sequence[RowSampling]]:
+        """A draft that the grammar allows, and how the token after each guess is chosen."""
+        draft = NO_DRAFT if self._guess is None else self._guess(self)
+        if not draft and self._lookup is not None:
+            draft = Draft.of(self._lookup.draft(self._draft_length.now))
+        draft = draft.shortened(max(self._budget - len(self.token_ids) - 1, 0))
+        rows: list[RowSampling] = []
+        state = None if self.constraint is None else self.constraint.fork()
+        history = sampling.history
+        for place, (token_id, expected) in enumerate(
+            zip(draft.token_ids, draft.expected, strict=True)
+        ):
+            if state is not None and expected is not None:
+                if not state.accept_token(expected):
+                    break
+                forced = state.forced_text()
+                if forced and not self._is_forced_next(draft, place):
+                    # What the grammar forces is not drafted but written; drafting ends before.
+                    break
+                if forced:
+                    state.accept_text(forced)
+                if state.finished:
+                    break
+            history = (*history, token_id) if history else history
+            free = place + 1 >= len(draft) or draft.expected[place + 1] is not None
+            ahead = state.fork() if state is not None and free else None
+            rows.append(
+                RowSampling(self._sampling, self._seed, sampling.step + place + 1, history, ahead)
+            )
+        return draft.shortened(len(rows)), rows
+
+    @staticmethod
+    def _is_forced_next(draft: Draft, place: int) -> bool:
+        return place + 1 < len(draft) and draft.expected[place + 1] is None
 
     def _write_token(self, token_id: int) -> None:
         begun = self._stream.unfinished  # earlier tokens hold the beginning of this character
@@ -255,3 +353,11 @@ def decode(
             if sequence.finish_reason is not None and on_end is not None:
                 on_end(sequence)
         live = [sequence for sequence in live if sequence.finish_reason is None]
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    for index, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return index
+    return min(len(left), len(right))

@@ -17,6 +17,7 @@ from langchain_pos.engine.loading import load, prepare
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
 from langchain_pos.engine.scheduler import Request, Scheduler
 from langchain_pos.engine.segments import Segment
+from langchain_pos.engine.speculation import Draft, PromptLookup
 from langchain_pos.engine.text import backend
 from langchain_pos.errors import ContextLengthError, InvalidRequestError
 
@@ -99,6 +100,7 @@ class Engine:
         sampling: SamplingParams = GREEDY,
         constraint: Constraint | None = None,
         stop: Sequence[str] = (),
+        drafts: bool = True,
     ) -> Completion:
         """Decode one sequence after a prompt.
 
@@ -108,6 +110,7 @@ class Engine:
             sampling: how tokens are chosen.
             constraint: the language that the completion must belong to.
             stop: texts that end it.
+            drafts: guess by prompt look-up; the tokens are the same, the passes fewer.
 
         Raises:
             InvalidRequestError: empty prompt or budget, unreadable constraint.
@@ -129,6 +132,7 @@ class Engine:
                 seed=seed,
                 constraint=constraint,
                 stop=stop,
+                lookup=PromptLookup() if drafts else None,
             )
             yield from decode([sequence])
             if sequence.failure is not None:
@@ -146,6 +150,7 @@ class Engine:
         sampling: SamplingParams = GREEDY,
         stop: Sequence[str] = (),
         max_parallel: int | None = None,
+        drafts: bool = True,
     ) -> list[Completion]:
         """Decode branches that share a prefix and do not see each other.
 
@@ -157,6 +162,7 @@ class Engine:
                 and i, so it draws the same tokens whatever runs beside it.
             stop: texts that end a branch.
             max_parallel: branches decoded at the same time; the others wait and follow.
+            drafts: guess by prompt look-up; the tokens are the same, the passes fewer.
 
         Returns:
             a completion for each opening, in their order. One that failed has the finish reason
@@ -180,6 +186,7 @@ class Engine:
 
         def steps(request: Request[list[Completion]]) -> Steps[list[Completion]]:
             root = self.scheduler.root(request)
+            lookup = PromptLookup(prefix_ids) if drafts else None
             sequences = [
                 self.sequence(
                     self.fork(root, at=len(prefix_ids)),
@@ -189,6 +196,7 @@ class Engine:
                     seed=derive_seed(seed, index),
                     stop=stop,
                     context_ids=prefix_ids,
+                    lookup=lookup,
                 )
                 for index, opening in enumerate(openings)
             ]
@@ -222,6 +230,9 @@ class Engine:
         strip: bool = False,
         context_ids: Sequence[int] = (),
         on_text: Callable[[str], None] | None = None,
+        lookup: PromptLookup | None = None,
+        guess: Callable[[DecodingSequence], Draft] | None = None,
+        on_token: Callable[[DecodingSequence], None] | None = None,
     ) -> DecodingSequence:
         """A sequence for this tokenizer and its EOS; see `DecodingSequence`."""
         return DecodingSequence(
@@ -237,6 +248,9 @@ class Engine:
             strip=strip,
             context_ids=context_ids,
             on_text=on_text,
+            lookup=lookup,
+            guess=guess,
+            on_token=on_token,
         )
 
     def fork(self, segment: Segment, at: int | None = None) -> Segment:

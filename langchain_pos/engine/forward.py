@@ -56,16 +56,22 @@ class ForwardPass:
 
     @torch.inference_mode()
     def run(
-        self, feeds: Sequence[tuple[Segment, Sequence[int]]], sampled: Sequence[int]
+        self,
+        feeds: Sequence[tuple[Segment, Sequence[int]]],
+        sampled: Sequence[int],
+        drafted: Sequence[int] = (),
     ) -> torch.Tensor:
         """Feed tokens to segments in one pass.
 
         Args:
             feeds: segments and the tokens that each gets next. A segment occurs once.
             sampled: indices into `feeds` whose last token's logits are wanted.
+            drafted: for each of `sampled`, how many tokens before the last one count as well: a
+                draft's. None are by default.
 
         Returns:
-            logits, float32 `[len(sampled), vocabulary]`, on the device.
+            logits, float32 `[R, vocabulary]`, on the device: for each of `sampled` in turn its
+            `1 + drafted` last tokens, in order.
 
         Raises:
             OutOfSlotsError: there are not enough slots. As after any error of the model, no
@@ -73,14 +79,17 @@ class ForwardPass:
         """
         ends = [segment.end for segment, _ in feeds]
         try:
-            return self._run(feeds, sampled)
+            return self._run(feeds, sampled, drafted or [0] * len(sampled))
         except BaseException:
             for (segment, _), end in zip(feeds, ends, strict=True):
                 self.forest.truncate(segment, end)
             raise
 
     def _run(
-        self, feeds: Sequence[tuple[Segment, Sequence[int]]], sampled: Sequence[int]
+        self,
+        feeds: Sequence[tuple[Segment, Sequence[int]]],
+        sampled: Sequence[int],
+        drafted: Sequence[int],
     ) -> torch.Tensor:
         # 1. Lay out the rows on the host, and send them to the device in one copy.
         tokens: list[int] = []
@@ -107,7 +116,12 @@ class ForwardPass:
         mask = self._model_mask(seen, position)
 
         # 3. The model. Logits only where they are wanted: a vocabulary is wide.
-        keep = torch.tensor([last_rows[i] for i in sampled] or [0], device=self.device)
+        wanted = [
+            row
+            for index, more in zip(sampled, drafted, strict=True)
+            for row in range(last_rows[index] - more, last_rows[index] + 1)
+        ]
+        keep = torch.tensor(wanted or [0], device=self.device)
         output = self.model(
             input_ids=token_ids[None],
             position_ids=position_ids[None],
@@ -123,7 +137,7 @@ class ForwardPass:
         self.forest.mark_broken(slot_ids, self.cache.broken())
         logits: torch.Tensor = output.logits[0].float()
         logits.masked_fill_(self.forest.sees_broken(seen[keep])[:, None], float("nan"))
-        return logits[: len(sampled)]
+        return logits[: len(wanted)]
 
     def _model_mask(
         self, seen: torch.Tensor, position: torch.Tensor

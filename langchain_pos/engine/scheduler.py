@@ -17,9 +17,10 @@ import torch
 
 from langchain_pos.engine.decoding import Feed, Sampled, Steps
 from langchain_pos.engine.forward import ForwardPass
-from langchain_pos.engine.sampling import sample
+from langchain_pos.engine.sampling import RowSampling, sample
 from langchain_pos.engine.segments import Ledger, Segment
-from langchain_pos.errors import OutOfSlotsError, RequestCancelled
+from langchain_pos.engine.speculation import NO_DRAFT, Draft
+from langchain_pos.errors import NonFiniteLogitsError, OutOfSlotsError, RequestCancelled
 
 T = TypeVar("T")
 
@@ -75,10 +76,17 @@ class _Part:
     index: int
     token_ids: list[int]
     completes: bool
+    draft: Draft = NO_DRAFT
 
     @property
     def feed(self) -> Feed:
         return self.request._feeds[self.index]
+
+    def rows(self) -> list[RowSampling]:
+        """How the tokens behind it and behind each of its draft are chosen."""
+        if not self.completes or self.feed.sampling is None:
+            return []
+        return [self.feed.sampling, *self.feed.draft_sampling[: len(self.draft)]]
 
 
 @dataclass
@@ -95,11 +103,16 @@ class Scheduler:
     Args:
         forward: the model with its forest.
         max_rows: tokens fed in one pass at most; a longer prompt is fed in chunks.
+        draft_rows: rows that a pass may have when drafts fill it up: as many as cost little more
+            than one. Sequences take theirs first, drafts share what is left.
     """
 
-    def __init__(self, forward: ForwardPass, *, max_rows: int = 1024) -> None:
+    def __init__(
+        self, forward: ForwardPass, *, max_rows: int = 1024, draft_rows: int = 32
+    ) -> None:
         self.forward = forward
         self.max_rows = max_rows
+        self.draft_rows = draft_rows
         self._turn = _Turn()
         self._incoming: deque[Request[Any]] = deque()
         self._live: list[Request[Any]] = []
@@ -234,15 +247,28 @@ class Scheduler:
                     room -= len(taken)
                 if len(taken) < len(rest):
                     break  # a request's later feeds may build on this one
+        self._add_drafts(parts)
         return parts
 
+    def _add_drafts(self, parts: list[_Part]) -> None:
+        """Share the rows that are left among those who have guesses."""
+        left = self.draft_rows - sum(len(part.token_ids) for part in parts)
+        guessing = [part for part in parts if part.completes and part.feed.draft]
+        for waiting, part in zip(range(len(guessing), 0, -1), guessing, strict=True):
+            part.draft = part.feed.draft.shortened(max(left // waiting, 0))
+            left -= len(part.draft)
+
     def _run_pass(self, parts: list[_Part]) -> None:
-        wanted = [i for i, p in enumerate(parts) if p.completes and p.feed.sampling is not None]
-        rows = [s for i in wanted if (s := parts[i].feed.sampling) is not None]
+        wanted = [index for index, part in enumerate(parts) if part.rows()]
+        rows = [row for index in wanted for row in parts[index].rows()]
         ends = [part.feed.segment.end for part in parts]
         failure: Exception | None = None
         try:
-            logits = self.forward.run([(p.feed.segment, p.token_ids) for p in parts], wanted)
+            logits = self.forward.run(
+                [(p.feed.segment, [*p.token_ids, *p.draft.token_ids]) for p in parts],
+                wanted,
+                [len(parts[index].draft) for index in wanted],
+            )
             tokens = sample(logits, rows) if rows else []
         except BaseException as error:
             # Whoever stays alive feeds these tokens once more.
@@ -256,10 +282,24 @@ class Scheduler:
             return
         for part in parts:
             part.request._fed[part.index] += len(part.token_ids)
-        for index, token in zip(wanted, tokens, strict=True):
-            parts[index].request._sampled[parts[index].index] = token
+        for index in wanted:
+            part = parts[index]
+            mine, tokens = tokens[: 1 + len(part.draft)], tokens[1 + len(part.draft) :]
+            part.request._sampled[part.index] = self._verify(part, mine)
         for request in {id(part.request): part.request for part in parts}.values():
             request.passes += 1
+
+    def _verify(self, part: _Part, sampled: list[int | NonFiniteLogitsError]) -> Sampled:
+        """Keep the guesses that were right; the others' slots are free again."""
+        right = part.draft.accepted(sampled)
+        segment = part.feed.segment
+        self.forward.forest.truncate(segment, segment.end - len(part.draft) + right)
+        tokens: list[int] = []
+        for token in sampled[: right + 1]:
+            if isinstance(token, NonFiniteLogitsError):
+                return token
+            tokens.append(token)
+        return tuple(tokens) if part.draft else tokens[0]
 
     def _fail_pass(self, parts: list[_Part], error: Exception) -> None:
         """No memory: the request that holds most ends, the others try again. Otherwise all end."""
@@ -295,6 +335,8 @@ class Scheduler:
                 raise ValueError("the request wants nothing fed; it would never go on")
             for feed in feeds:
                 self.forward.check(feed.token_ids)
+                if feed.start is not None:
+                    self.forward.forest.truncate(feed.segment, feed.start)
         except StopIteration as stop:
             self._end(request, result=stop.value)
         except Exception as failure:  # noqa: BLE001  it belongs to the request's caller

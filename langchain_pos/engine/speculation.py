@@ -1,0 +1,145 @@
+"""Drafts: guesses at the next tokens, verified in the pass that would feed one token anyway.
+
+Answers quote: titles, values and bounds stand in the prompt, the conclusion repeats the branches.
+So what followed the last few tokens where they stood before is a good guess at what follows now
+("prompt look-up decoding"). A draft's tokens are fed along with the token before them, the model's
+choice is sampled after each, and as many are kept as were guessed right; the rest lose their
+labels in the forest.
+
+Nothing changes but the number of passes. Every row is sampled with the number that belongs to its
+place in the sequence, so what is accepted is exactly what would have been sampled one by one,
+greedily or at any temperature. For a draft that is one fixed token this accepts as often as
+speculative sampling can: with the model's probability of that token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_LONGEST_MATCH = 12
+_CANDIDATES = 12
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Tokens to feed ahead, and what has to be sampled for each of them.
+
+    Attributes:
+        token_ids: the guesses.
+        expected: for each guess the token that must be sampled before it; None where a grammar
+            leaves no choice, so that whatever is sampled there is not looked at.
+    """
+
+    token_ids: tuple[int, ...]
+    expected: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, token_ids: Sequence[int]) -> Draft:
+        """A draft in which every token must be sampled as guessed."""
+        return cls(tuple(token_ids), tuple(token_ids))
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def shortened(self, most: int) -> Draft:
+        """Its first `most` tokens."""
+        return Draft(self.token_ids[:most], self.expected[:most])
+
+    def accepted(self, sampled: Sequence[object]) -> int:
+        """How many guesses were right.
+
+        Args:
+            sampled: what was sampled after the token before the draft and after each of its
+                tokens; one more than the draft is long.
+        """
+        for index, wanted in enumerate(self.expected):
+            if wanted is not None and sampled[index] != wanted:
+                return index
+        return len(self)
+
+
+NO_DRAFT = Draft((), ())
+
+
+class PromptLookup:
+    """Finds where the last tokens of a sequence stood before.
+
+    Args:
+        token_ids: what can be found from the start.
+        base: a look-up to search as well, behind which `token_ids` stand; shared and unchanged.
+            Branches share the prompt's.
+    """
+
+    def __init__(self, token_ids: Sequence[int] = (), base: PromptLookup | None = None) -> None:
+        self._base = base
+        self._tokens: list[int] = [] if base is None else base.tail()
+        self._offset = len(self._tokens)  # tokens taken over from the base, to match across
+        self._ends: dict[tuple[int, int], list[int]] = {}
+        self.extend(token_ids)
+
+    def tail(self) -> list[int]:
+        """The last tokens, as many as a match looks at."""
+        return self._tokens[-_LONGEST_MATCH:]
+
+    def extend(self, token_ids: Sequence[int]) -> None:
+        """Add tokens behind."""
+        for token_id in token_ids:
+            self._tokens.append(token_id)
+            end = len(self._tokens)
+            if end > 1 and (end > self._offset):
+                pair = self._tokens[end - 2], token_id
+                self._ends.setdefault(pair, []).append(end)
+
+    def draft(self, most: int) -> list[int]:
+        """What followed the longest, latest earlier occurrence of the last tokens.
+
+        Args:
+            most: tokens to return at most.
+
+        Returns:
+            nothing when the last two tokens did not occur together before.
+        """
+        if most < 1 or len(self._tokens) < 2:
+            return []
+        tail = self.tail()
+        best, found = 1, []
+        lookup: PromptLookup | None = self
+        while lookup is not None:
+            length, continuation = lookup._find(tail, most)
+            if length > best:
+                best, found = length, continuation
+            lookup = lookup._base
+        return found
+
+    def _find(self, tail: Sequence[int], most: int) -> tuple[int, list[int]]:
+        best, found = 0, []
+        for end in reversed(self._ends.get((tail[-2], tail[-1]), [])[-_CANDIDATES:]):
+            if end >= len(self._tokens):
+                continue  # the tail itself
+            length = 2
+            while (
+                length < min(len(tail), end)
+                and self._tokens[end - length - 1] == tail[-length - 1]
+            ):
+                length += 1
+            if length > best:
+                best, found = length, self._tokens[end : end + most]
+        return best, found
+
+
+class DraftLength:
+    """How many tokens are worth guessing: more while guesses are right, few after a wrong one."""
+
+    def __init__(self, first: int = 4, most: int = 16) -> None:
+        self._most = most
+        self.now = first
+
+    def learn(self, drafted: int, accepted: int) -> None:
+        """Take note of a verified draft."""
+        if not drafted:
+            return
+        if accepted == drafted:
+            self.now = min(2 * self.now, self._most)
+        else:
+            self.now = max(accepted + 1, 1)
