@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from langchain_pos.engine.completion import FinishReason
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
+from langchain_pos.engine.speculation import PromptLookup
 from langchain_pos.prompts import join_text
 from langchain_pos.schema import STEP_MARK, BranchResult
 from langchain_pos.trunk import Trunk
@@ -110,6 +111,7 @@ class Concluder:
         self, trunk: Trunk, budget: int, so_far: str = "", *, may_open: bool = False
     ) -> Steps[Conclusion]:
         unfed, settled = trunk.unfed, len(trunk.token_ids)
+        before = trunk.token_ids[: settled - len(unfed)]
         budget = min(budget, self._budget.limit - settled)
         if budget < 1:
             return Conclusion(so_far, "length")
@@ -122,8 +124,9 @@ class Concluder:
             seed=derive_seed(self._seed, "conclusion", settled),
             stop=self._settings.stop,
             strip=not so_far,
-            context_ids=trunk.token_ids[: settled - len(unfed)],
+            context_ids=before,
             on_text=told.push,
+            lookup=PromptLookup(before) if self._settings.drafts else None,
         )
         step = None
         while sequence.finish_reason is None and step is None:
@@ -133,6 +136,8 @@ class Concluder:
                 step = _STEP.search(sequence.text)
         written = len(sequence.token_ids)
         self._progress.output_tokens += written
+        self._progress.drafts += sequence.drafts
+        self._engine.truncate(trunk.segment, sequence.end_of_seen)
         if step is not None:
             raw = trunk.settle_before(sequence.token_ids, _STEP)
             self._engine.truncate(trunk.segment, len(trunk.token_ids))

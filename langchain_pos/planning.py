@@ -11,15 +11,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
+from langchain_pos.engine.completion import DraftUsage
 from langchain_pos.engine.constraints import Constraint
+from langchain_pos.engine.decoding import decode
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
+from langchain_pos.engine.speculation import NO_DRAFT, Draft, PromptLookup
+from langchain_pos.engine.text import encode_continuation
 from langchain_pos.errors import NonFiniteLogitsError, PlanFormatError
-from langchain_pos.grammar import PREAMBLE_CLOSE, closing, skeleton_grammar
+from langchain_pos.grammar import PREAMBLE_CLOSE, STEP_CLOSE, closing, skeleton_grammar
 from langchain_pos.plan_parser import PlanParser
+from langchain_pos.records import next_titles
 from langchain_pos.schema import END_MARK, STEP_MARK, Plan
 from langchain_pos.trunk import Trunk
 
@@ -39,10 +45,12 @@ class Planner:
         settings: bounds, attempts, sampling.
         seed: the request's seed.
         on_text: called with each piece of raw skeleton.
+        question: where the titles of the steps may stand.
 
     Attributes:
         attempts: skeletons written.
         output_tokens: tokens of all of them.
+        drafts: tokens guessed, and guessed right.
     """
 
     def __init__(
@@ -52,9 +60,12 @@ class Planner:
         sampling: SamplingParams,
         seed: int,
         on_text: Callable[[str], None],
+        question: str,
     ) -> None:
+        self._question = question
         self.attempts = 0
         self.output_tokens = 0
+        self.drafts = DraftUsage()
         self._engine = engine
         self._settings = settings
         self._sampling = sampling
@@ -159,38 +170,47 @@ class Planner:
             constraint=Constraint("ebnf", grammar),
             context_ids=trunk.token_ids[: len(trunk.token_ids) - len(unfed)],
             on_text=self._on_text,
+            lookup=PromptLookup() if self._settings.drafts else None,
+            guess=partial(self._guess, opening) if self._settings.drafts else None,
+            on_token=_Bounds(self._settings, opening, max_tokens).close,
         )
         if first is not None and not sequence.force(f"{first}:"):
             raise PlanFormatError(f"this cannot be a title: {first!r}", text=opening + first)
-        marks, tokens_at_mark = (opening + sequence.text).count(STEP_MARK), len(sequence.token_ids)
-        while sequence.finish_reason is None:
-            (sampled,) = yield [sequence.feed()]
-            sequence.accept(sampled)
-            for close in (True, False):  # what closes a title opens the next one
-                seen = (opening + sequence.text).count(STEP_MARK)
-                if seen != marks:
-                    marks, tokens_at_mark = seen, len(sequence.token_ids)
-                if close and sequence.finish_reason is None:
-                    since = len(sequence.token_ids) - tokens_at_mark
-                    self._close(sequence, opening, marks, since, max_tokens)
+        yield from decode([sequence])
+        self._engine.truncate(trunk.segment, sequence.end_of_seen)
         self.output_tokens += len(sequence.token_ids)
+        self.drafts += sequence.drafts
         if sequence.error is not None:
             raise NonFiniteLogitsError(sequence.error)
         return sequence
 
-    def _close(
-        self, sequence: DecodingSequence, opening: str, marks: int, since: int, max_tokens: int
-    ) -> None:
-        """Close what has reached its bound. If the grammar says not yet, the next token's turn."""
-        settings = self._settings
-        if len(sequence.token_ids) >= max_tokens and marks > 2:
-            sequence.force(closing(opening + sequence.text))
-        elif marks == 0:
-            if since >= min(settings.max_preamble_tokens, max_tokens // 6):
-                text = PREAMBLE_CLOSE[1:] if sequence.text.endswith("\n") else PREAMBLE_CLOSE
-                sequence.force(text)
-        elif since >= min(settings.max_title_tokens, max(max_tokens // 6, 1)):
-            sequence.force(":")
+    def _guess(self, opening: str, sequence: DecodingSequence) -> Draft:
+        """Behind a `####`: the next titles, if the records in the question have a pattern."""
+        text = opening + sequence.text
+        if not text.endswith(STEP_MARK):
+            return NO_DRAFT
+        titles = [step.partition(":")[0] for step in text.split(STEP_MARK)[1:-1]]
+        token_ids: list[int] = []
+        expected: list[int | None] = []
+        most = self._engine.scheduler.draft_rows
+        for title in next_titles(self._question, titles, most // 4):
+            token_ids += self._encode_behind_mark(title)
+            expected += token_ids[len(expected) :]
+            close = encode_continuation(self._engine.tokenizer, STEP_CLOSE)
+            colon = encode_continuation(self._engine.tokenizer, ":")
+            if len(colon) != 1 or len(token_ids) >= most:
+                break
+            # The model chooses the colon; what it forces is written, and encoded, as one.
+            token_ids += close
+            expected += [colon[0], *[None] * (len(close) - 1)]
+        return Draft(tuple(token_ids), tuple(expected)).shortened(most)
+
+    def _encode_behind_mark(self, title: str) -> list[int]:
+        mark = encode_continuation(self._engine.tokenizer, STEP_MARK)
+        both = encode_continuation(self._engine.tokenizer, STEP_MARK + title)
+        if both[: len(mark)] == mark:
+            return both[len(mark) :]
+        return encode_continuation(self._engine.tokenizer, title)
 
     def _read(self, text: str) -> Plan | None:
         """Parse a skeleton; None when it has fewer than two steps.
@@ -222,3 +242,40 @@ def _without_repeats(text: str) -> Plan | None:
     if len(titles) < 2:
         return None
     return Plan.of(list(titles.values()), preamble.strip())
+
+
+class _Bounds:
+    """Closes what has reached its bound: a preamble, a title, the skeleton.
+
+    If the grammar does not allow it yet, the next token's turn comes.
+    """
+
+    def __init__(self, settings: ReasoningSettings, opening: str, max_tokens: int) -> None:
+        self._opening = opening
+        self._max_tokens = max_tokens
+        self._max_preamble = min(settings.max_preamble_tokens, max_tokens // 6)
+        self._max_title = min(settings.max_title_tokens, max(max_tokens // 6, 1))
+        self._marks = 0
+        self._tokens_at_mark = 0
+
+    def close(self, sequence: DecodingSequence) -> None:
+        """Look at the skeleton after a token."""
+        self._count(sequence)
+        self._close(sequence)
+        self._count(sequence)  # what closes a title opens the next one
+
+    def _count(self, sequence: DecodingSequence) -> None:
+        seen = (self._opening + sequence.text).count(STEP_MARK)
+        if seen != self._marks:
+            self._marks, self._tokens_at_mark = seen, len(sequence.token_ids)
+
+    def _close(self, sequence: DecodingSequence) -> None:
+        since = len(sequence.token_ids) - self._tokens_at_mark
+        if len(sequence.token_ids) >= self._max_tokens and self._marks > 2:
+            sequence.force(closing(self._opening + sequence.text))
+        elif self._marks == 0:
+            if since >= self._max_preamble:
+                text = PREAMBLE_CLOSE[1:] if sequence.text.endswith("\n") else PREAMBLE_CLOSE
+                sequence.force(text)
+        elif since >= self._max_title:
+            sequence.force(":")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from langchain_pos.engine.completion import TokenUsage
+from langchain_pos.engine.completion import DraftUsage, TokenUsage
 from langchain_pos.schema import (
     Block,
     BranchResult,
@@ -33,6 +33,7 @@ class Progress:
         self.deltas = deltas
         self.attempts = 0
         self.output_tokens = 0
+        self.drafts = DraftUsage()
         self._queued_at = time.perf_counter()
         self._started_at = self._queued_at
         self._seconds: dict[Stage, float] = {"plan": 0.0, "expand": 0.0, "conclude": 0.0}
@@ -103,6 +104,7 @@ class Progress:
                 "usage": TokenUsage(prompt_tokens, self.output_tokens),
                 "timings": StageTimings(queued=self._started_at - self._queued_at, **self._seconds),
                 "forward_passes": StagePasses(**self._passes),
+                "drafts": self.drafts,
                 "plan_attempts": self.attempts,
                 "peak_slots": self._request.ledger.peak_slots,
             }

@@ -24,6 +24,7 @@ from langchain_pos.chat_prompt import encode_prompt
 from langchain_pos.concluding import Concluder, Conclusion
 from langchain_pos.engine.decoding import Feed, decode
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
+from langchain_pos.engine.speculation import PromptLookup
 from langchain_pos.errors import (
     ContextLengthError,
     InvalidRequestError,
@@ -190,6 +191,7 @@ class Answer:
         finally:
             self.progress.attempts = planner.attempts
             self.progress.output_tokens += planner.output_tokens
+            self.progress.drafts += planner.drafts
         return plan, trunk, "declined: the question does not fall into independent parts"
 
     def plan_further(self, trunk: Trunk, so_far: str, title: str) -> Steps[Plan | None]:
@@ -206,6 +208,7 @@ class Answer:
             return None
         finally:
             self.progress.output_tokens += planner.output_tokens
+            self.progress.drafts += planner.drafts
         return plan
 
     # ------------------------------------------------------------------ stage 2
@@ -219,6 +222,8 @@ class Answer:
         parallel = self.budget.parallel(
             len(seen), openings, budget, self.settings.max_parallel_branches
         )
+
+        lookup = PromptLookup(seen) if self.settings.drafts else None
 
         # 2. A sequence for each step, made when its turn comes: one that waits holds no slots.
         results = [BranchResult(index=index, title=title) for index, title in enumerate(titles)]
@@ -236,6 +241,7 @@ class Answer:
                     strip=True,
                     context_ids=seen,
                     on_text=partial(self.progress.branch_text, blocks, index),
+                    lookup=lookup,
                 )
                 running[sequence] = index, self.progress.now
                 yield sequence
@@ -245,6 +251,7 @@ class Answer:
             self.engine.release(sequence.segment)
             results[index] = self._branch(index, titles[index], sequence, started)
             self.progress.output_tokens += len(sequence.token_ids)
+            self.progress.drafts += sequence.drafts
             self.progress.branch_end(blocks, results[index])
 
         # 3. What of the trunk is not fed yet goes along with the openings, in the same pass.
@@ -307,11 +314,13 @@ class Answer:
             stop=self.settings.stop,
             strip=True,
             on_text=self.progress.conclusion_text,
+            lookup=PromptLookup() if self.settings.drafts else None,
         )
         with self.progress.stage("conclude"):
             yield from decode([sequence])
         done = sequence.completion()
         self.progress.output_tokens += len(done.token_ids)
+        self.progress.drafts += done.drafts
         if done.error is not None:
             raise NonFiniteLogitsError(done.error)
         error = None if done.text else f"the model ended ({done.finish_reason}) without any text"
@@ -356,7 +365,12 @@ class Answer:
 
     def _planner(self) -> Planner:
         return Planner(
-            self.engine, self.settings, self.sampling, self.seed, self.progress.plan_text
+            self.engine,
+            self.settings,
+            self.sampling,
+            self.seed,
+            self.progress.plan_text,
+            self.ask.question,
         )
 
     def _new_trunk(self, wrong: str | None) -> Trunk:

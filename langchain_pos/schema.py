@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from langchain_pos.engine.completion import FinishReason, TokenUsage
+from langchain_pos.engine.completion import DraftUsage, FinishReason, TokenUsage
 
 Mode = Literal["parallel", "sequential"]
 Stage = Literal["plan", "expand", "conclude"]
@@ -179,6 +179,7 @@ class ReasoningResult(_Frozen):
         usage: prompt tokens, and every token written in any stage.
         timings: wall-clock seconds by stage.
         forward_passes: by stage.
+        drafts: tokens guessed ahead, and how many of the guesses were right.
         plan_attempts: how often a skeleton was tried; 0 when the caller gave the steps.
         peak_slots: most KV-cache slots that the request held at once.
         model_name: folder or hub name of the model.
@@ -194,6 +195,7 @@ class ReasoningResult(_Frozen):
     usage: TokenUsage = TokenUsage()
     timings: StageTimings = StageTimings()
     forward_passes: StagePasses = StagePasses()
+    drafts: DraftUsage = DraftUsage()
     plan_attempts: int = 0
     peak_slots: int = 0
     model_name: str = ""

@@ -43,6 +43,8 @@ class ReasoningSettings(BaseModel):
     """Whether the model may say that a question does not fall into parts."""
     visibility: Visibility = "isolated"
     """"isolated": a branch sees the prompt and itself (the paper); "titles": the outline too."""
+    drafts: bool = True
+    """Guess tokens ahead by prompt look-up: the same answer in fewer forward passes."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts that end a branch or the conclusion, besides `####` and EOS."""
     temperature: float = Field(default=0.0, ge=0, le=100)

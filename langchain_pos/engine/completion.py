@@ -32,6 +32,22 @@ class TokenUsage:
 
 
 @dataclass(frozen=True)
+class DraftUsage:
+    """Tokens guessed ahead, and how many of the guesses were right.
+
+    Attributes:
+        drafted: tokens of drafts that were verified.
+        accepted: those that were right; each has saved a forward pass.
+    """
+
+    drafted: int = 0
+    accepted: int = 0
+
+    def __add__(self, other: "DraftUsage") -> "DraftUsage":
+        return DraftUsage(self.drafted + other.drafted, self.accepted + other.accepted)
+
+
+@dataclass(frozen=True)
 class Completion:
     """One finished sequence.
 
@@ -42,6 +58,7 @@ class Completion:
         finish_reason: how it ended.
         usage: tokens of the prompt (or opening) and of the completion.
         forward_passes: forward passes from its first token fed to its last token sampled.
+        drafts: tokens guessed, and guessed right.
         stop: the stop sequence that ended it, None when something else did.
         error: what went wrong when `finish_reason` is "error".
     """
@@ -51,5 +68,6 @@ class Completion:
     finish_reason: FinishReason
     usage: TokenUsage
     forward_passes: int
+    drafts: DraftUsage = DraftUsage()
     stop: str | None = None
     error: str | None = None

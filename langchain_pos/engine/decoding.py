@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from langchain_pos.engine.completion import Completion, FinishReason, TokenUsage
+from langchain_pos.engine.completion import Completion, DraftUsage, FinishReason, TokenUsage
 from langchain_pos.engine.constraints import ConstraintState
 from langchain_pos.engine.sampling import RowSampling, SamplingParams
 from langchain_pos.engine.segments import Segment
@@ -118,8 +118,7 @@ class DecodingSequence:
         self._on_token = on_token or (lambda sequence: None)
         self._draft = NO_DRAFT
         self._draft_length = DraftLength()
-        self.drafted = 0
-        self.accepted = 0
+        self.drafts = DraftUsage()
         self._eos = eos_token_ids
         self._budget = max_new_tokens
         self._sampling = sampling
@@ -147,7 +146,9 @@ class DecodingSequence:
         sampling = RowSampling(self._sampling, self._seed, step, history, self.constraint)
         if self._begin is None:
             self._begin = self.segment.end
-        self._draft, draft_sampling = self._drafted(sampling) if self._prompt_fed else (NO_DRAFT, ())
+        self._draft, draft_sampling = (
+            self._drafted(sampling) if self._prompt_fed else (NO_DRAFT, ())
+        )
         start = self.end_of_seen if self._prompt_fed else None
         return Feed(self.segment, unseen, sampling, self._draft, draft_sampling, start)
 
@@ -174,8 +175,7 @@ class DecodingSequence:
     def _take(self, sampled: Sequence[int]) -> None:
         """Write what was sampled, as far as the draft's tokens between were the right ones."""
         guesses = self._draft.token_ids[: len(sampled) - 1]
-        self.drafted += len(self._draft)
-        self.accepted += len(guesses)
+        self.drafts += DraftUsage(len(self._draft), len(guesses))
         self._draft_length.learn(len(self._draft), len(guesses))
         taken = 0
         while taken <= len(guesses) and self.finish_reason is None:
@@ -307,6 +307,7 @@ class DecodingSequence:
             finish_reason=self.finish_reason,
             usage=TokenUsage(len(self.prompt_ids), len(self.token_ids)),
             forward_passes=self.forward_passes,
+            drafts=self.drafts,
             stop=self._stream.stopped,
             error=self.error,
         )

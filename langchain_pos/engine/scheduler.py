@@ -107,9 +107,7 @@ class Scheduler:
             than one. Sequences take theirs first, drafts share what is left.
     """
 
-    def __init__(
-        self, forward: ForwardPass, *, max_rows: int = 1024, draft_rows: int = 32
-    ) -> None:
+    def __init__(self, forward: ForwardPass, *, max_rows: int = 1024, draft_rows: int = 32) -> None:
         self.forward = forward
         self.max_rows = max_rows
         self.draft_rows = draft_rows

@@ -119,8 +119,7 @@ class PromptLookup:
                 continue  # the tail itself
             length = 2
             while (
-                length < min(len(tail), end)
-                and self._tokens[end - length - 1] == tail[-length - 1]
+                length < min(len(tail), end) and self._tokens[end - length - 1] == tail[-length - 1]
             ):
                 length += 1
             if length > best:

@@ -1,0 +1,72 @@
+"""Guesses the next titles of a skeleton from the pattern of the records in the question.
+
+    The student named Ann Lee is 21 years old …
+    The student named Ben Ray is 24 years old …
+
+Once two titles are known, what stands around both of them, `named ` before and ` is ` after, finds
+the same place in the records that follow. A guess costs nothing when it is wrong (the model's own
+choice is taken) and a forward pass for each of its tokens when it is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+
+_LONGEST_TITLE = 120
+_LEAST_LEFT = 3
+_AROUND = 24
+
+
+def next_titles(text: str, titles: Sequence[str], most: int) -> list[str]:
+    r"""Titles that would go on with the pattern.
+
+    Args:
+        text: the question.
+        titles: the titles so far, in order.
+        most: guesses wanted at most.
+
+    Returns:
+        as many as the pattern gives; nothing when the last two titles do not occur in the text,
+        one behind the other, in places that look alike.
+
+    Example:
+        >>> next_titles("named Ann is 1\\nnamed Ben is 2\\nnamed Cleo is 3", ["Ann", "Ben"], 5)
+        ['Cleo']
+    """
+    if len(titles) < 2:
+        return []
+    first, second = titles[-2:]
+    at_first = text.find(first)
+    at_second = text.find(second, at_first + len(first)) if at_first >= 0 else -1
+    if at_second < 0:
+        return []
+    left = _common_end(text[:at_first], text[at_first + len(first) : at_second])
+    right = _common_start(text[at_first + len(first) :], text[at_second + len(second) :])
+    if len(left) < _LEAST_LEFT or not right:
+        return []
+    found: list[str] = []
+    end = at_second + len(second)
+    while len(found) < most:
+        start = text.find(left, end)
+        if start < 0:
+            break
+        start += len(left)
+        end = text.find(right, start, start + _LONGEST_TITLE)
+        title = text[start:end] if end >= 0 else ""
+        if not title.strip() or any(mark in title for mark in "\n:：#"):
+            break
+        found.append(title)
+    return found
+
+
+def _common_start(left: str, right: str) -> str:
+    """The common beginning, a few characters, before the first digit: digits are no pattern."""
+    pairs = zip(left[:_AROUND], right[:_AROUND], strict=False)
+    same = takewhile(lambda pair: pair[0] == pair[1] and not pair[0].isdigit(), pairs)
+    return "".join(character for character, _ in same)
+
+
+def _common_end(left: str, right: str) -> str:
+    """The common end, a few characters, behind the last digit."""
+    return _common_start(left[::-1], right[::-1])[::-1]
