@@ -15,7 +15,13 @@ from langchain_pos.engine.completion import Completion, DraftUsage, FinishReason
 from langchain_pos.engine.constraints import ConstraintState
 from langchain_pos.engine.sampling import RowSampling, SamplingParams
 from langchain_pos.engine.segments import Segment
-from langchain_pos.engine.speculation import NO_DRAFT, Draft, DraftLength, PromptLookup
+from langchain_pos.engine.speculation import (
+    NO_DRAFT,
+    Draft,
+    DraftLength,
+    PromptLookup,
+    Verified,
+)
 from langchain_pos.engine.text import (
     CONTEXT_TOKENS,
     TextStream,
@@ -52,9 +58,9 @@ class Feed:
     start: int | None = None
 
 
-Sampled = int | tuple[int, ...] | NonFiniteLogitsError | None
-"""What comes back for a `Feed`: the token, why there is none, or None when none was asked for. For
-one with a draft: what was sampled before each accepted token of the draft, and behind the last."""
+Sampled = int | Verified | NonFiniteLogitsError | None
+"""What comes back for a `Feed`: the token; tokens, where a draft went along; why there is none; or
+None when none was asked for."""
 
 Steps = Generator[list[Feed], list[Sampled], T]
 """A request, or a part of one. Within one list, feeds are in order: a later one may build on an
@@ -168,15 +174,16 @@ class DecodingSequence:
             self.finish("error", str(sampled))
             return
         known = len(self.token_ids)
-        self._take(sampled if isinstance(sampled, tuple) else (sampled,))
+        self._take(sampled if isinstance(sampled, Verified) else Verified((sampled,), 0))
         if self._lookup is not None:
             self._lookup.extend(self.token_ids[known:])
 
-    def _take(self, sampled: Sequence[int]) -> None:
+    def _take(self, verified: Verified) -> None:
         """Write what was sampled, as far as the draft's tokens between were the right ones."""
+        sampled = verified.token_ids
         guesses = self._draft.token_ids[: len(sampled) - 1]
-        self.drafts += DraftUsage(len(self._draft), len(guesses))
-        self._draft_length.learn(len(self._draft), len(guesses))
+        self.drafts += DraftUsage(verified.drafted, len(guesses))
+        self._draft_length.learn(verified.drafted, len(guesses))
         taken = 0
         while taken <= len(guesses) and self.finish_reason is None:
             if sampled[taken] in self._eos:

@@ -19,7 +19,7 @@ from langchain_pos.engine.decoding import Feed, Sampled, Steps
 from langchain_pos.engine.forward import ForwardPass
 from langchain_pos.engine.sampling import RowSampling, sample
 from langchain_pos.engine.segments import Ledger, Segment
-from langchain_pos.engine.speculation import NO_DRAFT, Draft
+from langchain_pos.engine.speculation import NO_DRAFT, Draft, Verified
 from langchain_pos.errors import NonFiniteLogitsError, OutOfSlotsError, RequestCancelled
 
 T = TypeVar("T")
@@ -297,7 +297,7 @@ class Scheduler:
             if isinstance(token, NonFiniteLogitsError):
                 return token
             tokens.append(token)
-        return tuple(tokens) if part.draft else tokens[0]
+        return Verified(tuple(tokens), len(part.draft)) if part.draft else tokens[0]
 
     def _fail_pass(self, parts: list[_Part], error: Exception) -> None:
         """No memory: the request that holds most ends, the others try again. Otherwise all end."""

@@ -62,6 +62,19 @@ class Draft:
 NO_DRAFT = Draft((), ())
 
 
+@dataclass(frozen=True)
+class Verified:
+    """What came of a feed with a draft.
+
+    Attributes:
+        token_ids: what was sampled before each accepted guess, and behind the last of them.
+        drafted: guesses that the pass had room for.
+    """
+
+    token_ids: tuple[int, ...]
+    drafted: int
+
+
 class PromptLookup:
     """Finds where the last tokens of a sequence stood before.
 
@@ -76,6 +89,8 @@ class PromptLookup:
         self._tokens: list[int] = [] if base is None else base.tail()
         self._offset = len(self._tokens)  # tokens taken over from the base, to match across
         self._ends: dict[tuple[int, int], list[int]] = {}
+        if self._offset > 1:  # what follows the base's last pair stands here
+            self._ends[self._tokens[-2], self._tokens[-1]] = [self._offset]
         self.extend(token_ids)
 
     def tail(self) -> list[int]:
@@ -87,7 +102,7 @@ class PromptLookup:
         for token_id in token_ids:
             self._tokens.append(token_id)
             end = len(self._tokens)
-            if end > 1 and (end > self._offset):
+            if end > 1:
                 pair = self._tokens[end - 2], token_id
                 self._ends.setdefault(pair, []).append(end)
 
