@@ -212,6 +212,8 @@ class DecodingSequence:
         for place, (token_id, expected) in enumerate(
             zip(draft.token_ids, draft.expected, strict=True)
         ):
+            if expected in self._eos:
+                break  # behind the end there is nothing to guess
             if state is not None and expected is not None:
                 if not state.accept_token(expected):
                     break
