@@ -164,7 +164,10 @@ class Script:
         return [*self._seen(parent, at), *own]
 
     def _run(
-        self, feeds: Sequence[tuple[Segment, Sequence[int]]], sampled: Sequence[int]
+        self,
+        feeds: Sequence[tuple[Segment, Sequence[int]]],
+        sampled: Sequence[int],
+        drafted: Sequence[int] = (),
     ) -> torch.Tensor:
         self.before()
         self.passes.append([])
@@ -174,10 +177,14 @@ class Script:
             known = self._own.get(segment, [])[: segment.end - segment.start]
             self._own[segment] = [*known, *new]
             self._engine.forward.forest.extend(segment, len(new))
-        logits = torch.zeros(len(sampled), self._engine.forward.config.vocab_size)
-        for row, index in enumerate(sampled):
-            segment = feeds[index][0]
-            seen = self._text(self._seen(segment, segment.end))
+        ends = [
+            (feeds[index][0], feeds[index][0].end - back)
+            for index, more in zip(sampled, drafted or [0] * len(sampled), strict=True)
+            for back in range(more, -1, -1)
+        ]
+        logits = torch.zeros(len(ends), self._engine.forward.config.vocab_size)
+        for row, (segment, end) in enumerate(ends):
+            seen = self._text(self._seen(segment, end))
             following, filler = self._next(seen), "abcdefghijklmnopqrstuvwxyz"[len(seen) % 26]
             if following and following.startswith(self.NAN):
                 logits[row] = torch.nan
@@ -231,7 +238,9 @@ def scripted_llm(
     """A runnable whose model follows a script, and the script."""
     engine = Engine(tiny_model(positions), tokenizer or byte_level(), max_slots=max_slots)
     script = Script(engine, rules)
-    return ParallelReasoningLLM.from_engine(engine, **{"prompts": BARE, **SMALL, **fields}), script
+    # Tests count passes and look at what each fed: without drafts that is easy to foresee.
+    fields = {"prompts": BARE, "drafts": False, **SMALL, **fields}
+    return ParallelReasoningLLM.from_engine(engine, **fields), script
 
 
 STUDENTS = {
