@@ -94,6 +94,7 @@ _ROUTED = {
     "first_k_dense_replace": 1,
 }
 _LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_PER_LAYER = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8}
 _MIX = {"sliding_window": WINDOW, "layer_types": _MIXED}
 
 SUPPORTED = [
@@ -118,7 +119,7 @@ SUPPORTED = [
     _f("gemma", **_HEAD),
     _f("gemma2", **_HEAD, sliding_window=WINDOW, query_pre_attn_scalar=8),
     _f("gemma3_text", **_HEAD, **_MIX, query_pre_attn_scalar=8),
-    _f("gemma4_text", **_HEAD, **_MIX, global_head_dim=16),
+    _f("gemma4_text", **_HEAD, **_MIX, **_PER_LAYER, global_head_dim=16),
     _f("vaultgemma", **_HEAD, sliding_window=WINDOW),
     _f("phi", num_key_value_heads=4),
     _f("phi3", pad_token_id=0),
@@ -172,11 +173,12 @@ SUPPORTED = [
     _f("diffllama"),
     _f("hrm_text"),
     _f("cwm", **_HEAD, bos_token_id=1, eos_token_id=2),
-    _f("gemma3n_text", **_HEAD, sliding_window=WINDOW, num_kv_shared_layers=0),
+    _f("gemma3n_text", **_HEAD, **_PER_LAYER, sliding_window=WINDOW, num_kv_shared_layers=0),
     _f(
         "gemma3n_text (shared)",
         "gemma3n_text",
         **_HEAD,
+        **_PER_LAYER,
         sliding_window=WINDOW,
         num_hidden_layers=6,
         num_kv_shared_layers=2,
