@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from langchain_pos.errors import ContextLengthError, OutOfSlotsError
@@ -65,8 +66,8 @@ class Budget:
         belt = prompt + 2 * plan + settings.max_parallel_branches * step
         joined = prompt + 2 * plan + settings.max_branches * step + settings.max_blocks * conclusion
         sequential = min(settings.max_sequential_tokens, room)
-        needed = max(belt, min(joined, limit), prompt + sequential)
-        return cls(limit, plan, conclusion, sequential, min(needed, slots))
+        reserve = min(max(belt, joined, prompt + sequential), limit)
+        return cls(limit, plan, conclusion, sequential, reserve)
 
     def further_plan(self, base: int) -> int:
         """Tokens of a further skeleton behind `base` tokens; 0 when there is no room for one."""
@@ -91,5 +92,6 @@ class Budget:
 
     def parallel(self, base: int, openings: list[list[int]], branch: int, wanted: int) -> int:
         """Branches that may be decoded at the same time within the reserved slots."""
-        fit = (self.reserve - base) // (max(map(len, openings)) + branch)
+        longest_first = sorted((len(opening) + branch for opening in openings), reverse=True)
+        fit = sum(held <= self.reserve - base for held in accumulate(longest_first))
         return max(min(wanted, fit), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -204,10 +205,11 @@ class TestOtherTokenizers:
     @pytest.mark.parametrize("question", ["Who?", "Who of them?\nAnn\nBen"])
     def test_tokens_that_reach_over_the_mark_do_no_harm(self, question: str) -> None:
         """`####` may begin inside a token; the text of each stage stays the same."""
+        merging = deepcopy(TOKENIZERS["byte-level"]())
+        merging.add_tokens([".\n####", "\n####", "......\n", "%%%%\n", ".\n", " 2.4\n##"])
         texts = set()
-        for name in ("byte-level", "chat template"):
-            tokenizer = TOKENIZERS[name]()
-            cue = "assistant\n" if name == "chat template" else "Answer:\n"
+        for tokenizer in (*(TOKENIZERS[n]() for n in ("byte-level", "chat template")), merging):
+            cue = "assistant\n" if tokenizer.chat_template else "Answer:\n"
             rules = {cue: STUDENTS[ASKED], **{k: v for k, v in STUDENTS.items() if k != ASKED}}
             llm, _ = scripted_llm(rules, tokenizer=tokenizer)
             texts.add(llm.invoke(question).text)
