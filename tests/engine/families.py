@@ -171,7 +171,6 @@ SUPPORTED = [
     _f("ctrl", num_key_value_heads=None),
     _f("doge"),
     _f("diffllama"),
-    _f("hrm_text"),
     _f("cwm", **_HEAD, bos_token_id=1, eos_token_id=2),
     _f("gemma3n_text", **_HEAD, **_PER_LAYER, sliding_window=WINDOW, num_kv_shared_layers=0),
     _f(

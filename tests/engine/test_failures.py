@@ -15,7 +15,7 @@ from langchain_pos.engine.completion import Completion
 from langchain_pos.engine.kv_cache import SlotLayer
 from langchain_pos.errors import OutOfSlotsError, RequestCancelled
 from tests.engine.test_scheduler import generating
-from tests.engine.tiny import ids, submit, tiny_engine
+from tests.engine.tiny import ids, said, submit, tiny_engine
 
 PROMPT, LONG = ids(20, seed=9), ids(60, seed=4)
 NO_MEMORY = [
@@ -68,9 +68,9 @@ def test_an_interrupt_leaves_the_engine_clean(
     assert isinstance(interrupted.error, RequestCancelled)
     assert not bystander.done
     assert engine.slots_in_use == (0 if call == 1 else len(LONG) + call - 2)
-    assert engine.scheduler.run(bystander) == other
+    assert said(engine.scheduler.run(bystander)) == said(other)
     assert engine.slots_in_use == 0
-    assert engine.generate(PROMPT, max_new_tokens=12) == alone
+    assert said(engine.generate(PROMPT, max_new_tokens=12)) == said(alone)
 
 
 def test_an_interrupt_inside_another_request_ends_that_one_too(engine: Engine) -> None:
@@ -105,12 +105,12 @@ def test_without_memory_the_largest_request_fails(
     small = submit(engine, generating(engine, PROMPT, 12))
     large = submit(engine, generating(engine, LONG, 12), reserve=80)
     fail_at(monkeypatch, *places(engine)[place], call, error)
-    assert engine.scheduler.run(small) == alone
+    assert said(engine.scheduler.run(small)) == said(alone)
     with pytest.raises(OutOfSlotsError, match=r"out of memory.*smaller budgets"):
         engine.scheduler.run(large)
     assert engine.slots_in_use == 0
     monkeypatch.undo()
-    assert engine.generate(PROMPT, max_new_tokens=12) == alone
+    assert said(engine.generate(PROMPT, max_new_tokens=12)) == said(alone)
 
 
 def test_an_error_for_want_of_memory_holds_no_memory(
@@ -149,11 +149,11 @@ def test_without_memory_for_more_slots_the_engine_keeps_those_it_has(
     monkeypatch.setattr(SlotLayer, "_allocate", scarce)
     small = submit(engine, generating(engine, PROMPT, 12))
     large = submit(engine, generating(engine, ids(1200), 12), reserve=1300)
-    assert engine.scheduler.run(small) == alone
+    assert said(engine.scheduler.run(small)) == said(alone)
     with pytest.raises(OutOfSlotsError):
         engine.scheduler.run(large)
     for _ in range(2):
-        assert engine.generate(PROMPT, max_new_tokens=12) == alone
+        assert said(engine.generate(PROMPT, max_new_tokens=12)) == said(alone)
     assert max(asked) == 2048
     monkeypatch.undo()
     assert len(engine.generate(ids(1200), max_new_tokens=2).token_ids) == 2
@@ -170,7 +170,7 @@ def test_a_broken_model_fails_those_in_the_pass_and_no_later_one(
         with pytest.raises(ZeroDivisionError):
             engine.scheduler.run(request)
     assert engine.slots_in_use == 0
-    assert engine.generate(PROMPT, max_new_tokens=12) == alone
+    assert said(engine.generate(PROMPT, max_new_tokens=12)) == said(alone)
 
 
 def test_out_of_memory_is_thrown_into_the_request(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from langchain_pos.engine import Engine
+from langchain_pos.engine import Completion, Engine
 from langchain_pos.engine.decoding import Feed, Steps
 from langchain_pos.engine.scheduler import Request
 from tests.engine.families import SUPPORTED, VOCABULARY, Family
@@ -57,6 +57,12 @@ def greedy_reference(model: PreTrainedModel, prompt: Sequence[int], count: int) 
         pad_token_id=0,
     )
     return output[0, len(prompt) :].tolist()
+
+
+def said(result: Completion | Sequence[Completion]) -> list[tuple[Any, ...]]:
+    """What completions say, without how many passes and guesses it took: that is the company's."""
+    completions = [result] if isinstance(result, Completion) else result
+    return [(c.token_ids, c.text, c.finish_reason, c.usage, c.stop, c.error) for c in completions]
 
 
 def submit(
