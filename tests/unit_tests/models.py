@@ -57,6 +57,7 @@ TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
 }
 
 
+@cache
 def tiny_model(positions: int = 2048, *, learned: bool = False, seed: int = 0) -> Any:
     """Random weights. With `learned`, a GPT-2, which fails hard beyond its last position."""
     torch.manual_seed(seed)
