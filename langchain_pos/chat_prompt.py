@@ -53,7 +53,11 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
     chat = [{"role": role, "content": text} for role, text in messages]
     try:
-        rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        # A model that may think aloud first (Qwen3) would do so inside the skeleton; templates
+        # that know no thinking pay no heed to the setting.
+        rendered = tokenizer.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
     except Exception as error:  # jinja2 raises what the template's author wrote
         roles = ", ".join(role for role, _ in messages)
         raise InvalidRequestError(

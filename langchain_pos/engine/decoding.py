@@ -181,11 +181,11 @@ class DecodingSequence:
     def _take(self, verified: Verified) -> None:
         """Write what was sampled, as far as the draft's tokens between were the right ones."""
         sampled = verified.token_ids
-        guesses = self._draft.token_ids[: len(sampled) - 1]
+        guesses = self._draft.token_ids[: verified.accepted]
         self.drafts += DraftUsage(verified.drafted, len(guesses))
         self._draft_length.learn(verified.drafted, len(guesses))
         taken = 0
-        while taken <= len(guesses) and self.finish_reason is None:
+        while taken < len(sampled) and self.finish_reason is None:
             if sampled[taken] in self._eos:
                 self.finish("stop")
                 return
@@ -199,6 +199,9 @@ class DecodingSequence:
             taken += right
             if right < len(written):
                 return  # the rest is not fed yet
+        if verified.failure is not None and self.finish_reason is None:
+            self.failure = verified.failure
+            self.finish("error", str(verified.failure))
 
     def _drafted(self, sampling: RowSampling) -> tuple[Draft, Sequence[RowSampling]]:
         """A draft that the grammar allows, and how the token after each guess is chosen."""

@@ -292,12 +292,15 @@ class Scheduler:
         right = part.draft.accepted(sampled)
         segment = part.feed.segment
         self.forward.forest.truncate(segment, segment.end - len(part.draft) + right)
-        tokens: list[int] = []
-        for token in sampled[: right + 1]:
-            if isinstance(token, NonFiniteLogitsError):
-                return token
-            tokens.append(token)
-        return Verified(tuple(tokens), len(part.draft)) if part.draft else tokens[0]
+        last = sampled[right]
+        if not part.draft:
+            return last
+        # Where a grammar leaves no choice, the guess stands for whatever was sampled.
+        pairs = zip(part.draft.expected[:right], part.draft.token_ids, strict=False)
+        tokens = [guess if wanted is None else wanted for wanted, guess in pairs]
+        if isinstance(last, NonFiniteLogitsError):
+            return Verified(tuple(tokens), len(part.draft), last)
+        return Verified((*tokens, last), len(part.draft))
 
     def _fail_pass(self, parts: list[_Part], error: Exception) -> None:
         """No memory: the request that holds most ends, the others try again. Otherwise all end."""

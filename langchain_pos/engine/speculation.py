@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from langchain_pos.errors import NonFiniteLogitsError
+
 _LONGEST_MATCH = 12
 _CANDIDATES = 12
 
@@ -69,10 +71,18 @@ class Verified:
     Attributes:
         token_ids: what was sampled before each accepted guess, and behind the last of them.
         drafted: guesses that the pass had room for.
+        failure: why nothing could be sampled behind the last accepted guess; `token_ids` is one
+            shorter then.
     """
 
     token_ids: tuple[int, ...]
     drafted: int
+    failure: NonFiniteLogitsError | None = None
+
+    @property
+    def accepted(self) -> int:
+        """Guesses that were right."""
+        return len(self.token_ids) - (self.failure is None)
 
 
 class PromptLookup:

@@ -13,6 +13,7 @@ from langchain_pos.engine import Completion, Constraint, Engine, SamplingParams
 from langchain_pos.engine.decoding import DecodingSequence, Steps, decode
 from langchain_pos.engine.scheduler import Request
 from langchain_pos.engine.speculation import Draft, DraftLength, PromptLookup
+from langchain_pos.errors import NonFiniteLogitsError
 from tests.engine.tiny import ids, tiny_engine
 
 PARAMS = {
@@ -59,6 +60,43 @@ def guided(
         return sequence.completion()
 
     return tested.run(steps, reserve=len(prompt_ids) + count)
+
+
+def test_a_failure_behind_accepted_guesses_keeps_them() -> None:
+    """NaN after the third token ends the sequence behind it, with drafts as without."""
+    tested = tiny_engine("qwen2")
+    plain = tested.generate(ids(9), max_new_tokens=20, drafts=False)
+    run = tested.forward.run
+
+    def broken(feeds, sampled, drafted=()):  # type: ignore[no-untyped-def]
+        starts = [segment.end for segment, _ in feeds]
+        logits = run(feeds, sampled, drafted).clone()
+        for row in range(logits.shape[0]):
+            position = starts[0] + len(feeds[0][1]) - logits.shape[0] + row
+            if position >= 9 + 2:  # behind the third token
+                logits[row] = float("nan")
+        return logits
+
+    tested.forward.run = broken  # type: ignore[method-assign]
+    with pytest.raises(NonFiniteLogitsError):
+        tested.generate(ids(9), max_new_tokens=20)
+    seen: list[int] = []
+
+    def steps(request: Request[None]) -> Steps[None]:
+        sequence = tested.sequence(
+            tested.scheduler.root(request),
+            ids(9),
+            max_new_tokens=20,
+            sampling=PARAMS["greedy"],
+            seed=0,
+            guess=lambda s: Draft.of(plain.token_ids[len(s.token_ids) :][:6]),
+        )
+        yield from decode([sequence])
+        assert sequence.finish_reason == "error"
+        seen.extend(sequence.token_ids)
+
+    tested.run(steps, reserve=40)
+    assert seen == list(plain.token_ids[:3])
 
 
 @pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS)
