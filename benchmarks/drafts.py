@@ -61,7 +61,12 @@ def main(
                     "seconds with": round(statistics.median(seconds[True]), 3),
                 }
             )
-    report("drafts", table, model=llm.reasoner.model_name, engine=llm.engine.describe())
+    report(
+        "drafts",
+        table,
+        model=llm.reasoner.model_name,
+        engine=llm.engine.describe() | {"model": llm.reasoner.model_name},
+    )
 
 
 if __name__ == "__main__":

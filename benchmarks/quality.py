@@ -119,7 +119,13 @@ def main(
                 verdict = score.add(row, result, time.perf_counter() - began)
                 details.append({"id": row["id"], "mode": mode, **verdict})
         table += [score.row(stem, mode) for mode, score in scores.items()]
-    report(name, table, model=llm.reasoner.model_name, engine=llm.engine.describe(), runs=details)
+    report(
+        name,
+        table,
+        model=llm.reasoner.model_name,
+        engine=llm.engine.describe() | {"model": llm.reasoner.model_name},
+        runs=details,
+    )
 
 
 if __name__ == "__main__":

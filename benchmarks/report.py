@@ -62,7 +62,7 @@ def report(name: str, rows: Sequence[dict[str, Any]], **details: Any) -> Path:
     path = RESULTS / f"{name}.json"
     content = {
         "benchmark": name,
-        "command": " ".join(sys.argv),
+        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "machine": machine(),
         "rows": list(rows),
         **details,
@@ -82,7 +82,9 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def data_folder(given: Path | None) -> Path:
