@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# A busy machine is no failure; what must be fast has its own test.
+from tests.family_table import pytest_terminal_summary  # noqa: F401  a hook of pytest
+
+# A busy machine is no failure.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 

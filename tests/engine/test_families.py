@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 from langchain_pos.engine import Engine
 from langchain_pos.engine.attention import FOLDED
 from langchain_pos.errors import UnsupportedModelError
-from tests.engine.conftest import COLUMNS
 from tests.engine.families import REFUSED, SUPPORTED, WINDOW, Family
 from tests.engine.tiny import greedy_reference, ids
 from tests.engine.tokenizers_ import byte_level
+from tests.family_table import COLUMNS
 
 PROMPT = ids(17, seed=1)
 OPENINGS = [ids(length, seed=length) for length in (3, 1, 5, 2, 4)]
