@@ -56,13 +56,15 @@ class Trunk:
             the text before the mark.
         """
         stream = TextStream(self.tokenizer, self.token_ids)
-        ends, text = [], ""
-        for token_id in written:
+        text = ""
+        ends: list[tuple[int, int]] = [(0, 0)]  # tokens, and characters that they are the whole of
+        for count, token_id in enumerate(written, start=1):
             text += stream.decode(token_id)
-            ends.append(len(text))
+            if not stream.unfinished:  # a character may begin in one token and end in the next
+                ends.append((count, len(text)))
         found = mark.search(text)
         length = len(text) if found is None else found.start()
-        taken = sum(end <= length for end in ends)
+        taken, end = max(place for place in ends if place[1] <= length)
         self.settle(written[:taken])
-        self.lead = text[ends[taken - 1] if taken else 0 : length]
+        self.lead = text[end:length]
         return text[:length]
