@@ -266,9 +266,8 @@ class ParallelReasoningLLM(
                         under_way[place] = request, manager
                 if not under_way:
                     return
-                first = next(iter(under_way.values()))[0]
                 self.engine.scheduler.wait(
-                    first, lambda: any(request.done for request, _ in under_way.values())
+                    lambda: any(request.done for request, _ in under_way.values())
                 )
                 for place in [p for p, (request, _) in under_way.items() if request.done]:
                     request, manager = under_way.pop(place)
@@ -387,7 +386,7 @@ class ParallelReasoningLLM(
         try:
             while True:
                 await run_in_executor(
-                    None, scheduler.wait, request, lambda: bool(request.events) or request.done
+                    None, scheduler.wait, lambda: bool(request.events) or request.done
                 )
                 while request.events:
                     yield request.events.popleft()
@@ -418,7 +417,7 @@ class ParallelReasoningLLM(
                 if isinstance(request, Exception):
                     results.append(request)
                     continue
-                self.engine.scheduler.wait(request, lambda request=request: request.done)  # type: ignore[misc]
+                self.engine.scheduler.wait(lambda request=request: request.done)  # type: ignore[misc]
                 _dispatch(request, config[place])
                 results.append(request.error or request.result())  # type: ignore[arg-type]
             return results

@@ -146,7 +146,7 @@ class Scheduler:
     def run(self, request: Request[T]) -> T:
         """Wait for the request's result. Cancels it when interrupted."""
         try:
-            self.wait(request, lambda: request.done)
+            self.wait(lambda: request.done)
             return request.result()
         finally:
             self.cancel(request)
@@ -158,7 +158,7 @@ class Scheduler:
         """
         try:
             while True:
-                self.wait(request, lambda: bool(request.events) or request.done)
+                self.wait(lambda: bool(request.events) or request.done)
                 while request.events:
                     yield request.events.popleft()
                 if request.done and not request.events:
@@ -167,7 +167,7 @@ class Scheduler:
         finally:
             self.cancel(request)
 
-    def wait(self, request: Request[Any], until: Callable[[], bool]) -> None:
+    def wait(self, until: Callable[[], bool]) -> None:
         """Drive the engine, or sleep while another thread does, until `until()`."""
         turn = self._turn
         while True:

@@ -191,9 +191,7 @@ def test_any_mixture_of_requests_gives_each_what_it_gets_alone(name: str, seed: 
     for index in order:
         if index in cancelled:
             passes = chance.randrange(4)
-            engine.scheduler.wait(
-                submitted[index], lambda r=submitted[index], p=passes: r.done or r.passes >= p
-            )
+            engine.scheduler.wait(lambda r=submitted[index], p=passes: r.done or r.passes >= p)
             engine.scheduler.cancel(submitted[index])
         else:
             assert said(run(submitted[index])) == said(alone[index])

@@ -201,7 +201,7 @@ def test_errors_while_a_request_is_closed_are_its_own(engine: Engine) -> None:
             raise OSError("while closing")
 
     request = submit(engine, stubborn)
-    engine.scheduler.wait(request, lambda: request.passes > 1)
+    engine.scheduler.wait(lambda: request.passes > 1)
     engine.scheduler.cancel(request)
     assert request.done
     assert isinstance(request.error, RequestCancelled)

@@ -167,7 +167,7 @@ def test_cancel_in_prefill_and_in_decode(engine: Engine) -> None:
     chunked = tiny_engine(max_rows=4)
     for passes in (0, 1, 3, 8):
         request = submit(chunked, generating(chunked, PROMPT, 10))
-        chunked.scheduler.wait(request, lambda r=request, p=passes: r.passes >= p)
+        chunked.scheduler.wait(lambda r=request, p=passes: r.passes >= p)
         assert chunked.slots_in_use == min(4 * passes, 20) + max(passes - 5, 0)
         chunked.scheduler.cancel(request)
         assert chunked.slots_in_use == 0
@@ -321,7 +321,7 @@ def test_waiters_that_are_cancelled_leave_the_queue() -> None:
     running = submit(engine, generating(engine, PROMPT, 30), reserve=60)
     waiting = submit(engine, generating(engine, PROMPT, 30), reserve=60)
     behind = submit(engine, generating(engine, PROMPT[:2], 1), reserve=4)
-    engine.scheduler.wait(running, lambda: running.passes > 2)
+    engine.scheduler.wait(lambda: running.passes > 2)
     assert behind.passes == 0
     engine.scheduler.cancel(waiting)
     engine.scheduler.run(behind)
