@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -23,6 +23,8 @@ from langchain_pos.engine.speculation import NO_DRAFT, Draft, Verified
 from langchain_pos.errors import NonFiniteLogitsError, OutOfSlotsError, RequestCancelled
 
 T = TypeVar("T")
+Sampler = Callable[[torch.Tensor, Sequence[RowSampling]], list[int | NonFiniteLogitsError]]
+"""Chooses a token for each row of logits; see `sampling.sample`."""
 
 
 class Request(Generic[T]):
@@ -105,12 +107,21 @@ class Scheduler:
         max_rows: tokens fed in one pass at most; a longer prompt is fed in chunks.
         draft_rows: rows that a pass may have when drafts fill it up: as many as cost little more
             than one. Sequences take theirs first, drafts share what is left.
+        sampler: chooses the tokens of a pass; benchmarks replay recorded texts through it.
     """
 
-    def __init__(self, forward: ForwardPass, *, max_rows: int = 1024, draft_rows: int = 32) -> None:
+    def __init__(
+        self,
+        forward: ForwardPass,
+        *,
+        max_rows: int = 1024,
+        draft_rows: int = 32,
+        sampler: Sampler = sample,
+    ) -> None:
         self.forward = forward
         self.max_rows = max_rows
         self.draft_rows = draft_rows
+        self.sampler = sampler
         self._turn = _Turn()
         self._incoming: deque[Request[Any]] = deque()
         self._live: list[Request[Any]] = []
@@ -267,7 +278,7 @@ class Scheduler:
                 wanted,
                 [len(parts[index].draft) for index in wanted],
             )
-            tokens = sample(logits, rows) if rows else []
+            tokens = self.sampler(logits, rows) if rows else []
         except BaseException as error:
             # Whoever stays alive feeds these tokens once more.
             for part, end in zip(parts, ends, strict=True):
