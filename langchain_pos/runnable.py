@@ -71,6 +71,8 @@ class ParallelReasoningLLM(
     """"auto", "sdpa" or "eager"."""
     max_slots: int | None = Field(default=None, ge=1)
     """KV-cache slots to hold at most; None takes what fits in half of the free memory."""
+    pack_weights: bool | None = None
+    """Rewrite the weights for faster steps on a CPU; None: unless the model was given loaded."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
     use_safetensors: bool = True
@@ -101,6 +103,7 @@ class ParallelReasoningLLM(
                 tokenizer,
                 attn_implementation=fields.get("attn_implementation", "auto"),
                 max_slots=fields.get("max_slots"),
+                pack_weights=bool(fields.get("pack_weights")),
             ),
             **fields,
         )
@@ -142,6 +145,7 @@ class ParallelReasoningLLM(
             "revision": self.revision,
             "attn_implementation": self.attn_implementation,
             "max_slots": self.max_slots,
+            "pack_weights": self.pack_weights,
             "trust_remote_code": self.trust_remote_code,
             "use_safetensors": self.use_safetensors,
             **self.model_kwargs,

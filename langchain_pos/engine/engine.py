@@ -14,12 +14,13 @@ from langchain_pos.engine.constraints import Constraint, ConstraintCompiler
 from langchain_pos.engine.decoding import DecodingSequence, Feed, Steps, decode
 from langchain_pos.engine.forward import ForwardPass
 from langchain_pos.engine.loading import load, prepare
+from langchain_pos.engine.packing import PackedModelError, can_pack, pack
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
 from langchain_pos.engine.scheduler import Request, Scheduler
 from langchain_pos.engine.segments import Segment
 from langchain_pos.engine.speculation import Draft, PromptLookup
 from langchain_pos.engine.text import backend
-from langchain_pos.errors import ContextLengthError, InvalidRequestError
+from langchain_pos.errors import ContextLengthError, InvalidRequestError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,9 +41,12 @@ class Engine:
         max_slots: KV-cache slots to hold at most; None takes what fits in half of the memory
             that is free now.
         max_rows: tokens fed in one forward pass at most.
+        pack_weights: rewrite the weights in place for faster steps on the CPU, where that gains
+            anything; the model can then neither be saved nor moved. See `engine/packing.py`.
 
     Raises:
         UnsupportedModelError: the model cannot keep branches apart.
+        PackedModelError: it cannot with packed weights; without them it may.
     """
 
     def __init__(
@@ -53,11 +57,20 @@ class Engine:
         attn_implementation: str = "auto",
         max_slots: int | None = None,
         max_rows: int = 1024,
+        pack_weights: bool = False,
     ) -> None:
         backend(tokenizer)  # refuses slow tokenizers before any work
         self.model = model
         self.tokenizer = tokenizer
-        found = prepare(model, attn_implementation)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        packed = pack(model) if pack_weights and can_pack(model) else 0
+        self.weights = f"{packed} layers packed" if packed else "as loaded"
+        try:
+            found = prepare(model, attn_implementation)
+        except UnsupportedModelError as error:
+            if packed:
+                raise PackedModelError(str(error)) from error
+            raise
         slots = max_slots if max_slots is not None else _slots_that_fit(model, found.slot_bytes)
         self.forward = ForwardPass(model, mask_form=found.mask_form, max_slots=slots)
         self.scheduler = Scheduler(self.forward, max_rows=max_rows)
@@ -74,21 +87,40 @@ class Engine:
         revision: str | None = None,
         attn_implementation: str = "auto",
         max_slots: int | None = None,
+        pack_weights: bool | None = None,
         trust_remote_code: bool = False,
         use_safetensors: bool = True,
         **model_kwargs: Any,
     ) -> Self:
-        """Load a folder or hub name; see `langchain_pos.engine.loading.load`."""
-        model, tokenizer = load(
-            name,
-            dtype=dtype,
-            device=device,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=use_safetensors,
-            **model_kwargs,
-        )
-        return cls(model, tokenizer, attn_implementation=attn_implementation, max_slots=max_slots)
+        """Load a folder or hub name; see `langchain_pos.engine.loading.load`.
+
+        A model that nobody else holds may have its weights packed, so that is the default here.
+        """
+
+        def loaded(*, packed: bool) -> Any:
+            model, tokenizer = load(
+                name,
+                dtype=dtype,
+                device=device,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=use_safetensors,
+                **model_kwargs,
+            )
+            return cls(
+                model,
+                tokenizer,
+                attn_implementation=attn_implementation,
+                max_slots=max_slots,
+                pack_weights=packed,
+            )
+
+        engine: Self
+        try:
+            engine = loaded(packed=pack_weights is not False)
+        except PackedModelError:
+            engine = loaded(packed=False)
+        return engine
 
     # -------------------------------------------------------------- whole answers
 
@@ -314,9 +346,10 @@ class Engine:
         return {
             "model": str(getattr(self.model, "name_or_path", "") or config.model_type),
             "architecture": type(self.model).__name__,
-            "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
+            "parameters": f"{self.parameters:,}",
             "device": str(self.forward.device),
             "dtype": str(self.model.dtype).removeprefix("torch."),
+            "weights": self.weights,
             "attention": f"{config._attn_implementation} ({self.forward.mask_form} mask)",
             "layers": str(config.num_hidden_layers),
             "positions": str(self.context_length or "no limit"),

@@ -70,8 +70,9 @@ class ForwardPass:
                 draft's. None are by default.
 
         Returns:
-            logits, float32 `[R, vocabulary]`, on the device: for each of `sampled` in turn its
-            `1 + drafted` last tokens, in order.
+            logits in the model's dtype, `[R, vocabulary]`, on the device: for each of `sampled` in
+            turn its `1 + drafted` last tokens, in order. Where the model has broken down, the
+            row's first logit is NaN.
 
         Raises:
             OutOfSlotsError: there are not enough slots. As after any error of the model, no
@@ -91,7 +92,7 @@ class ForwardPass:
         sampled: Sequence[int],
         drafted: Sequence[int],
     ) -> torch.Tensor:
-        # 1. Lay out the rows on the host, and send them to the device in one copy.
+        # 1. Lay out the rows on the host.
         tokens: list[int] = []
         segments: list[int] = []
         positions: list[int] = []
@@ -103,41 +104,75 @@ class ForwardPass:
             segments.extend([segment.id] * len(new))
             tokens.extend(new)
             last_rows.append(len(tokens) - 1)
-        layout = torch.tensor([tokens, positions, slots, segments], dtype=torch.int64)
-        layout = layout.to(self.device, non_blocking=True)
-        token_ids, position_ids, slot_ids, segment_ids = layout.unbind(0)
-        owner, position = segment_ids.int(), position_ids.int()
-
-        # 2. Label the slots; make the mask from the labels, once for all layers.
-        self.forest.label(slot_ids, owner, position)
-        extent = self.forest.extent
-        self.cache.begin(slot_ids, extent=extent, max_slots=self.forest.max_slots)
-        seen = self.forest.mask(owner, position, extent)
-        mask = self._model_mask(seen, position)
-
-        # 3. The model. Logits only where they are wanted: a vocabulary is wide.
         wanted = [
             row
             for index, more in zip(sampled, drafted, strict=True)
             for row in range(last_rows[index] - more, last_rows[index] + 1)
         ]
-        keep = torch.tensor(wanted or [0], device=self.device)
+
+        # 2. One copy to the device.
+        freed = list(self.forest.freed)
+        parts = [tokens, positions, slots, segments, wanted or [0], freed]
+        flat = torch.tensor(
+            [number for part in parts for number in part],
+            dtype=torch.int64,
+            pin_memory=self.device.type == "cuda",  # else the copy would wait for the device
+        )
+        on_device = flat.to(self.device, non_blocking=True).split([len(part) for part in parts])
+        if freed:
+            self.forest.unlabel(on_device[-1])
+
+        # 3. The pass.
+        logits = self._compute(*on_device[:-1], extent=self.forest.extent)
+        self.count += 1
+        self.rows += len(tokens)
+        return logits[: len(wanted)]
+
+    def _compute(
+        self,
+        token_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        slots: torch.Tensor,
+        segments: torch.Tensor,
+        keep: torch.Tensor,
+        *,
+        extent: int,
+    ) -> torch.Tensor:
+        """What the device does in a pass; nothing in it waits for the host.
+
+        Args:
+            token_ids: int64 `[Q]`.
+            position_ids: int64 `[Q]`.
+            slots: where the tokens lie, int64 `[Q]`.
+            segments: whose they are, int64 `[Q]`.
+            keep: rows whose logits are wanted, int64 `[R]`.
+            extent: slots that attention reads, from 0.
+
+        Returns:
+            logits in the model's dtype, `[R, vocabulary]`.
+        """
+        # 1. Label the slots; make the mask from the labels, once for all layers.
+        owner, position = segments.int(), position_ids.int()
+        self.forest.label(slots, owner, position)
+        self.cache.begin(slots, extent=extent, max_slots=self.forest.max_slots)
+        seen = self.forest.mask(owner, position, extent)
+
+        # 2. The model. Logits only where they are wanted: a vocabulary is wide.
         output = self.model(
             input_ids=token_ids[None],
             position_ids=position_ids[None],
-            attention_mask=mask,
+            attention_mask=self._model_mask(seen, position),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=keep,
         )
-        self.count += 1
-        self.rows += len(tokens)
 
-        # 4. The cache holds no NaN; whoever sees a token that had one shall notice it here.
-        self.forest.mark_broken(slot_ids, self.cache.broken())
-        logits: torch.Tensor = output.logits[0].float()
-        logits.masked_fill_(self.forest.sees_broken(seen[keep])[:, None], float("nan"))
-        return logits[: len(wanted)]
+        # 3. The cache holds no NaN; whoever sees a token that had one shall notice it here. One
+        #    NaN in a row is enough: its maximum is NaN then.
+        self.forest.mark_broken(slots, self.cache.broken())
+        logits: torch.Tensor = output.logits[0]
+        logits[:, 0].masked_fill_(self.forest.sees_broken(seen[keep]), float("nan"))
+        return logits
 
     def _model_mask(
         self, seen: torch.Tensor, position: torch.Tensor

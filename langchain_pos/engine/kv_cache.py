@@ -18,6 +18,8 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 _FEWEST_SLOTS = 1024
+_FEW_ROWS = 64
+"""Up to so many rows, one check at the end of a pass is cheaper than one in every layer."""
 
 
 class _Pass:
@@ -25,8 +27,27 @@ class _Pass:
 
     slots: torch.Tensor  # int64 [Q]
     health: torch.Tensor  # float32 [Q]: no longer finite once a key or value is not
+    unchecked: list[torch.Tensor]  # keys and values as they came, [1, kv_heads, Q, head_dim]
     extent: int = 0
     capacity: int = 0
+
+    def check(self, states: torch.Tensor) -> None:
+        """Take note of a layer's keys or values."""
+        if len(self.slots) <= _FEW_ROWS:
+            self.unchecked.append(states)
+        else:  # many rows would hold much memory until the end
+            total = states.sum(dim=(0, 1, 3), dtype=torch.float32)
+            self.health += total.to(self.health.device)
+
+    def settle(self) -> None:
+        """Add what was put off to the health, all layers of one shape at once."""
+        by_shape: dict[tuple[torch.Size, torch.device], list[torch.Tensor]] = {}
+        for states in self.unchecked:
+            by_shape.setdefault((states.shape, states.device), []).append(states)
+        for same in by_shape.values():
+            total = torch.cat(same).sum(dim=(0, 1, 3), dtype=torch.float32)
+            self.health += total.to(self.health.device)
+        self.unchecked = []
 
 
 class SlotLayer(CacheLayerMixin):
@@ -67,8 +88,7 @@ class SlotLayer(CacheLayerMixin):
             self.values = self._grown(self.values)
         slots = self._pass.slots.to(self.device)  # a model spread over devices has several
         for kept, states in ((self.keys, key_states), (self.values, value_states)):
-            total = states.sum(dim=(0, 1, 3), dtype=torch.float32)
-            self._pass.health += total.to(self._pass.health.device)
+            self._pass.check(states)
             kept.index_copy_(2, slots, states.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
         return self.keys[:, :, : self._pass.extent], self.values[:, :, : self._pass.extent]
 
@@ -107,12 +127,14 @@ class SlotCache(Cache):
         """
         self._pass.slots, self._pass.extent = slots, extent
         self._pass.health = torch.zeros(len(slots), device=slots.device)
+        self._pass.unchecked = []
         # Room for twice as many as before, so that growing is rare. It follows from the extent
         # alone: when memory runs out and a request ends, the next pass asks for less.
         self._pass.capacity = min(max(_FEWEST_SLOTS, 1 << (extent - 1).bit_length()), max_slots)
 
     def broken(self) -> torch.Tensor:
         """Which of the pass's tokens had a key or value that is not finite: bool `[Q]`."""
+        self._pass.settle()
         return ~self._pass.health.isfinite()
 
     def update(

@@ -289,7 +289,7 @@ def probe(model: PreTrainedModel, form: MaskForm) -> int:
     openings = [(child, branch[:-1]) for child, branch in zip(children, branches, strict=True)]
     forward.run([(root, prefix[6:]), *openings], [])
     last = [(child, branch[-1:]) for child, branch in zip(children, branches, strict=True)]
-    company = forward.run(last, range(len(last)))
+    company = forward.run(last, range(len(last))).float()
 
     # 2. Each branch alone, by the model's own code without our cache and mask.
     spread = company.std().item()

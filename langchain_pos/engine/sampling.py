@@ -26,6 +26,7 @@ from langchain_pos.engine.constraints import ConstraintState, apply_constraints
 from langchain_pos.errors import InvalidRequestError, NonFiniteLogitsError
 
 _NO_IDS = torch.LongTensor()  # the warpers do not look at tokens
+_BLOCK = 128  # logits
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,12 @@ class RowSampling:
     history: Sequence[int] = ()
     constraint: ConstraintState | None = None
 
+    @property
+    def plain(self) -> bool:
+        """Whether the likeliest token is simply taken."""
+        penalised = self.params.repetition_penalty != 1 and bool(self.history)
+        return self.params.greedy and self.constraint is None and not penalised
+
 
 def derive_seed(seed: int, *path: int | str) -> int:
     """A seed of its own for each part of a request, the same in every run: 63 bits."""
@@ -113,41 +120,29 @@ def uniform(seed: int, step: int) -> float:
     return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
 
 
-@torch.inference_mode()  # the logits were made in it, and are changed in place
+@torch.inference_mode()  # the logits were made in it
 def sample(logits: torch.Tensor, rows: Sequence[RowSampling]) -> list[int | NonFiniteLogitsError]:
     """Choose a token for each row. Synchronises with the device once.
 
     Args:
-        logits: float32 `[R, vocabulary]`; changed in place.
+        logits: `[R, vocabulary]` in any floating dtype.
         rows: what each row is sampled with.
 
     Returns:
         a token id for each row, or the error for a row without a single usable logit.
     """
-    # 1. The model's own failures show before a grammar turns logits into minus infinity.
-    broken = logits.amax(dim=-1).isfinite().logical_not_()  # NaN propagates through amax
-    for index, row in enumerate(rows):
-        if row.params.repetition_penalty != 1 and row.history:
-            penalty = RepetitionPenaltyLogitsProcessor(row.params.repetition_penalty)
-            history = torch.tensor([list(row.history)], device=logits.device)
-            logits[index] = penalty(history, logits[index : index + 1])[0]
-    if any(row.constraint is not None for row in rows):
-        apply_constraints(logits, [row.constraint for row in rows])
-        broken |= logits.amax(dim=-1).isneginf()  # nothing that the grammar allows is left
+    # 1. The likeliest token is all that most rows want. The model's own failures show here too,
+    #    before a grammar turns logits into minus infinity.
+    best, tokens = likeliest(logits)
+    broken = best.isfinite().logical_not_()
 
-    # 2. Rows with equal parameters go through the warpers together.
-    tokens = logits.argmax(dim=-1)
-    groups: dict[SamplingParams, list[int]] = {}
-    for index, row in enumerate(rows):
-        if not row.params.greedy:
-            groups.setdefault(row.params, []).append(index)
-    for params, members in groups.items():
-        where = torch.tensor(members, device=logits.device)
-        draws = [uniform(rows[index].seed, rows[index].step) for index in members]
-        u = torch.tensor(draws, dtype=torch.float64).to(logits.device)
-        chosen = logits.index_select(0, where)
-        warped = params.warpers()(_NO_IDS, chosen)
-        tokens.index_copy_(0, where, inverse_cdf(warped, u))
+    # 2. The others are worked on in float32, and only they.
+    special = [index for index, row in enumerate(rows) if not row.plain]
+    if special:
+        where = torch.tensor(special, device=logits.device)
+        chosen = logits.index_select(0, where).float()
+        ruled_out = _warp(chosen, [rows[index] for index in special], tokens, where)
+        broken.index_copy_(0, where, broken.index_select(0, where) | ruled_out)
 
     # 3. One copy to the host.
     chosen_tokens, failures = torch.stack([tokens, broken.to(tokens.dtype)]).tolist()
@@ -160,6 +155,63 @@ def sample(logits: torch.Tensor, rows: Sequence[RowSampling]) -> list[int | NonF
         else token
         for token, failed in zip(chosen_tokens, failures, strict=True)
     ]
+
+
+def _warp(
+    logits: torch.Tensor, rows: Sequence[RowSampling], tokens: torch.Tensor, where: torch.Tensor
+) -> torch.Tensor:
+    """Penalties, grammars, sampling: writes the chosen tokens into `tokens[where]`.
+
+    Returns:
+        bool `[R]`: rows for which the grammar leaves nothing.
+    """
+    for index, row in enumerate(rows):
+        if row.params.repetition_penalty != 1 and row.history:
+            penalty = RepetitionPenaltyLogitsProcessor(row.params.repetition_penalty)
+            history = torch.tensor([list(row.history)], device=logits.device)
+            logits[index] = penalty(history, logits[index : index + 1])[0]
+    apply_constraints(logits, [row.constraint for row in rows])
+    best, chosen = likeliest(logits)
+
+    # Rows with equal parameters go through the warpers together.
+    groups: dict[SamplingParams, list[int]] = {}
+    for index, row in enumerate(rows):
+        if not row.params.greedy:
+            groups.setdefault(row.params, []).append(index)
+    for params, members in groups.items():
+        these = torch.tensor(members, device=logits.device)
+        draws = [uniform(rows[index].seed, rows[index].step) for index in members]
+        u = torch.tensor(draws, dtype=torch.float64).to(logits.device)
+        warped = params.warpers()(_NO_IDS, logits.index_select(0, these))
+        chosen.index_copy_(0, these, inverse_cdf(warped, u))
+    tokens.index_copy_(0, where, chosen)
+    return best.isneginf()
+
+
+def likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each row's largest logit and its token, the first one of several: as `argmax`.
+
+    On a CPU `argmax` over a vocabulary goes number by number (3 ms for 30 rows of 150,000), the
+    maximum alone goes vector by vector. So the maxima of blocks are found first.
+
+    Args:
+        logits: `[R, vocabulary]` in any floating dtype.
+
+    Returns:
+        the logits `[R]` (NaN where the row holds one) and int64 `[R]`.
+    """
+    width = logits.shape[-1]
+    if logits.device.type != "cpu" or width < 8 * _BLOCK:
+        best, tokens = logits.max(dim=-1)
+        return best, tokens
+    whole = width // _BLOCK * _BLOCK
+    maxima = logits[:, :whole].unflatten(-1, (-1, _BLOCK)).amax(dim=-1)
+    if whole < width:  # the last block overlaps the one before it
+        maxima = torch.cat([maxima, logits[:, -_BLOCK:].amax(dim=-1, keepdim=True)], dim=-1)
+    best, block = maxima.max(dim=-1)
+    start = (block * _BLOCK).clamp_(max=width - _BLOCK)
+    inside = start[:, None] + torch.arange(_BLOCK)
+    return best, start + logits.gather(1, inside).argmax(dim=-1)
 
 
 def inverse_cdf(logits: torch.Tensor, u: torch.Tensor) -> torch.Tensor:

@@ -124,6 +124,7 @@ class SegmentForest:
         slot_segment: int32 `[capacity]`, on the device.
         slot_position: int32 `[capacity]`, on the device.
         slot_broken: bool `[capacity]`, on the device: the token's keys or values were not finite.
+        freed: slots that still carry the label of whom they belonged to; see `unlabel`.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class SegmentForest:
         self.slot_position = torch.zeros(self.capacity, dtype=torch.int32, device=device)
         self.slot_broken = torch.zeros(self.capacity, dtype=torch.bool, device=device)
         self._free = list(range(self.capacity))  # heap: the lowest slot is taken first
-        self._freed: list[int] = []  # not yet relabelled on the device
+        self.freed: list[int] = []
         self._used = [False] * self.capacity
         self.extent = 0
         self.slots_in_use = 0
@@ -246,7 +247,7 @@ class SegmentForest:
         for slot in slots:
             self._used[slot] = False
             heapq.heappush(self._free, slot)
-        self._freed.extend(slots)
+        self.freed.extend(slots)
         self.slots_in_use -= len(slots)
         segment.owner.slots -= len(slots)
         while self.extent and not self._used[self.extent - 1]:
@@ -254,18 +255,19 @@ class SegmentForest:
 
     # ---------------------------------------------------------------- one pass
 
+    def unlabel(self, slots: torch.Tensor) -> None:
+        """Take the labels back of the slots that were `freed`, int64 `[F]`."""
+        self.slot_segment.index_fill_(0, slots, NOBODY)
+        del self.freed[: len(slots)]
+
     def label(self, slots: torch.Tensor, segments: torch.Tensor, positions: torch.Tensor) -> None:
-        """Write the labels of a pass's tokens; first take back those of freed slots.
+        """Write the labels of a pass's tokens.
 
         Args:
             slots: int64 `[Q]`, where the tokens lie.
             segments: int32 `[Q]`, whose they are.
             positions: int32 `[Q]`, what RoPE sees.
         """
-        if self._freed:
-            freed = torch.tensor(self._freed, dtype=torch.int64).to(self.device, non_blocking=True)
-            self.slot_segment.index_fill_(0, freed, NOBODY)
-            self._freed = []
         self.slot_segment.index_copy_(0, slots, segments)
         self.slot_position.index_copy_(0, slots, positions)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from langchain_pos.engine import Engine, scheduler
+from langchain_pos.engine import Engine
 from langchain_pos.engine.completion import Completion
 from langchain_pos.engine.kv_cache import SlotLayer
 from langchain_pos.errors import OutOfSlotsError, RequestCancelled
@@ -49,7 +49,7 @@ def fail_at(
 def places(engine: Engine) -> list[tuple[Any, str]]:
     """Where a pass can break: before any layer, between layers, and while sampling."""
     layers = engine.model.model.layers
-    return [(engine.model, "forward"), (layers[1], "forward"), (scheduler, "sample")]
+    return [(engine.model, "forward"), (layers[1], "forward"), (engine.scheduler, "sampler")]
 
 
 @pytest.mark.parametrize("place", range(3))

@@ -57,6 +57,7 @@ class ObviousForest:
     def extend(self, segment: Obvious, count: int) -> None:
         start = segment.end
         slots = self.forest.extend(segment.real, count)
+        self.forest.unlabel(torch.tensor(self.forest.freed, dtype=torch.int64))
         for slot in slots:
             self.tag_at[slot] = self.next_tag
             segment.tags.append(self.next_tag)
@@ -91,8 +92,7 @@ class ObviousForest:
         """Every live segment's mask, at several positions, is what the plain lists say."""
         forest = self.forest
         # An empty pass: freed slots are relabelled, as at the beginning of any pass.
-        nothing = torch.zeros(0, dtype=torch.int32)
-        forest.label(nothing.long(), nothing, nothing)
+        forest.unlabel(torch.tensor(forest.freed, dtype=torch.int64))
         extent = forest.extent
         used = {slot for segment in self.live for slot in segment.real.slots}
         assert forest.slots_in_use == len(used) == sum(len(s.tags) for s in self.live)
@@ -220,6 +220,8 @@ def test_freed_slots_belong_to_nobody_from_the_next_pass_on() -> None:
     second = forest.root(ledger)
     assert second.id == first.id, "the id is used again"
     (slot,) = forest.extend(second, 1)
+    forest.unlabel(torch.tensor(forest.freed))
+    assert forest.freed == []
     forest.label(
         torch.tensor([slot]),
         torch.tensor([second.id], dtype=torch.int32),

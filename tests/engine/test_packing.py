@@ -1,0 +1,132 @@
+"""Packed weights: the same layers, only faster; nothing is lost in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
+
+from langchain_pos.engine.engine import Engine
+from langchain_pos.engine.packing import PackedLinear, can_pack, pack
+from langchain_pos.errors import UnsupportedModelError
+from tests.engine.tiny import tiny_model
+from tests.engine.tokenizers_ import byte_level
+
+needs_bf16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU multiplies no bfloat16"
+)
+pytestmark = needs_bf16
+
+
+def half() -> PreTrainedModel:
+    """A tiny model in bfloat16."""
+    return tiny_model(vocab_size=len(byte_level())).to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 7, 64, 300])
+def test_a_packed_layer_computes_what_the_layer_computes(rows: int, bias: bool) -> None:
+    """Up to the rounding of bfloat16, for any number of rows and leading dimensions."""
+    torch.manual_seed(rows)
+    linear = nn.Linear(96, 160, bias=bias).to(torch.bfloat16)
+    states = torch.randn(1, rows, 96).to(torch.bfloat16)
+    with torch.inference_mode():
+        packed = PackedLinear(linear)
+        torch.testing.assert_close(packed(states), linear(states), rtol=0.02, atol=0.02)
+        factor = torch.randn(1, rows, 160).to(torch.bfloat16)
+        expected = linear(states) * factor
+        torch.testing.assert_close(packed.times(states, factor), expected, rtol=0.03, atol=0.03)
+
+
+def test_packing_takes_every_linear_layer_and_fuses_gated_mlps() -> None:
+    """Attention, MLP and output layers; the logits stay what they were."""
+    model = half().eval()
+    ids = torch.randint(0, 90, (1, 20))
+    with torch.inference_mode():
+        before = model(ids).logits.float()
+        count = pack(model)
+        after = model(ids).logits.float()
+    assert count == 7 * model.config.num_hidden_layers + 1
+    assert type(model.model.layers[0].mlp).__name__ == "PackedQwen2MLP"
+    assert (before - after).norm() < 0.02 * before.norm()
+
+
+def test_what_is_no_gated_mlp_is_not_fused() -> None:
+    """Another activation, and a forward that does something else, are left as they are."""
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=50,
+        hidden_act="gelu",
+    )
+    model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
+    pack(model)
+    assert type(model.model.layers[0].mlp).__name__ == "LlamaMLP"
+
+    class Other(type(half().model.layers[0].mlp)):  # type: ignore[misc]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 2
+
+    model = half().eval()
+    model.model.layers[0].mlp.__class__ = Other
+    pack(model)
+    assert type(model.model.layers[0].mlp) is Other
+    assert type(model.model.layers[1].mlp).__name__ == "PackedQwen2MLP"
+
+
+def test_only_bfloat16_on_a_cpu_is_packed() -> None:
+    """float32 is for exactness; it stays as it is."""
+    assert can_pack(half())
+    assert not can_pack(tiny_model(vocab_size=len(byte_level())))
+    engine = Engine(tiny_model(vocab_size=len(byte_level())), byte_level(), pack_weights=True)
+    assert engine.describe()["weights"] == "as loaded"
+
+
+def test_a_loaded_model_is_packed_and_a_given_one_is_not(tmp_path: Path) -> None:
+    """Whoever holds the model himself may yet want to save or move it."""
+    model = half()
+    model.save_pretrained(tmp_path)
+    byte_level().save_pretrained(tmp_path)
+    assert Engine.load(str(tmp_path)).describe()["weights"].endswith("layers packed")
+    assert Engine.load(str(tmp_path), pack_weights=False).describe()["weights"] == "as loaded"
+    assert Engine(model, byte_level()).describe()["weights"] == "as loaded"
+    model.save_pretrained(tmp_path / "again")
+
+
+def test_a_packed_model_refuses_to_be_saved(tmp_path: Path) -> None:
+    """Weights that are gone would be missing from the file."""
+    engine = Engine(half(), byte_level(), pack_weights=True)
+    with pytest.raises(RuntimeError, match="pack_weights=False"):
+        engine.model.save_pretrained(tmp_path)
+
+
+def test_a_model_that_does_not_bear_packing_is_loaded_again_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some model may use a layer's weight without calling the layer."""
+    half().save_pretrained(tmp_path)
+    byte_level().save_pretrained(tmp_path)
+    original = Qwen2MLP.forward
+
+    def reads_weights(self: Qwen2MLP, x: torch.Tensor) -> torch.Tensor:
+        return original(self, x) + self.gate_proj.weight[0].sum() * 0
+
+    monkeypatch.setattr(Qwen2MLP, "forward", reads_weights)
+    assert Engine.load(str(tmp_path)).describe()["weights"] == "as loaded"
+    with pytest.raises(UnsupportedModelError):
+        Engine(half(), byte_level(), pack_weights=True)
+
+
+def test_branches_of_a_packed_model_are_isolated() -> None:
+    """Siblings change nothing in a branch's tokens, packed or not."""
+    engine = Engine(half(), byte_level(), pack_weights=True)
+    prefix, openings = list(range(5, 45)), [[7, 8], [9], [11, 12, 13]]
+    together = engine.decode_branches(prefix, openings, max_new_tokens=12)
+    changed = engine.decode_branches(prefix, [openings[0], [40], [41, 42, 43]], max_new_tokens=12)
+    assert changed[0].token_ids == together[0].token_ids
