@@ -8,20 +8,21 @@ only text and the conclusion goes on behind it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from langchain_pos.engine.completion import FinishReason
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
 from langchain_pos.engine.speculation import PromptLookup
+from langchain_pos.joining import reuse
 from langchain_pos.prompts import join_text
 from langchain_pos.schema import STEP_MARK, BranchResult
 from langchain_pos.trunk import Trunk
 
 if TYPE_CHECKING:
     from langchain_pos.budget import Budget
-    from langchain_pos.engine.decoding import Steps
+    from langchain_pos.engine.decoding import DecodingSequence, Feed, Steps
     from langchain_pos.engine.engine import Engine
     from langchain_pos.progress import Progress
     from langchain_pos.settings import ReasoningSettings
@@ -84,9 +85,22 @@ class Concluder:
         self._progress = progress
 
     def conclude(
-        self, trunk: Trunk, branches: tuple[BranchResult, ...], block: int
+        self,
+        trunk: Trunk,
+        branches: tuple[BranchResult, ...],
+        grown: Sequence[DecodingSequence],
+        block: int,
     ) -> Steps[Conclusion]:
-        """Join the finished branches behind the trunk, in one pass, and decode on."""
+        """Join the finished branches behind the trunk and decode on.
+
+        Args:
+            trunk: what the branches have grown on; it goes on behind them.
+            branches: what they say.
+            grown: with `join="reuse"` the branches as they were decoded, in the same order; their
+                keys and values are used as they are. Otherwise nothing: what the branches say is
+                fed behind the trunk, in one pass.
+            block: number of this block, from 1.
+        """
         joined = trunk.encode(join_text([(branch.title, branch.text) for branch in branches]))
         room = self._budget.limit - len(trunk.token_ids) - len(joined)
         if room < 1:  # texts may take more tokens than they were written with
@@ -95,9 +109,14 @@ class Concluder:
                 "Ask for fewer or shorter branches (max_branches, max_branch_tokens)"
             )
             return Conclusion("", "error", error)
-        trunk.settle(joined)
+        first: list[Feed] = []
+        if grown:
+            first = reuse(self._engine, trunk, branches, grown)
+        else:
+            trunk.settle(joined)
         may_open = block < self._settings.max_blocks
-        return (yield from self._write(trunk, self._budget.conclusion, may_open=may_open))
+        budget = self._budget.conclusion
+        return (yield from self._write(trunk, budget, may_open=may_open, first=first))
 
     def conclude_on(self, trunk: Trunk, so_far: Conclusion) -> Steps[Conclusion]:
         """Go on behind a step that opened no block after all: it was only text."""
@@ -108,7 +127,13 @@ class Concluder:
         return (yield from self._write(trunk, left, so_far.text + more))
 
     def _write(
-        self, trunk: Trunk, budget: int, so_far: str = "", *, may_open: bool = False
+        self,
+        trunk: Trunk,
+        budget: int,
+        so_far: str = "",
+        *,
+        may_open: bool = False,
+        first: Sequence[Feed] = (),
     ) -> Steps[Conclusion]:
         unfed, settled = trunk.unfed, len(trunk.token_ids)
         before = trunk.token_ids[: settled - len(unfed)]
@@ -130,7 +155,8 @@ class Concluder:
         )
         step = None
         while sequence.finish_reason is None and step is None:
-            (sampled,) = yield [sequence.feed()]
+            *_, sampled = yield [*first, sequence.feed()]
+            first = ()
             sequence.accept(sampled)
             if may_open and sequence.finish_reason is None:
                 step = _STEP.search(sequence.text)
@@ -140,7 +166,7 @@ class Concluder:
         self._engine.truncate(trunk.segment, sequence.end_of_seen)
         if step is not None:
             raw = trunk.settle_before(sequence.token_ids, _STEP)
-            self._engine.truncate(trunk.segment, len(trunk.token_ids))
+            self._engine.truncate(trunk.segment, trunk.end)
             text, gap = sequence.text[: step.start()].rstrip(), raw[len(raw.rstrip()) :]
             return Conclusion(text, title=step["title"], opened=step[0], gap=gap, tokens=written)
         told.flush()

@@ -114,7 +114,7 @@ class Planner:
                         self._engine.release(trunk.segment)
                         raise
         trunk.settle_before(sequence.token_ids, re.compile(re.escape(STEP_MARK)))
-        self._engine.truncate(trunk.segment, len(trunk.token_ids))
+        self._engine.truncate(trunk.segment, trunk.end)
         return plan, trunk
 
     def plan_further(
@@ -135,7 +135,7 @@ class Planner:
             PlanFormatError: the steps cannot be used, e.g. because a title occurs twice.
         """
         sequence = yield from self._write(trunk, title, max_tokens, self._sampling)
-        self._engine.truncate(trunk.segment, len(trunk.token_ids))
+        self._engine.truncate(trunk.segment, trunk.end)
         text = STEP_MARK + sequence.text
         try:
             plan = self._read(text)

@@ -161,7 +161,8 @@ class Answer:
 
             # Stage 3. The conclusion. It may open a further block: back to stage 1.
             with self.progress.stage("conclude"):
-                conclusion = yield from concluder.conclude(trunk, branches, len(blocks))
+                grown = [self.grown[index] for index in sorted(self.grown)]
+                conclusion = yield from concluder.conclude(trunk, branches, grown, len(blocks))
             plan = None
             if conclusion.title is not None:
                 with self.progress.stage("plan"):
@@ -228,11 +229,12 @@ class Answer:
         # 2. A sequence for each step, made when its turn comes: one that waits holds no slots.
         results = [BranchResult(index=index, title=title) for index, title in enumerate(titles)]
         running: dict[DecodingSequence, tuple[int, float]] = {}
+        self.grown: dict[int, DecodingSequence] = {}
 
         def sequences() -> Iterator[DecodingSequence]:
             for index, ids in enumerate(openings):
                 sequence = self.engine.sequence(
-                    self.engine.fork(trunk.segment, at=len(seen)),
+                    self.engine.fork(trunk.segment, at=trunk.end + len(outline)),
                     ids,
                     max_new_tokens=budget,
                     sampling=self.sampling,
@@ -248,7 +250,10 @@ class Answer:
 
         def ended(sequence: DecodingSequence) -> None:
             index, started = running.pop(sequence)
-            self.engine.release(sequence.segment)
+            if self.settings.join == "reuse":
+                self.grown[index] = sequence
+            else:
+                self.engine.release(sequence.segment)
             results[index] = self._branch(index, titles[index], sequence, started)
             self.progress.output_tokens += len(sequence.token_ids)
             self.progress.drafts += sequence.drafts
@@ -258,7 +263,7 @@ class Answer:
         unfed = [*trunk.unfed, *outline]
         first = [Feed(trunk.segment, unfed)] if unfed else []
         yield from decode(sequences(), first=first, max_parallel=parallel, on_end=ended)
-        self.engine.truncate(trunk.segment, len(trunk.token_ids))
+        self.engine.truncate(trunk.segment, trunk.end)
         return tuple(results)
 
     def _lay_out(self, trunk: Trunk, plan: Plan) -> tuple[list[int], list[list[int]], int]:

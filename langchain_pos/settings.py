@@ -10,6 +10,7 @@ from langchain_pos.errors import InvalidRequestError
 from langchain_pos.schema import Mode
 
 Visibility = Literal["isolated", "titles"]
+Join = Literal["reprefill", "reuse"]
 
 
 class ReasoningSettings(BaseModel):
@@ -43,6 +44,9 @@ class ReasoningSettings(BaseModel):
     """Whether the model may say that a question does not fall into parts."""
     visibility: Visibility = "isolated"
     """"isolated": a branch sees the prompt and itself (the paper); "titles": the outline too."""
+    join: Join = "reprefill"
+    """"reprefill": the conclusion reads the joined branches as one text (the paper); "reuse": it
+    sees the branches' own keys and values, side by side, and nothing is fed again."""
     drafts: bool = True
     """Guess tokens ahead by prompt look-up: the same answer in fewer forward passes."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()

@@ -26,17 +26,25 @@ class Trunk:
         segment: where the tokens lie.
         token_ids: all settled tokens, prompt first.
         lead: settled text whose tokens depend on what follows it; less than a token.
+        shift: by how much the tokens of `segment` stand later in `token_ids` than in the model's
+            positions. Branches share positions, so behind reused ones the two differ.
     """
 
     tokenizer: PreTrainedTokenizerBase
     segment: Segment
     token_ids: list[int] = field(default_factory=list)
     lead: str = ""
+    shift: int = 0
+
+    @property
+    def end(self) -> int:
+        """Position of the next token."""
+        return len(self.token_ids) - self.shift
 
     @property
     def unfed(self) -> list[int]:
         """Settled tokens that the model has not seen."""
-        return self.token_ids[self.segment.end :]
+        return self.token_ids[self.segment.end + self.shift :]
 
     def encode(self, text: str, *, lead: bool = True) -> list[int]:
         """Tokens of a text that goes on from here, or, without `lead`, from a line's end."""

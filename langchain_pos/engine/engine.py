@@ -289,6 +289,10 @@ class Engine:
         """See `SegmentForest.fork`."""
         return self.forward.forest.fork(segment, at)
 
+    def join(self, segments: Sequence[Segment], at: int) -> Segment:
+        """See `SegmentForest.join`."""
+        return self.forward.forest.join(segments, at)
+
     def release(self, segment: Segment) -> None:
         """See `SegmentForest.release`."""
         self.forward.forest.release(segment)

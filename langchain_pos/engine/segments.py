@@ -171,6 +171,20 @@ class SegmentForest:
         self._reach[child.id, child.id] = UNBOUNDED
         return child
 
+    def join(self, segments: Sequence[Segment], at: int) -> Segment:
+        """A child of several segments: it sees what any of them sees, and all of them.
+
+        Args:
+            segments: live segments of one owner; at least one.
+            at: position of the child's first token, not before the end of any of them. What
+                they hold at this position or later stays invisible to it.
+        """
+        child = self.fork(segments[0], at)
+        rows = [segment.id for segment in segments]
+        self._reach[child.id] = torch.clamp(self._reach[rows].amax(dim=0), max=at)
+        self._reach[child.id, child.id] = UNBOUNDED
+        return child
+
     def truncate(self, segment: Segment, end: int) -> None:
         """Forget the tokens of `segment` at position `end` and later; their slots are free."""
         keep = max(end - segment.start, 0)

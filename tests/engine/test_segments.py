@@ -54,6 +54,15 @@ class ObviousForest:
         lineage = [(a, min(upto, at)) for a, upto in parent.lineage] + [(parent, at)]
         self.live.append(Obvious(self.forest.fork(parent.real, at), at, set(), lineage))
 
+    def join(self, parents: list[Obvious], at: int) -> None:
+        upto: dict[int, tuple[Obvious, int]] = {}
+        for parent in parents:
+            for ancestor, limit in [*parent.lineage, (parent, at)]:
+                known = upto.get(id(ancestor), (ancestor, 0))[1]
+                upto[id(ancestor)] = ancestor, max(known, min(limit, at))
+        real = self.forest.join([parent.real for parent in parents], at)
+        self.live.append(Obvious(real, at, set(), list(upto.values())))
+
     def extend(self, segment: Obvious, count: int) -> None:
         start = segment.end
         slots = self.forest.extend(segment.real, count)
@@ -115,14 +124,17 @@ class ObviousForest:
                     assert torch.equal(mask, forest.mask(query, place, extent))
 
 
-@settings(max_examples=120)
+ACTIONS = ["extend", "fork", "join", "root", "truncate", "release"]
+
+
+@settings(max_examples=150)
 @given(data=st.data(), window=st.none() | st.integers(1, 6))
 def test_mask_equals_the_obvious_loop(data: st.DataObject, window: int | None) -> None:
     """Whatever was forked, cut, freed and used again, the rule sees what plain lists see."""
     model = ObviousForest()
     model.root()
     for _ in range(data.draw(st.integers(1, 25))):
-        action = data.draw(st.sampled_from(["extend", "fork", "root", "truncate", "release"]))
+        action = data.draw(st.sampled_from(ACTIONS))
         if action == "root" or not model.live:
             model.root()
             continue
@@ -131,6 +143,10 @@ def test_mask_equals_the_obvious_loop(data: st.DataObject, window: int | None) -
             model.extend(segment, data.draw(st.integers(1, 5)))
         elif action == "fork":
             model.fork(segment, data.draw(st.integers(segment.start, segment.end + 2)))
+        elif action == "join":
+            parents = data.draw(st.lists(st.sampled_from(model.live), min_size=1, unique=True))
+            at = max(parent.end for parent in parents) + data.draw(st.integers(0, 2))
+            model.join(parents, at)
         elif action == "truncate":
             model.truncate(segment, data.draw(st.integers(segment.start, segment.end)))
         else:

@@ -145,7 +145,9 @@ class Script:
         self._engine = engine
         self._own: dict[Segment, list[int]] = {}
         self._parents: dict[Segment, tuple[Segment, int]] = {}
-        self._fork = engine.forward.forest.fork
+        self._joined: dict[Segment, list[Segment]] = {}
+        self._fork, self._join = engine.forward.forest.fork, engine.forward.forest.join
+        engine.forward.forest.join = self._record_join  # type: ignore[method-assign]
         engine.forward.forest.fork = self._record_fork  # type: ignore[method-assign]
         engine.forward.run = self._run  # type: ignore[method-assign]
 
@@ -154,11 +156,21 @@ class Script:
         self._parents[child] = parent, child.start
         return child
 
+    def _record_join(self, segments: Sequence[Segment], at: int) -> Segment:
+        child = self._join(segments, at)
+        self._joined[child] = list(segments)
+        return child
+
     def _text(self, token_ids: Sequence[int]) -> str:
         return str(self._engine.tokenizer.decode(list(token_ids)))
 
     def _seen(self, segment: Segment, end: int) -> list[int]:
         own = self._own.get(segment, [])[: end - segment.start]
+        if segment in self._joined:
+            branches = self._joined[segment]
+            trunk, at = self._parents[branches[0]]
+            bodies = [self._own.get(b, [])[: b.end - b.start] for b in branches]
+            return [*self._seen(trunk, at), *(i for body in bodies for i in body), *own]
         if segment not in self._parents:
             return own
         parent, at = self._parents[segment]

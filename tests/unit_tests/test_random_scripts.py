@@ -44,6 +44,7 @@ def test_streams_drafts_and_errors_agree(seed: int) -> None:
         "max_blocks": draw.choice([1, 3]),
         "max_conclusion_tokens": draw.choice([1, 30, 100]),
         "max_branch_tokens": draw.choice([1, 5, 24]),
+        "join": draw.choice(["reprefill", "reuse"]),
         "visibility": draw.choice(["isolated", "titles"]),
         "stop": draw.choice([(), ("END",), ("\n",), ("####",)]),
     }
