@@ -161,6 +161,7 @@ class Planner:
         )
         head = trunk.encode(opening) if opening else []
         unfed = trunk.unfed
+        before = trunk.token_ids[: len(trunk.token_ids) - len(unfed)]
         sequence = self._engine.sequence(
             trunk.segment,
             [*unfed, *head],
@@ -168,9 +169,9 @@ class Planner:
             sampling=sampling,
             seed=derive_seed(self._seed, "plan", len(trunk.token_ids), self.attempts),
             constraint=Constraint("ebnf", grammar),
-            context_ids=trunk.token_ids[: len(trunk.token_ids) - len(unfed)],
+            context_ids=before,
             on_text=self._on_text,
-            lookup=PromptLookup() if self._settings.drafts else None,
+            lookup=PromptLookup(before) if self._settings.drafts else None,
             guess=partial(self._guess, opening) if self._settings.drafts else None,
             on_token=_Bounds(self._settings, opening, max_tokens).close,
         )

@@ -106,7 +106,8 @@ class Progress:
                 "forward_passes": StagePasses(**self._passes),
                 "drafts": self.drafts,
                 "plan_attempts": self.attempts,
-                "peak_slots": self._request.ledger.peak_slots,
+                "peak_slots": self._request.ledger.peak_slots + self._request.shared_slots,
+                "cached_tokens": self._request.cached_tokens,
             }
         )
         told = {name: getattr(result, name) for name in ReasoningResult.model_fields}

@@ -310,16 +310,19 @@ class Answer:
         self.progress.tell(
             ReasoningChunk(stage="conclude", mode="sequential", fallback_reason=reason)
         )
+        root = self.engine.scheduler.root(self.request, self.sequential_ids)
+        known = self.sequential_ids[: root.end]
         sequence = self.engine.sequence(
-            self.engine.scheduler.root(self.request),
-            self.sequential_ids,
+            root,
+            self.sequential_ids[root.end :],
             max_new_tokens=self.budget.sequential,
             sampling=self.sampling,
             seed=derive_seed(self.seed, "sequential"),
             stop=self.settings.stop,
             strip=True,
             on_text=self.progress.conclusion_text,
-            lookup=PromptLookup() if self.settings.drafts else None,
+            context_ids=known,
+            lookup=PromptLookup(known) if self.settings.drafts else None,
         )
         with self.progress.stage("conclude"):
             yield from decode([sequence])
@@ -379,13 +382,13 @@ class Answer:
         )
 
     def _new_trunk(self, wrong: str | None) -> Trunk:
-        """A root segment and the prompt that belongs into it; nothing is fed yet."""
-        root = self.engine.scheduler.root(self.request)
+        """A segment and the prompt that belongs into it; nothing of it is fed yet."""
         ids = self.prompt_ids
         if wrong is not None:
             told = self._plan_prompt(wrong)
             # Where the context is too short for it, the same prompt; then sampling changes.
             ids = told if len(told) + 2 * self.budget.plan <= self.budget.limit else ids
+        root = self.engine.scheduler.root(self.request, ids)
         return Trunk(self.engine.tokenizer, root, list(ids))
 
     def _plan_prompt(self, wrong: str | None) -> list[int]:

@@ -181,7 +181,9 @@ class ReasoningResult(_Frozen):
         forward_passes: by stage.
         drafts: tokens guessed ahead, and how many of the guesses were right.
         plan_attempts: how often a skeleton was tried; 0 when the caller gave the steps.
-        peak_slots: most KV-cache slots that the request held at once.
+        peak_slots: most KV-cache slots that the request held at once, what it shared with others
+            included.
+        cached_tokens: prompt tokens that were not fed, because another question began alike.
         model_name: folder or hub name of the model.
     """
 
@@ -198,6 +200,7 @@ class ReasoningResult(_Frozen):
     drafts: DraftUsage = DraftUsage()
     plan_attempts: int = 0
     peak_slots: int = 0
+    cached_tokens: int = 0
     model_name: str = ""
 
     @property

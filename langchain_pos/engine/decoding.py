@@ -48,6 +48,8 @@ class Feed:
         draft_sampling: how the token after each guess is chosen.
         start: position of the first token, by default the segment's end. What the segment holds
             from there on is forgotten.
+        shared: the segment is a prefix that others use too, and `token_ids` are what it has from
+            `start` on: whatever of it is there already, nobody feeds again.
     """
 
     segment: Segment
@@ -56,6 +58,7 @@ class Feed:
     draft: Draft = NO_DRAFT
     draft_sampling: Sequence[RowSampling] = ()
     start: int | None = None
+    shared: bool = False
 
 
 Sampled = int | Verified | NonFiniteLogitsError | None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 
-from langchain_pos.engine.completion import Completion
+from langchain_pos.engine.completion import Completion, TokenUsage
 from langchain_pos.engine.constraints import Constraint, ConstraintCompiler
 from langchain_pos.engine.decoding import DecodingSequence, Feed, Steps, decode
 from langchain_pos.engine.forward import ForwardPass
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 GREEDY = SamplingParams()
+PREFIX_CACHE_TOKENS = 16384
 
 
 class Engine:
@@ -41,6 +43,8 @@ class Engine:
         max_slots: KV-cache slots to hold at most; None takes what fits in half of the memory
             that is free now.
         max_rows: tokens fed in one forward pass at most.
+        prefix_cache_tokens: tokens of prompts whose keys and values are kept for later prompts that
+            begin alike, at most, and at most a quarter of the slots; 0 keeps none.
         pack_weights: rewrite the weights in place for faster steps on the CPU, where that gains
             anything; the model can then neither be saved nor moved. See `engine/packing.py`.
 
@@ -57,6 +61,7 @@ class Engine:
         attn_implementation: str = "auto",
         max_slots: int | None = None,
         max_rows: int = 1024,
+        prefix_cache_tokens: int = PREFIX_CACHE_TOKENS,
         pack_weights: bool = False,
     ) -> None:
         backend(tokenizer)  # refuses slow tokenizers before any work
@@ -73,7 +78,8 @@ class Engine:
             raise
         slots = max_slots if max_slots is not None else _slots_that_fit(model, found.slot_bytes)
         self.forward = ForwardPass(model, mask_form=found.mask_form, max_slots=slots)
-        self.scheduler = Scheduler(self.forward, max_rows=max_rows)
+        kept = min(prefix_cache_tokens, slots // 4)
+        self.scheduler = Scheduler(self.forward, max_rows=max_rows, max_parked=kept)
         self.eos_token_ids = _eos_token_ids(model, tokenizer, self.forward.vocabulary)
         self._constraints: ConstraintCompiler | None = None
 
@@ -87,6 +93,7 @@ class Engine:
         revision: str | None = None,
         attn_implementation: str = "auto",
         max_slots: int | None = None,
+        prefix_cache_tokens: int = PREFIX_CACHE_TOKENS,
         pack_weights: bool | None = None,
         trust_remote_code: bool = False,
         use_safetensors: bool = True,
@@ -112,6 +119,7 @@ class Engine:
                 tokenizer,
                 attn_implementation=attn_implementation,
                 max_slots=max_slots,
+                prefix_cache_tokens=prefix_cache_tokens,
                 pack_weights=packed,
             )
 
@@ -156,20 +164,24 @@ class Engine:
         seed = self.seed(sampling)
 
         def steps(request: Request[Completion]) -> Steps[Completion]:
+            root = self.scheduler.root(request, prompt_ids)
+            known = prompt_ids[: root.end]
             sequence = self.sequence(
-                self.scheduler.root(request),
-                prompt_ids,
+                root,
+                prompt_ids[root.end :],
                 max_new_tokens=max_new_tokens,
                 sampling=sampling,
                 seed=seed,
                 constraint=constraint,
                 stop=stop,
-                lookup=PromptLookup() if drafts else None,
+                context_ids=known,
+                lookup=PromptLookup(known) if drafts else None,
             )
             yield from decode([sequence])
             if sequence.failure is not None:
                 raise sequence.failure
-            return sequence.completion()
+            done = sequence.completion()
+            return replace(done, usage=TokenUsage(len(prompt_ids), done.usage.output_tokens))
 
         return self.run(steps, reserve=len(prompt_ids) + max_new_tokens)
 
@@ -217,7 +229,7 @@ class Engine:
         together = min(len(openings), max_parallel or len(openings))
 
         def steps(request: Request[list[Completion]]) -> Steps[list[Completion]]:
-            root = self.scheduler.root(request)
+            root = self.scheduler.root(request, prefix_ids)
             lookup = PromptLookup(prefix_ids) if drafts else None
             sequences = [
                 self.sequence(
@@ -234,7 +246,7 @@ class Engine:
             ]
             yield from decode(
                 sequences,
-                first=[Feed(root, prefix_ids)],
+                first=[Feed(root, prefix_ids[root.end :])],
                 max_parallel=max_parallel,
                 on_end=lambda sequence: self.release(sequence.segment),
             )

@@ -11,7 +11,7 @@ tokens that it came from are reported instead (`SlotCache.broken`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -83,14 +83,18 @@ class SlotLayer(CacheLayerMixin):
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if self.keys.shape[2] < self._pass.capacity:
-            self.keys = self._grown(self.keys)
-            self.values = self._grown(self.values)
+        self.grow()
         slots = self._pass.slots.to(self.device)  # a model spread over devices has several
         for kept, states in ((self.keys, key_states), (self.values, value_states)):
             self._pass.check(states)
             kept.index_copy_(2, slots, states.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
         return self.keys[:, :, : self._pass.extent], self.values[:, :, : self._pass.extent]
+
+    def grow(self) -> None:
+        """Make room for the pass's capacity."""
+        if self.keys.shape[2] < self._pass.capacity:
+            self.keys = self._grown(self.keys)
+            self.values = self._grown(self.values)
 
     def _grown(self, states: torch.Tensor) -> torch.Tensor:
         grown = self._allocate(states)
@@ -128,9 +132,16 @@ class SlotCache(Cache):
         self._pass.slots, self._pass.extent = slots, extent
         self._pass.health = torch.zeros(len(slots), device=slots.device)
         self._pass.unchecked = []
-        # Room for twice as many as before, so that growing is rare. It follows from the extent
-        # alone: when memory runs out and a request ends, the next pass asks for less.
-        self._pass.capacity = min(max(_FEWEST_SLOTS, 1 << (extent - 1).bit_length()), max_slots)
+        self._pass.capacity = self._capacity(extent, max_slots)
+
+    @staticmethod
+    def _capacity(extent: int, max_slots: int) -> int:
+        """Room for twice as many as before, so that growing is rare.
+
+        It follows from the extent alone: when memory runs out and a request ends, the next pass
+        asks for less.
+        """
+        return min(max(_FEWEST_SLOTS, 1 << (extent - 1).bit_length()), max_slots)
 
     def broken(self) -> torch.Tensor:
         """Which of the pass's tokens had a key or value that is not finite: bool `[Q]`."""
@@ -158,6 +169,23 @@ class SlotCache(Cache):
         """Set keys and values of `slots` in every layer: how tests and the probe look for leaks."""
         for states in self._states():
             states.index_fill_(2, torch.tensor(slots, device=states.device), value)
+
+    def copy_out(self, slots: Sequence[int]) -> list[torch.Tensor]:
+        """Copies of the keys and values in `slots`: for each layer, in the order of `copy_in`."""
+        where = torch.tensor(slots, dtype=torch.int64)
+        return [states.index_select(2, where.to(states.device)) for states in self._states()]
+
+    def copy_in(
+        self, slots: Sequence[int], copies: Sequence[torch.Tensor], *, extent: int, max_slots: int
+    ) -> None:
+        """Write keys and values that were copied out into other slots; see `begin`."""
+        self._pass.capacity = self._capacity(extent, max_slots)
+        for layer in self.layers:
+            if isinstance(layer, SlotLayer) and layer.is_initialized:
+                layer.grow()
+        where = torch.tensor(slots, dtype=torch.int64)
+        for states, copy in zip(self._states(), copies, strict=True):
+            states.index_copy_(2, where.to(states.device), copy)
 
     @property
     def slot_bytes(self) -> int:

@@ -17,6 +17,7 @@ import torch
 
 from langchain_pos.engine.decoding import Feed, Sampled, Steps
 from langchain_pos.engine.forward import ForwardPass
+from langchain_pos.engine.prefixes import PrefixCache
 from langchain_pos.engine.sampling import RowSampling, sample
 from langchain_pos.engine.segments import Ledger, Segment
 from langchain_pos.engine.speculation import NO_DRAFT, Draft, Verified
@@ -34,6 +35,8 @@ class Request(Generic[T]):
         passes: forward passes that fed at least one of its tokens.
         ledger: its segments and slots.
         events: what it has told its caller and nobody has taken yet.
+        shared_slots: slots of the shared prefix that its last root stands on.
+        cached_tokens: tokens of its prompts that it did not have to feed.
         done: whether it has ended, in whichever way.
     """
 
@@ -42,6 +45,8 @@ class Request(Generic[T]):
         self.passes = 0
         self.ledger = Ledger()
         self.events: deque[Any] = deque()
+        self.shared_slots = 0
+        self.cached_tokens = 0
         self.done = False
         self.cancelled = False
         self._result: T | None = None
@@ -50,6 +55,7 @@ class Request(Generic[T]):
         self._feeds: list[Feed] = []
         self._fed: list[int] = []  # tokens fed of each feed
         self._sampled: list[Sampled] = []
+        self._shared: list[Feed] = []  # to be fed before its next tokens
 
     def emit(self, event: Any) -> None:
         """Tell the caller something; `Scheduler.stream` yields it."""
@@ -68,6 +74,14 @@ class Request(Generic[T]):
 
     def _waiting_rows(self) -> int:
         return sum(len(feed.token_ids) for feed in self._feeds) - sum(self._fed)
+
+    def _catch_up(self) -> None:
+        """Others may have fed what is shared with them, or lost it again."""
+        for index, feed in enumerate(self._feeds):
+            if not feed.shared:
+                break
+            there = feed.segment.end - (feed.start or 0)
+            self._fed[index] = min(max(there, 0), len(feed.token_ids))
 
 
 @dataclass
@@ -107,6 +121,7 @@ class Scheduler:
         max_rows: tokens fed in one pass at most; a longer prompt is fed in chunks.
         draft_rows: rows that a pass may have when drafts fill it up: as many as cost little more
             than one. Sequences take theirs first, drafts share what is left.
+        max_parked: tokens of prompts to keep for later requests; see `PrefixCache`.
         sampler: chooses the tokens of a pass; benchmarks replay recorded texts through it.
     """
 
@@ -116,12 +131,14 @@ class Scheduler:
         *,
         max_rows: int = 1024,
         draft_rows: int = 32,
+        max_parked: int = 0,
         sampler: Sampler = sample,
     ) -> None:
         self.forward = forward
         self.max_rows = max_rows
         self.draft_rows = draft_rows
         self.sampler = sampler
+        self.prefixes = PrefixCache(forward.forest, forward.cache, max_parked=max_parked)
         self._turn = _Turn()
         self._incoming: deque[Request[Any]] = deque()
         self._live: list[Request[Any]] = []
@@ -150,9 +167,27 @@ class Scheduler:
             self._incoming.append(request)
         return request
 
-    def root(self, request: Request[Any]) -> Segment:
-        """The root segment of a new tree for `request`."""
-        return self.forward.forest.root(request.ledger)
+    def root(self, request: Request[Any], prompt_ids: Sequence[int] = ()) -> Segment:
+        """The segment that a prompt of `request` goes into.
+
+        Args:
+            request: whose it is.
+            prompt_ids: the prompt, to share its beginning with others that begin alike.
+
+        Returns:
+            a segment whose end says how many of `prompt_ids` need not be fed: the root of a new
+            tree, or a child of what is shared.
+        """
+        segment, chain, known = self.prefixes.root(request.ledger, prompt_ids)
+        ends = [*(prefix.segment.start for prefix in chain), segment.start][1:]
+        request._shared += [
+            Feed(prefix.segment, tokens, start=prefix.segment.start, shared=True)
+            for prefix, end in zip(chain, ends, strict=True)
+            if (tokens := prefix.tokens[prefix.segment.start : end])
+        ]
+        request.shared_slots = segment.start
+        request.cached_tokens += known
+        return segment
 
     def run(self, request: Request[T]) -> T:
         """Wait for the request's result. Cancels it when interrupted."""
@@ -247,13 +282,22 @@ class Scheduler:
         """Up to `max_rows` tokens, the shortest wishes first: a long prompt stalls nobody."""
         parts: list[_Part] = []
         room = self.max_rows
+        planned: dict[Segment, int] = {}  # where shared segments will end
+        for request in self._live:
+            request._catch_up()
         for request in sorted(self._live, key=Request._waiting_rows):
             for index, feed in enumerate(request._feeds):
-                rest = list(feed.token_ids[request._fed[index] :])
+                done = request._fed[index]
+                if feed.shared and feed.segment in planned:
+                    done = max(done, planned[feed.segment] - (feed.start or 0))
+                rest = list(feed.token_ids[done:])
                 taken = rest[:room]
                 if taken:
                     parts.append(_Part(request, index, taken, len(taken) == len(rest)))
                     room -= len(taken)
+                if feed.shared:
+                    end = planned.get(feed.segment, feed.segment.end)
+                    planned[feed.segment] = end + len(taken)
                 if len(taken) < len(rest):
                     break  # a request's later feeds may build on this one
         self._add_drafts(parts)
@@ -290,7 +334,10 @@ class Scheduler:
             self._fail_pass(parts, failure)
             return
         for part in parts:
-            part.request._fed[part.index] += len(part.token_ids)
+            if not part.feed.shared:
+                part.request._fed[part.index] += len(part.token_ids)
+        for request in self._live:
+            request._catch_up()
         for index in wanted:
             part = parts[index]
             mine, tokens = tokens[: 1 + len(part.draft)], tokens[1 + len(part.draft) :]
@@ -340,7 +387,12 @@ class Scheduler:
             if error is not None:
                 feeds = steps.throw(error)
             elif request._feeds:
-                feeds = steps.send(request._sampled)
+                own = [
+                    s
+                    for s, feed in zip(request._sampled, request._feeds, strict=True)
+                    if not feed.shared
+                ]
+                feeds = steps.send(own)
             else:
                 feeds = next(steps)
             if not feeds:
@@ -349,6 +401,8 @@ class Scheduler:
                 self.forward.check(feed.token_ids)
                 if feed.start is not None:
                     self.forward.forest.truncate(feed.segment, feed.start)
+            feeds = [*(f for f in request._shared if not f.segment.released), *feeds]
+            request._shared = []
         except StopIteration as stop:
             self._end(request, result=stop.value)
         except Exception as failure:  # noqa: BLE001  it belongs to the request's caller

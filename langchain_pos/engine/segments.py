@@ -24,7 +24,7 @@ and in a sliding-window layer of width W also `query_position - slot_position < 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -87,6 +87,7 @@ class Segment:
         start: position of its first token.
         slots: the slot of each of its tokens, in order of position.
         owner: ledger of the request that it belongs to.
+        on_release: called once, when the segment is released.
     """
 
     id: int
@@ -94,6 +95,7 @@ class Segment:
     owner: Ledger
     slots: list[int] = field(default_factory=list)
     released: bool = False
+    on_release: Callable[[], None] | None = None
 
     @property
     def end(self) -> int:
@@ -151,7 +153,7 @@ class SegmentForest:
         """A new tree's first segment, empty, at position 0."""
         return self._new_segment(0, owner)
 
-    def fork(self, parent: Segment, at: int | None = None) -> Segment:
+    def fork(self, parent: Segment, at: int | None = None, owner: Ledger | None = None) -> Segment:
         """A child that sees `parent`, and what `parent` sees, below position `at`.
 
         Args:
@@ -159,6 +161,7 @@ class SegmentForest:
             at: position of the child's first token, by default the parent's end. It may lie
                 ahead of it when the parent is fed up to there in the same pass. Tokens that the
                 parent has or gets at this position or later stay invisible to the child.
+            owner: whose the child is; by default whose the parent is.
         """
         at = parent.end if at is None else at
         if at < parent.start:
@@ -166,7 +169,7 @@ class SegmentForest:
                 f"cannot fork at position {at}: the parent begins at {parent.start}; fork from "
                 "the segment that holds this position"
             )
-        child = self._new_segment(at, parent.owner)
+        child = self._new_segment(at, owner or parent.owner)
         self._reach[child.id] = torch.clamp(self._reach[parent.id], max=at)
         self._reach[child.id, child.id] = UNBOUNDED
         return child
@@ -203,6 +206,8 @@ class SegmentForest:
         self._reach[:, segment.id] = 0
         self._device_reach = None
         heapq.heappush(self._free_ids, segment.id)
+        if segment.on_release is not None:
+            segment.on_release()
 
     def _new_segment(self, start: int, owner: Ledger) -> Segment:
         if not self._free_ids:
@@ -300,6 +305,20 @@ class SegmentForest:
     def mark_broken(self, slots: torch.Tensor, broken: torch.Tensor) -> None:
         """Note for a pass's `slots` `[Q]` whether their tokens are `broken`, bool `[Q]`."""
         self.slot_broken.index_copy_(0, slots, broken)
+
+    def any_broken(self, slots: Sequence[int]) -> bool:
+        """Whether a token in one of the slots is broken. Waits for the device."""
+        where = torch.tensor(slots, dtype=torch.int64).to(self.device)
+        return bool(self.slot_broken.index_select(0, where).any())
+
+    def fill_in(self, segment: Segment, slots: Sequence[int]) -> None:
+        """Label the slots of all of a segment's tokens, whose keys and values are at hand."""
+        where = torch.tensor(slots, dtype=torch.int64).to(self.device)
+        positions = torch.arange(segment.start, segment.end, dtype=torch.int32, device=self.device)
+        # A slot that was freed before must not lose its new label again.
+        self.unlabel(torch.tensor(self.freed, dtype=torch.int64).to(self.device))
+        self.label(where, torch.full_like(positions, segment.id), positions)
+        self.mark_broken(where, torch.zeros_like(positions, dtype=torch.bool))
 
     def sees_broken(self, seen: torch.Tensor) -> torch.Tensor:
         """Which queries see a broken token, from the `mask` of these queries: bool `[Q]`."""
