@@ -95,3 +95,22 @@ class Budget:
         longest_first = sorted((len(opening) + branch for opening in openings), reverse=True)
         fit = sum(held <= self.reserve - base for held in accumulate(longest_first))
         return max(min(wanted, fit), 1)
+
+
+def no_gain(steps: int, longest: int) -> str | None:
+    """Why it does not pay to write steps together, or None where it may.
+
+    Together they take a pass for the openings, one for each token of the longest body, and one for
+    the join; one after the other, a pass for each token of all bodies. How long bodies get is not
+    known before, so `longest`, what they may have at most, is taken: the answer is a bound.
+
+    Args:
+        steps: of the plan.
+        longest: tokens that a body may have.
+    """
+    if steps * longest > longest + 2:
+        return None
+    return (
+        f"declined: {steps} steps of at most {longest} tokens take no fewer forward passes "
+        "together than one after the other"
+    )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from langchain_pos.budget import Budget
+from langchain_pos.budget import Budget, no_gain
 from langchain_pos.chat_prompt import encode_prompt
 from langchain_pos.concluding import Concluder, Conclusion
 from langchain_pos.engine.decoding import Feed, decode
@@ -193,7 +193,13 @@ class Answer:
             self.progress.attempts = planner.attempts
             self.progress.output_tokens += planner.output_tokens
             self.progress.drafts += planner.drafts
-        return plan, trunk, "declined: the question does not fall into independent parts"
+        if plan is None:
+            return None, trunk, "declined: the question does not fall into independent parts"
+        if self.settings.decline_without_gain and (
+            reason := no_gain(len(plan.steps), self.settings.max_branch_tokens)
+        ):
+            return None, trunk, reason
+        return plan, trunk, None
 
     def plan_further(self, trunk: Trunk, so_far: str, title: str) -> Steps[Plan | None]:
         """The plan of a block that the conclusion has opened; None if it is none after all."""

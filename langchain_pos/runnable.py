@@ -71,6 +71,8 @@ class ParallelReasoningLLM(
     """"auto", "sdpa" or "eager"."""
     max_slots: int | None = Field(default=None, ge=1)
     """KV-cache slots to hold at most; None takes what fits in half of the free memory."""
+    draft_rows: int | None = Field(default=None, ge=1)
+    """Rows of a forward pass that drafts may fill; None: measured when the model is loaded."""
     prefix_cache_tokens: int = Field(default=16384, ge=0)
     """Tokens of questions whose keys and values are kept for later ones that begin alike."""
     pack_weights: bool | None = None
@@ -105,6 +107,7 @@ class ParallelReasoningLLM(
                 tokenizer,
                 attn_implementation=fields.get("attn_implementation", "auto"),
                 max_slots=fields.get("max_slots"),
+                draft_rows=fields.get("draft_rows"),
                 prefix_cache_tokens=fields.get("prefix_cache_tokens", 16384),
                 pack_weights=bool(fields.get("pack_weights")),
             ),
@@ -148,6 +151,7 @@ class ParallelReasoningLLM(
             "revision": self.revision,
             "attn_implementation": self.attn_implementation,
             "max_slots": self.max_slots,
+            "draft_rows": self.draft_rows,
             "prefix_cache_tokens": self.prefix_cache_tokens,
             "pack_weights": self.pack_weights,
             "trust_remote_code": self.trust_remote_code,

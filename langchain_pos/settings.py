@@ -44,6 +44,9 @@ class ReasoningSettings(BaseModel):
     """Whether the model may say that a question does not fall into parts."""
     visibility: Visibility = "isolated"
     """"isolated": a branch sees the prompt and itself (the paper); "titles": the outline too."""
+    decline_without_gain: bool = True
+    """Answer in the ordinary way where the plan's steps are too few and too short to gain by
+    being written together."""
     join: Join = "reprefill"
     """"reprefill": the conclusion reads the joined branches as one text (the paper); "reuse": it
     sees the branches' own keys and values, side by side, and nothing is fed again."""
@@ -62,7 +65,9 @@ class ReasoningSettings(BaseModel):
     repetition_penalty: float = Field(default=1.0, gt=0, le=100)
     """Above 1 makes tokens that occurred less likely."""
     seed: int | None = None
-    """Same seed, same answer. None draws a new one for each question."""
+    """Same seed, same answer; None draws a new one for each question. In half precision, rows that
+    share a pass round differently, so that there what runs beside it, and `draft_rows`, can tip a
+    choice between two tokens that are almost equally likely."""
 
     @model_validator(mode="after")
     def _titles_fit_the_plan(self) -> Self:

@@ -15,6 +15,7 @@ from langchain_pos.engine.constraints import Constraint, ConstraintCompiler
 from langchain_pos.engine.decoding import DecodingSequence, Feed, Steps, decode
 from langchain_pos.engine.forward import ForwardPass
 from langchain_pos.engine.loading import load, prepare
+from langchain_pos.engine.measuring import DRAFT_ROWS, free_rows
 from langchain_pos.engine.packing import PackedModelError, can_pack, pack
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
 from langchain_pos.engine.scheduler import Request, Scheduler
@@ -43,6 +44,8 @@ class Engine:
         max_slots: KV-cache slots to hold at most; None takes what fits in half of the memory
             that is free now.
         max_rows: tokens fed in one forward pass at most.
+        draft_rows: rows that a pass may have when drafts fill it up; None measures how many cost
+            little more than one.
         prefix_cache_tokens: tokens of prompts whose keys and values are kept for later prompts that
             begin alike, at most, and at most a quarter of the slots; 0 keeps none.
         pack_weights: rewrite the weights in place for faster steps on the CPU, where that gains
@@ -61,6 +64,7 @@ class Engine:
         attn_implementation: str = "auto",
         max_slots: int | None = None,
         max_rows: int = 1024,
+        draft_rows: int | None = DRAFT_ROWS,
         prefix_cache_tokens: int = PREFIX_CACHE_TOKENS,
         pack_weights: bool = False,
     ) -> None:
@@ -79,7 +83,11 @@ class Engine:
         slots = max_slots if max_slots is not None else _slots_that_fit(model, found.slot_bytes)
         self.forward = ForwardPass(model, mask_form=found.mask_form, max_slots=slots)
         kept = min(prefix_cache_tokens, slots // 4)
-        self.scheduler = Scheduler(self.forward, max_rows=max_rows, max_parked=kept)
+        if draft_rows is None:
+            draft_rows = free_rows(self.forward)
+        self.scheduler = Scheduler(
+            self.forward, max_rows=max_rows, draft_rows=draft_rows, max_parked=kept
+        )
         self.eos_token_ids = _eos_token_ids(model, tokenizer, self.forward.vocabulary)
         self._constraints: ConstraintCompiler | None = None
 
@@ -93,6 +101,7 @@ class Engine:
         revision: str | None = None,
         attn_implementation: str = "auto",
         max_slots: int | None = None,
+        draft_rows: int | None = None,
         prefix_cache_tokens: int = PREFIX_CACHE_TOKENS,
         pack_weights: bool | None = None,
         trust_remote_code: bool = False,
@@ -119,6 +128,7 @@ class Engine:
                 tokenizer,
                 attn_implementation=attn_implementation,
                 max_slots=max_slots,
+                draft_rows=draft_rows,
                 prefix_cache_tokens=prefix_cache_tokens,
                 pack_weights=packed,
             )
@@ -370,6 +380,7 @@ class Engine:
             "layers": str(config.num_hidden_layers),
             "positions": str(self.context_length or "no limit"),
             "max_slots": str(self.forward.forest.max_slots),
+            "draft_rows": str(self.scheduler.draft_rows),
             "probe": "passed",
         }
 

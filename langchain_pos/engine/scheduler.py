@@ -17,6 +17,7 @@ import torch
 
 from langchain_pos.engine.decoding import Feed, Sampled, Steps
 from langchain_pos.engine.forward import ForwardPass
+from langchain_pos.engine.measuring import DRAFT_ROWS
 from langchain_pos.engine.prefixes import PrefixCache
 from langchain_pos.engine.sampling import RowSampling, sample
 from langchain_pos.engine.segments import Ledger, Segment
@@ -130,7 +131,7 @@ class Scheduler:
         forward: ForwardPass,
         *,
         max_rows: int = 1024,
-        draft_rows: int = 32,
+        draft_rows: int = DRAFT_ROWS,
         max_parked: int = 0,
         sampler: Sampler = sample,
     ) -> None:

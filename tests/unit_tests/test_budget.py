@@ -10,10 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_pos.budget import LEAST_ROOM, Budget
+from langchain_pos.budget import LEAST_ROOM, Budget, no_gain
 from langchain_pos.errors import ContextLengthError, OutOfSlotsError
 from langchain_pos.settings import ReasoningSettings
-from tests.unit_tests.models import SMALL, TOKENIZERS, random_llm, scripted_llm, tiny_model
+from tests.unit_tests.models import (
+    SMALL,
+    STUDENTS,
+    TOKENIZERS,
+    random_llm,
+    scripted_llm,
+    tiny_model,
+)
 
 DEFAULT = ReasoningSettings()
 
@@ -145,3 +152,25 @@ def test_few_slots_are_never_exceeded(slots: int) -> None:
     assert [b.text for b in result.branches[-2:]] == ["a b c", "d e f"]
     assert result.peak_slots <= slots
     assert result.conclusion == "done"
+
+
+@pytest.mark.parametrize(
+    ("steps", "longest", "gains"),
+    [(1, 500, False), (2, 1, False), (2, 2, False), (2, 3, True), (3, 1, False), (4, 1, True)],
+)
+def test_steps_that_are_too_few_and_too_short_gain_nothing(
+    steps: int, longest: int, gains: bool
+) -> None:
+    """Openings and join cost a pass each; what is saved must be more."""
+    assert (no_gain(steps, longest) is None) == gains
+
+
+def test_a_plan_without_gain_is_answered_in_the_ordinary_way() -> None:
+    """The result says why; the caller's own steps, and those who insist, get their branches."""
+    llm, _ = scripted_llm(STUDENTS, max_branch_tokens=2)
+    result = llm.invoke("Who?")
+    assert result.mode == "sequential"
+    assert "2 steps of at most 2 tokens" in (result.fallback_reason or "")
+    assert llm.invoke("Who?", decline_without_gain=False).mode == "parallel"
+    assert llm.invoke({"question": "Who?", "steps": ["Ann", "Ben"]}).mode == "parallel"
+    assert llm.engine.slots_in_use == 0

@@ -202,6 +202,7 @@ class TestLoading:
             "max_slots": 99,
             "revision": "main",
             "attn_implementation": "sdpa",
+            "draft_rows": None,
             "prefix_cache_tokens": 16384,
             "pack_weights": None,
             "trust_remote_code": False,
