@@ -75,6 +75,8 @@ class ParallelReasoningLLM(
     """Rows of a forward pass that drafts may fill; None: measured when the model is loaded."""
     prefix_cache_tokens: int = Field(default=16384, ge=0)
     """Tokens of questions whose keys and values are kept for later ones that begin alike."""
+    cuda_graphs: bool | None = None
+    """Record forward passes as CUDA graphs; None: where the model lies on one CUDA device."""
     pack_weights: bool | None = None
     """Rewrite the weights for faster steps on a CPU; None: unless the model was given loaded."""
     trust_remote_code: bool = False
@@ -109,6 +111,7 @@ class ParallelReasoningLLM(
                 max_slots=fields.get("max_slots"),
                 draft_rows=fields.get("draft_rows"),
                 prefix_cache_tokens=fields.get("prefix_cache_tokens", 16384),
+                cuda_graphs=fields.get("cuda_graphs"),
                 pack_weights=bool(fields.get("pack_weights")),
             ),
             **fields,
@@ -153,6 +156,7 @@ class ParallelReasoningLLM(
             "max_slots": self.max_slots,
             "draft_rows": self.draft_rows,
             "prefix_cache_tokens": self.prefix_cache_tokens,
+            "cuda_graphs": self.cuda_graphs,
             "pack_weights": self.pack_weights,
             "trust_remote_code": self.trust_remote_code,
             "use_safetensors": self.use_safetensors,

@@ -6,6 +6,11 @@ Here the G query heads of a key/value head become rows of one matrix instead,
     query  [1, Hkv * G, Q, D]  →  [1, Hkv, G * Q, D]        key, value  [1, Hkv, N, D]
 
 and only the mask is repeated, once for a pass (`fold_mask`), not once for a layer.
+
+A GPU that has few heads and few rows to work on stays mostly idle so. There the slots can be split
+into chunks that are attended to side by side, as if they were a batch, and merged by their
+log-sum-exp ("flash decoding"): `SPLIT`. Which of the two is faster is measured when a model is
+loaded onto a GPU.
 """
 
 from __future__ import annotations
@@ -19,6 +24,15 @@ from transformers.masking_utils import sdpa_mask
 
 FOLDED = "langchain_pos_folded"
 """Name of the implementation in transformers' registry."""
+
+
+SPLIT = "langchain_pos_split"
+"""Name of the implementation that splits the slots."""
+FINITE = -30000.0
+"""What `SPLIT` adds where nothing is seen. Minus infinity would make a chunk NaN of which a row
+sees nothing; this is far enough below any score, and bfloat16 and float16 can hold it."""
+_CHUNK = 64
+_MOST_CHUNKS = 16
 
 
 def fold_mask(mask: torch.Tensor, groups: int) -> torch.Tensor:
@@ -77,7 +91,106 @@ def folded_attention_forward(
     return output.transpose(1, 2).contiguous(), None
 
 
+def split_attention_forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """As `folded_attention_forward`, with the slots in chunks side by side.
+
+    The mask's masked places hold `FINITE`. Passes whose slots do not divide into chunks, such as
+    a prefill outside the fixed shapes, are not split.
+    """
+    batch, heads, queries, dim = query.shape
+    kv_heads, slots = key.shape[1:3]
+    groups = heads // kv_heads
+    chunks = chunks_for(groups * queries, slots)
+    if attention_mask is None or attention_mask.shape[-2] != groups * queries or chunks == 1:
+        return folded_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    for wish in ("s_aux", "softcap", "position_bias"):
+        if kwargs.get(wish) is not None:
+            raise ValueError(f"{SPLIT} attention knows no `{wish}`")
+    rows = groups * queries
+    # 1. Chunks become the batch: [chunks, Hkv, slots / chunks, D], views without a copy.
+    q = query.reshape(1, kv_heads, rows, dim).expand(chunks, -1, -1, -1)
+    k, v = (x[0].unflatten(1, (chunks, -1)).transpose(0, 1) for x in (key, value))
+    mask = attention_mask[0, 0].unflatten(1, (chunks, -1)).transpose(0, 1)[:, None]
+    part, lse = _attend(q, k, v, mask.expand(-1, kv_heads, -1, -1), scaling)
+    # 2. Merge: every chunk counts by its share of the whole row's sum of exponentials.
+    weight = torch.softmax(lse.float(), dim=0)[..., None]
+    output = (part.float() * weight).sum(dim=0, keepdim=True).to(query.dtype)
+    output = output.reshape(batch, heads, queries, value.shape[-1])
+    return output.transpose(1, 2).contiguous(), None
+
+
+def chunks_for(rows: int, slots: int) -> int:
+    """Chunks for `rows` query rows of a head: many for few rows, each of 64 slots or more."""
+    chunks = 1
+    while (
+        chunks < _MOST_CHUNKS
+        and slots % (2 * chunks * _CHUNK) == 0
+        and 2 * chunks * max(rows, _CHUNK) <= _MOST_CHUNKS * 4 * _CHUNK
+    ):
+        chunks *= 2
+    return chunks
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention that tells its log-sum-exp: `[C, H, Q, Dv]` and `[C, H, Q]`."""
+    if query.device.type == "cuda":
+        output, lse, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(
+            query, key, value, mask, True, scale=scaling
+        )
+        return output, lse[..., : query.shape[2]]
+    output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, attn_mask=mask, scale=scaling
+    )
+    return output, lse
+
+
+@torch.inference_mode()
+def fastest(heads: int, kv_heads: int, dim: int, dtype: torch.dtype, device: torch.device) -> str:
+    """`FOLDED` or `SPLIT`: whichever is faster on a CUDA device at 32 rows and 2048 slots.
+
+    `FOLDED` where the other one does not run at all.
+    """
+    rows, slots, groups = 32, 2048, heads // kv_heads
+    query = torch.randn(1, heads, rows, dim, device=device, dtype=dtype)
+    key = torch.randn(1, kv_heads, slots, dim, device=device, dtype=dtype)
+    mask = torch.zeros(1, 1, groups * rows, slots, device=device, dtype=dtype)
+    seconds = {}
+    for name, attend in ((FOLDED, folded_attention_forward), (SPLIT, split_attention_forward)):
+        try:
+            times = []
+            for _ in range(8):
+                began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                began.record()
+                for _ in range(10):
+                    attend(torch.nn.Identity(), query, key, key, mask)
+                ended.record()
+                ended.synchronize()
+                times.append(began.elapsed_time(ended))
+            seconds[name] = min(times)
+        except (RuntimeError, NotImplementedError):  # this kernel is not there for this shape
+            continue
+    return min(seconds, key=seconds.__getitem__) if FOLDED in seconds else FOLDED
+
+
 def register() -> None:
-    """Make `FOLDED` known to transformers. Safe to call again."""
-    AttentionInterface.register(FOLDED, folded_attention_forward)
-    AttentionMaskInterface.register(FOLDED, sdpa_mask)
+    """Make `FOLDED` and `SPLIT` known to transformers. Safe to call again."""
+    for name, attend in ((FOLDED, folded_attention_forward), (SPLIT, split_attention_forward)):
+        AttentionInterface.register(name, attend)
+        AttentionMaskInterface.register(name, sdpa_mask)

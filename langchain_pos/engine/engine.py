@@ -48,6 +48,8 @@ class Engine:
             little more than one.
         prefix_cache_tokens: tokens of prompts whose keys and values are kept for later prompts that
             begin alike, at most, and at most a quarter of the slots; 0 keeps none.
+        cuda_graphs: record small passes as CUDA graphs; None does so where the whole model lies on
+            one CUDA device. Elsewhere True runs the same fixed shapes unrecorded, for tests.
         pack_weights: rewrite the weights in place for faster steps on the CPU, where that gains
             anything; the model can then neither be saved nor moved. See `engine/packing.py`.
 
@@ -66,6 +68,7 @@ class Engine:
         max_rows: int = 1024,
         draft_rows: int | None = DRAFT_ROWS,
         prefix_cache_tokens: int = PREFIX_CACHE_TOKENS,
+        cuda_graphs: bool | None = None,
         pack_weights: bool = False,
     ) -> None:
         backend(tokenizer)  # refuses slow tokenizers before any work
@@ -81,7 +84,12 @@ class Engine:
                 raise PackedModelError(str(error)) from error
             raise
         slots = max_slots if max_slots is not None else _slots_that_fit(model, found.slot_bytes)
-        self.forward = ForwardPass(model, mask_form=found.mask_form, max_slots=slots)
+        self.forward = ForwardPass(
+            model,
+            mask_form=found.mask_form,
+            max_slots=slots,
+            graphs=_can_record(model) if cuda_graphs is None else cuda_graphs,
+        )
         kept = min(prefix_cache_tokens, slots // 4)
         if draft_rows is None:
             draft_rows = free_rows(self.forward)
@@ -103,6 +111,7 @@ class Engine:
         max_slots: int | None = None,
         draft_rows: int | None = None,
         prefix_cache_tokens: int = PREFIX_CACHE_TOKENS,
+        cuda_graphs: bool | None = None,
         pack_weights: bool | None = None,
         trust_remote_code: bool = False,
         use_safetensors: bool = True,
@@ -130,6 +139,7 @@ class Engine:
                 max_slots=max_slots,
                 draft_rows=draft_rows,
                 prefix_cache_tokens=prefix_cache_tokens,
+                cuda_graphs=cuda_graphs,
                 pack_weights=packed,
             )
 
@@ -380,6 +390,7 @@ class Engine:
             "layers": str(config.num_hidden_layers),
             "positions": str(self.context_length or "no limit"),
             "max_slots": str(self.forward.forest.max_slots),
+            "cuda_graphs": self.forward.no_graphs or "on",
             "draft_rows": str(self.scheduler.draft_rows),
             "probe": "passed",
         }
@@ -392,6 +403,12 @@ def _eos_token_ids(
     ids = configured if isinstance(configured, list) else [configured]
     known = [i for i in [*ids, tokenizer.eos_token_id] if i is not None]
     return frozenset(i for i in known if i < vocabulary)  # tokenizers may add one of their own
+
+
+def _can_record(model: PreTrainedModel) -> bool:
+    """Whether the whole model lies on one CUDA device."""
+    devices = {parameter.device for parameter in model.parameters()}
+    return len(devices) == 1 and next(iter(devices)).type == "cuda"
 
 
 def _slots_that_fit(model: PreTrainedModel, slot_bytes: int) -> int:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from langchain_pos.engine.attention import FOLDED, fold_mask
+from langchain_pos.engine.attention import FINITE, FOLDED, SPLIT, fold_mask
+from langchain_pos.engine.graphs import StepGraphs, slots_bucket
 from langchain_pos.engine.kv_cache import SlotCache
-from langchain_pos.engine.segments import Segment, SegmentForest, within
+from langchain_pos.engine.segments import NOBODY, Segment, SegmentForest, within
 from langchain_pos.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -26,12 +27,21 @@ MaskForm = Literal["by_layer_type", "single"]
 class ForwardPass:
     """The model with its forest and its cache.
 
+    Args:
+        model: transformers model in eval mode.
+        mask_form: how the model takes its mask; the loader finds out.
+        max_slots: slots that may ever exist.
+        graphs: run small passes in fixed shapes, recorded on CUDA; see `engine/graphs.py`. The
+            logits of a pass are then valid until the next one.
+
     Attributes:
         model: transformers model in eval mode.
         forest: labels of the slots.
         cache: keys and values of the slots.
         mask_form: how the model takes its mask; the loader finds out.
         vocabulary: token ids that the model has embeddings for.
+        graphs: the recorded passes, None where there are none.
+        no_graphs: why not.
         count: passes run so far.
         rows: rows fed so far, over all passes.
     """
@@ -42,13 +52,18 @@ class ForwardPass:
         *,
         mask_form: MaskForm = "single",
         max_slots: int = 1 << 30,
+        graphs: bool = False,
     ) -> None:
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
         embeddings: torch.nn.Parameter = model.get_input_embeddings().weight  # type: ignore[assignment]
         self.device = embeddings.device
-        self.forest = SegmentForest(self.device, max_slots=max_slots)
+        self.forest = SegmentForest(self.device, max_slots=max_slots, spare_slots=int(graphs))
         self.cache = SlotCache()
+        self.graphs: StepGraphs | None = None
+        self.no_graphs = "" if graphs else "off"
+        if graphs:
+            self.graphs = StepGraphs(self._fixed_step, self.device, self._addresses)
         self.mask_form = mask_form
         self.vocabulary = embeddings.shape[0]
         self.count = 0
@@ -110,7 +125,15 @@ class ForwardPass:
             for row in range(last_rows[index] - more, last_rows[index] + 1)
         ]
 
-        # 2. One copy to the device.
+        # 2. A pass of a recorded shape, if it is small enough and the cache is there.
+        if self.graphs is not None and self.graphs.takes(len(tokens)) and self.cache.layers:
+            logits = self._replay(tokens, positions, slots, segments, wanted)
+            if logits is not None:
+                self.count += 1
+                self.rows += len(tokens)
+                return logits[: len(wanted)]
+
+        # 3. Otherwise one copy to the device,
         freed = list(self.forest.freed)
         parts = [tokens, positions, slots, segments, wanted or [0], freed]
         flat = torch.tensor(
@@ -121,12 +144,46 @@ class ForwardPass:
         on_device = flat.to(self.device, non_blocking=True).split([len(part) for part in parts])
         if freed:
             self.forest.unlabel(on_device[-1])
+        self.forest.send_reach()
 
-        # 3. The pass.
+        #    and the pass as it comes.
         logits = self._compute(*on_device[:-1], extent=self.forest.extent)
         self.count += 1
         self.rows += len(tokens)
         return logits[: len(wanted)]
+
+    def _replay(
+        self,
+        tokens: list[int],
+        positions: list[int],
+        slots: list[int],
+        segments: list[int],
+        wanted: list[int],
+    ) -> torch.Tensor | None:
+        """A pass of a recorded shape; None where the model cannot be recorded."""
+        if self.graphs is None:
+            return None
+        extent = min(slots_bucket(self.forest.extent), self.forest.capacity)
+        self.cache.make_room(extent, self.forest.max_slots)
+        if self.forest.freed:
+            self.forest.unlabel(torch.tensor(self.forest.freed).to(self.device))
+        self.forest.send_reach()
+        try:
+            return self.graphs.run(tokens, positions, slots, segments, wanted, extent)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if self.graphs.recorded:  # it could be recorded before: this is something else
+                raise
+            self.graphs, self.no_graphs = None, f"cannot be recorded: {str(error).splitlines()[0]}"
+            return None
+
+    def _fixed_step(self, layout: torch.Tensor, extent: int) -> torch.Tensor:
+        token_ids, position_ids, slots, segments, keep = layout.unbind(0)
+        return self._compute(token_ids, position_ids, slots, segments, keep, extent=extent)
+
+    def _addresses(self) -> tuple[int, ...]:
+        return self.forest.addresses() + self.cache.addresses()
 
     def _compute(
         self,
@@ -156,6 +213,8 @@ class ForwardPass:
         self.forest.label(slots, owner, position)
         self.cache.begin(slots, extent=extent, max_slots=self.forest.max_slots)
         seen = self.forest.mask(owner, position, extent)
+        # A row that only fills up sees everything: a softmax over nothing would be NaN.
+        seen = seen | (owner == NOBODY)[:, None]
 
         # 2. The model. Logits only where they are wanted: a vocabulary is wide.
         output = self.model(
@@ -198,8 +257,10 @@ class ForwardPass:
         if window:
             seen = seen & within(window, position, self.forest.slot_position[: seen.shape[-1]])
         mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
-        mask = mask.masked_fill_(~seen, float("-inf"))[None, None]
-        if self.config._attn_implementation != FOLDED:
+        implementation = self.config._attn_implementation
+        unseen = FINITE if implementation == SPLIT else float("-inf")
+        mask = mask.masked_fill_(~seen, unseen)[None, None]
+        if implementation not in (FOLDED, SPLIT):
             return mask
         heads = self.config.num_attention_heads
         kv_heads = getattr(self.config, "num_key_value_heads", None) or heads

@@ -143,6 +143,17 @@ class SlotCache(Cache):
         """
         return min(max(_FEWEST_SLOTS, 1 << (extent - 1).bit_length()), max_slots)
 
+    def make_room(self, extent: int, max_slots: int) -> None:
+        """Grow all layers that a pass with this extent would grow; see `begin`."""
+        self._pass.capacity = self._capacity(extent, max_slots)
+        for layer in self.layers:
+            if isinstance(layer, SlotLayer) and layer.is_initialized:
+                layer.grow()
+
+    def addresses(self) -> tuple[int, ...]:
+        """Where the keys and values lie."""
+        return tuple(states.data_ptr() for states in self._states())
+
     def broken(self) -> torch.Tensor:
         """Which of the pass's tokens had a key or value that is not finite: bool `[Q]`."""
         self._pass.settle()
@@ -179,10 +190,7 @@ class SlotCache(Cache):
         self, slots: Sequence[int], copies: Sequence[torch.Tensor], *, extent: int, max_slots: int
     ) -> None:
         """Write keys and values that were copied out into other slots; see `begin`."""
-        self._pass.capacity = self._capacity(extent, max_slots)
-        for layer in self.layers:
-            if isinstance(layer, SlotLayer) and layer.is_initialized:
-                layer.grow()
+        self.make_room(extent, max_slots)
         where = torch.tensor(slots, dtype=torch.int64)
         for states, copy in zip(self._states(), copies, strict=True):
             states.index_copy_(2, where.to(states.device), copy)

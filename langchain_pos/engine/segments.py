@@ -119,6 +119,12 @@ class SegmentForest:
     made from. Labels are written along with the tokens of a forward pass, freed slots are
     relabelled at the beginning of the next one, so neither costs a pass of its own.
 
+    Args:
+        device: where the labels are needed.
+        capacity: slots to begin with.
+        max_slots: slots that may ever exist.
+        spare_slots: the first so many are never given to a segment.
+
     Attributes:
         capacity: slots that exist now.
         max_slots: slots that may ever exist.
@@ -130,7 +136,12 @@ class SegmentForest:
     """
 
     def __init__(
-        self, device: torch.device, *, capacity: int = 1024, max_slots: int = 1 << 30
+        self,
+        device: torch.device,
+        *,
+        capacity: int = 1024,
+        max_slots: int = 1 << 30,
+        spare_slots: int = 0,
     ) -> None:
         self.device = device
         self.max_slots = max_slots
@@ -138,14 +149,15 @@ class SegmentForest:
         self.slot_segment = torch.zeros(self.capacity, dtype=torch.int32, device=device)
         self.slot_position = torch.zeros(self.capacity, dtype=torch.int32, device=device)
         self.slot_broken = torch.zeros(self.capacity, dtype=torch.bool, device=device)
-        self._free = list(range(self.capacity))  # heap: the lowest slot is taken first
+        self._free = list(range(spare_slots, self.capacity))  # heap: the lowest slot is taken first
         self.freed: list[int] = []
         self._used = [False] * self.capacity
         self.extent = 0
         self.slots_in_use = 0
         self._free_ids = list(range(1, 64))
         self._reach = torch.zeros(64, 64, dtype=torch.int32)
-        self._device_reach: torch.Tensor | None = None
+        self._device_reach = self._reach.to(device)
+        self._reach_is_newer = True
 
     # ------------------------------------------------------------------ segments
 
@@ -204,7 +216,7 @@ class SegmentForest:
         segment.slots = []
         self._reach[segment.id, :] = 0
         self._reach[:, segment.id] = 0
-        self._device_reach = None
+        self._reach_is_newer = True
         heapq.heappush(self._free_ids, segment.id)
         if segment.on_release is not None:
             segment.on_release()
@@ -219,7 +231,7 @@ class SegmentForest:
         segment = Segment(heapq.heappop(self._free_ids), start, owner)
         owner.segments.add(segment)
         self._reach[segment.id, segment.id] = UNBOUNDED
-        self._device_reach = None
+        self._reach_is_newer = True
         return segment
 
     # --------------------------------------------------------------------- slots
@@ -274,6 +286,21 @@ class SegmentForest:
 
     # ---------------------------------------------------------------- one pass
 
+    def send_reach(self) -> None:
+        """Bring the device's copy of the reach up to date, in its place as long as it fits."""
+        if not self._reach_is_newer:
+            return
+        if self._device_reach.shape != self._reach.shape:
+            self._device_reach = self._reach.to(self.device)
+        else:
+            self._device_reach.copy_(self._reach)
+        self._reach_is_newer = False
+
+    def addresses(self) -> tuple[int, ...]:
+        """Where the labels and the reach lie on the device."""
+        labels = (self.slot_segment, self.slot_position, self.slot_broken, self._device_reach)
+        return tuple(tensor.data_ptr() for tensor in labels)
+
     def unlabel(self, slots: torch.Tensor) -> None:
         """Take the labels back of the slots that were `freed`, int64 `[F]`."""
         self.slot_segment.index_fill_(0, slots, NOBODY)
@@ -292,8 +319,6 @@ class SegmentForest:
 
     def mask(self, segments: torch.Tensor, positions: torch.Tensor, extent: int) -> torch.Tensor:
         """Which of the slots below `extent` each query sees: bool `[Q, extent]`."""
-        if self._device_reach is None:
-            self._device_reach = self._reach.to(self.device, non_blocking=True)
         return visible(
             segments,
             positions,

@@ -102,6 +102,7 @@ class ObviousForest:
         forest = self.forest
         # An empty pass: freed slots are relabelled, as at the beginning of any pass.
         forest.unlabel(torch.tensor(forest.freed, dtype=torch.int64))
+        forest.send_reach()
         extent = forest.extent
         used = {slot for segment in self.live for slot in segment.real.slots}
         assert forest.slots_in_use == len(used) == sum(len(s.tags) for s in self.live)

@@ -204,6 +204,7 @@ class TestLoading:
             "attn_implementation": "sdpa",
             "draft_rows": None,
             "prefix_cache_tokens": 16384,
+            "cuda_graphs": None,
             "pack_weights": None,
             "trust_remote_code": False,
             "use_safetensors": True,
