@@ -9,7 +9,8 @@ import torch
 
 from langchain_pos.engine import Engine, SamplingParams
 from langchain_pos.engine.graphs import ROWS, StepGraphs, slots_bucket
-from tests.engine.tiny import ids, tiny_engine
+from tests.engine.tiny import ids, tiny_engine, tiny_model
+from tests.engine.tokenizers_ import byte_level
 
 PREFIX = ids(300, seed=3)
 OPENINGS = [ids(1 + place % 5, seed=40 + place) for place in range(9)]
@@ -73,8 +74,9 @@ def test_every_small_pass_has_a_recorded_shape() -> None:
 
 def test_what_is_recorded_is_void_when_memory_moves() -> None:
     """The cache grows: the same bucket is recorded again, and the tokens are right."""
-    engine = tiny_engine(cuda_graphs=True, prefix_cache_tokens=0)
-    plain = tiny_engine(prefix_cache_tokens=0)
+    more = {"max_position_embeddings": 4096}
+    engine = tiny_engine(settings=more, cuda_graphs=True, prefix_cache_tokens=0)
+    plain = tiny_engine(settings=more, prefix_cache_tokens=0)
     short, long = ids(40, seed=8), ids(1500, seed=9)
     before = engine.generate(short, max_new_tokens=6)  # its first pass makes the cache
     assert engine.generate(short, max_new_tokens=6) == before
@@ -139,9 +141,11 @@ def test_nan_stays_with_whom_it_belongs_to() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_recorded_graphs_write_what_the_model_writes(dtype: torch.dtype) -> None:
     """On the device itself, in float32 token for token."""
-    plain, graphs = (
-        tiny_engine(cuda_graphs=on, model_dtype=dtype, device="cuda") for on in (False, True)
-    )
+    tokenizer = byte_level()
+    model = tiny_model(vocab_size=len(tokenizer)).to("cuda", dtype)
+    plain, graphs = (Engine(model, tokenizer, cuda_graphs=on) for on in (False, True))
+    for engine in (plain, graphs):
+        engine.eos_token_ids = frozenset()
     first = plain.decode_branches(PREFIX, OPENINGS, max_new_tokens=14)
     second = graphs.decode_branches(PREFIX, OPENINGS, max_new_tokens=14)
     assert graphs.forward.graphs is not None, graphs.describe()["cuda_graphs"]
