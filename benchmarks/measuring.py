@@ -55,17 +55,25 @@ Arm = Callable[[], Run]
 """One way of doing the work; called again for every run."""
 
 
-def alternate(arms: Mapping[str, Arm], runs: int) -> dict[str, list[Run]]:
+def alternate(
+    arms: Mapping[str, Arm], runs: int, fewer: Mapping[str, int] | None = None
+) -> dict[str, list[Run]]:
     """Run every arm `runs` times, in turn, beginning with another one each time.
 
     So a machine that gets slower or faster meanwhile does so for all of them.
+
+    Args:
+        arms: by name.
+        runs: of each.
+        fewer: runs of those that take long.
     """
     names = list(arms)
     found: dict[str, list[Run]] = {name: [] for name in names}
     for turn in range(runs):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
-            found[name].append(arms[name]())
+            if turn < (fewer or {}).get(name, runs):
+                found[name].append(arms[name]())
     return found
 
 
