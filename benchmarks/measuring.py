@@ -144,11 +144,14 @@ def options(text: str | None, *, model: str = "qwen2.5-0.5b") -> argparse.Argume
     return parser
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse, and let `--quick` choose the tiny model."""
+def parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, tiny: bool = True
+) -> argparse.Namespace:
+    """Parse, and let `--quick` choose few runs and, with `tiny`, the tiny model."""
     args = parser.parse_args(argv)
     if args.quick:
-        args.model, args.runs = "tiny", min(args.runs, 2)
+        args.runs = min(args.runs, 2)
+        args.model = "tiny" if tiny else args.model
     shown, words = [], list(sys.argv[1:] if argv is None else argv)
     while words:  # a result names no folder of the machine that it was made on
         word = words.pop(0)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, PreTrainedModel
@@ -84,14 +85,14 @@ class Prefix:
     def _cache(self) -> DynamicCache:
         return self._paper.cache
 
-    def sequential(self, openings: Sequence[Sequence[int]], tokens: int) -> Run:
-        """`generate` behind the prefix, for one branch after another."""
+    def sequential(self, openings: Sequence[Sequence[int]], tokens: int, **settings: Any) -> Run:
+        """`generate` behind the prefix, for one branch after another; `settings` are for it."""
         seconds = 0.0
         written, peak, passes = [], 0, 0
         for opening in openings:
             clock = Clock(self.model.device)
             with Passes(self.model) as counted:
-                rows = self._generate(self._cache, [list(opening)], tokens)
+                rows = self._generate(self._cache, [list(opening)], tokens, settings)
             seconds += clock()
             passes += counted.count
             peak = max(peak, kv_bytes(self._cache))
@@ -99,7 +100,7 @@ class Prefix:
             self._paper.cut_back(len(self.token_ids))
         return Run(seconds, len(openings) * tokens, passes, peak, tuple(map(tuple, written)))
 
-    def copied(self, openings: Sequence[Sequence[int]], tokens: int) -> Run:
+    def copied(self, openings: Sequence[Sequence[int]], tokens: int, **settings: Any) -> Run:
         """`generate` on a row for each branch; the copying is measured too.
 
         Openings shorter than the longest are padded on the left, between prefix and opening.
@@ -109,7 +110,7 @@ class Prefix:
         cache.batch_repeat_interleave(len(openings))
         copied = clock()
         with Passes(self.model) as counted:
-            written = self._generate(cache, openings, tokens)
+            written = self._generate(cache, openings, tokens, settings)
         seconds = clock()
         return Run(
             seconds,
@@ -130,7 +131,11 @@ class Prefix:
 
     @torch.inference_mode()
     def _generate(
-        self, cache: DynamicCache, openings: Sequence[Sequence[int]], tokens: int
+        self,
+        cache: DynamicCache,
+        openings: Sequence[Sequence[int]],
+        tokens: int,
+        settings: dict[str, Any],
     ) -> list[list[int]]:
         device, longest = self.model.device, max(map(len, openings))
         rows, masks = [], []
@@ -144,6 +149,7 @@ class Prefix:
             past_key_values=cache,
             max_new_tokens=tokens,
             do_sample=False,
+            **settings,
         )
         written: list[list[int]] = output[:, len(rows[0]) :].tolist()
         return written
@@ -223,8 +229,7 @@ def generate_text(
         lookup: tokens of a prompt look-up draft (`prompt_lookup_num_tokens`); None for none.
     """
     device = model.device
-    # The next to last of them ends it: a draft may not run past what is to be written.
-    settings = {"prompt_lookup_num_tokens": lookup} if lookup else {}
+    settings: dict[str, Any] = {"prompt_lookup_num_tokens": lookup} if lookup else {}
     with torch.inference_mode(), Passes(model) as counted:
         clock = Clock(device)
         output = model.generate(
@@ -238,3 +243,28 @@ def generate_text(
         seconds = clock()
     written = output[0, len(prompt_ids) :].tolist()
     return Run(seconds, len(target_ids), counted.count, written=(tuple(written),))
+
+
+def answer(
+    model: PreTrainedModel,
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    eos_token_ids: frozenset[int],
+) -> Run:
+    """The model's own greedy answer by `generate`, up to EOS, which is not among its tokens."""
+    device = model.device
+    with torch.inference_mode(), Passes(model) as counted:
+        clock = Clock(device)
+        output = model.generate(
+            torch.tensor([list(prompt_ids)], device=device),
+            attention_mask=torch.ones(1, len(prompt_ids), dtype=torch.long, device=device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(eos_token_ids) or None,
+            pad_token_id=0,
+        )
+        seconds = clock()
+    written = output[0, len(prompt_ids) :].tolist()
+    if written and written[-1] in eos_token_ids:
+        written.pop()
+    return Run(seconds, len(written), counted.count, written=(tuple(written),))
