@@ -176,6 +176,8 @@ def publish(
     """
     kind = torch.device(args.device).type
     stem = args.name or name
+    if "engine" in details:  # its name may be a folder of this machine
+        details["engine"] = {**details["engine"], "model": args.model}
     return report(
         stem if kind == "cpu" else f"{stem}.gpu",
         rows,
