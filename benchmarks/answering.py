@@ -17,6 +17,7 @@ from langchain_pos.engine import Engine
 from langchain_pos.engine.completion import TokenUsage
 from langchain_pos.engine.decoding import Steps
 from langchain_pos.engine.loading import load
+from langchain_pos.engine.packing import PackedModelError
 from langchain_pos.engine.scheduler import Request
 from langchain_pos.prompts import join_text, load_prompts, opening
 from langchain_pos.reasoner import Answer, Reasoner
@@ -70,7 +71,10 @@ class Answering:
         self.settings = settings or ReasoningSettings()
         self._peer = twin(model)
         self._weights = sum(weights.nbytes for weights in model.parameters())
-        self.engine = Engine(model, tokenizer)
+        try:
+            self.engine = Engine(model, tokenizer, pack_weights=True)
+        except PackedModelError:  # as `Engine.load` does
+            self.engine = Engine(twin(self._peer), tokenizer)
         prompts = load_prompts(Path(name)) if Path(name).is_dir() else None
         self._reasoner = Reasoner(self.engine, prompts=prompts, model_name=name)
         self.result = ReasoningResult()
@@ -92,7 +96,7 @@ class Answering:
         return Run(seconds, self.result.usage.output_tokens, passes)
 
     def sequential(self, question: str) -> Run:
-        """transformers' `generate` on the prompt of `mode="sequential"`."""
+        """Transformers' `generate` on the prompt of `mode="sequential"`."""
         clock = self._begin()
         asked = self._prepare(question, mode="sequential")
         eos = self.engine.eos_token_ids

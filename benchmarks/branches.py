@@ -71,12 +71,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             with_peers = (count, prefix_length) in points
             openings = [token_ids(OPENING, seed=1 + index) for index in range(count)]
             arms = _arms(engine, prefix, openings, args.tokens, args.peers if with_peers else ())
-            for arm in _arms(engine, prefix, openings, 2, args.peers if with_peers else ()).values():
+            for arm in _arms(
+                engine, prefix, openings, 2, args.peers if with_peers else ()
+            ).values():
                 arm()  # warm-up
             found = alternate(arms, args.runs if with_peers else 1)
             failure = None
             if with_peers and "continuous" in args.peers:
-                runs = [_continuous(prefix, openings, args.tokens) for _ in range(args.continuous_runs)]
+                runs = [
+                    _continuous(prefix, openings, args.tokens) for _ in range(args.continuous_runs)
+                ]
                 failure = next((run for run in runs if isinstance(run, str)), None)
                 done = [run for run in runs if isinstance(run, Run)]
                 found |= {CONTINUOUS: done} if done else {}

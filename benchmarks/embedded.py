@@ -21,6 +21,7 @@ from benchmarks.report import data_folder
 from benchmarks.scoring import Score
 from langchain_pos.embedded import embedded_model_path
 from langchain_pos.schema import ReasoningResult
+from langchain_pos.settings import ReasoningSettings
 
 OURS, SEQUENTIAL = "parallel", "sequential"
 
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="*", default=["retrieval_10", "retrieval_30"])
     parser.add_argument("--questions", type=int, default=20, help="of each task (%(default)s)")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--join", choices=["reprefill", "reuse"], default="reprefill")
     parser.add_argument("--data", type=Path, help="folder with the paper's tasks")
     args = parse(parser, argv, tiny=False)
     if args.quick:
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     shipped = args.model == "the shipped model"
     name = str(embedded_model_path()) if shipped else args.model
-    both = Answering(name, args.device, args.dtype)
+    both = Answering(name, args.device, args.dtype, ReasoningSettings(join=args.join))
     both.warm_up()
     rows, details = [], []
     for task in args.tasks:

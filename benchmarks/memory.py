@@ -30,10 +30,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.points, args.tokens = ["3x32"], 4
     model = random_model(args.model, args.device)
     peer_model = twin(model)
+    engine = endless_engine(model)
     rows = []
-    for point in args.points:
+    for point in args.points:  # what is allocated stays so: the smallest first
         count, length = map(int, point.split("x"))
-        engine = endless_engine(model)
         prefix_ids = token_ids(length)
         openings = [token_ids(OPENING, seed=1 + index) for index in range(count)]
         own = ours.expand(engine, prefix_ids, openings, [args.tokens] * count)

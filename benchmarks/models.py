@@ -11,8 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen2Config
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+)
 
 from langchain_pos.embedded import embedded_model_path
 from langchain_pos.engine import Engine
@@ -32,7 +38,7 @@ class Shape:
     dtype: str = "bfloat16"
 
     def config(self) -> Qwen2Config:
-        """transformers' configuration, without EOS."""
+        """Transformers' configuration, without EOS."""
         return Qwen2Config(
             hidden_size=self.hidden,
             num_hidden_layers=self.layers,
@@ -106,6 +112,7 @@ def _packed(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[to
 
 def _empty(config: Any, dtype: torch.dtype, device: str) -> PreTrainedModel:
     """A model in eval mode whose weights are whatever the memory holds."""
+    model: PreTrainedModel
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.to_empty(device=device)
@@ -133,11 +140,9 @@ def shipped_tokenizer() -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def endless_engine(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, **kwargs: Any
-) -> Engine:
-    """An engine in which only budgets end a sequence."""
-    engine = Engine(model, tokenizer or shipped_tokenizer(), **kwargs)
+def endless_engine(model: PreTrainedModel) -> Engine:
+    """An engine in which only budgets end a sequence, set up as `Engine.load` does by default."""
+    engine = Engine(model, shipped_tokenizer(), pack_weights=True)
     engine.eos_token_ids = frozenset()
     return engine
 
@@ -146,7 +151,7 @@ def weight_bytes(model: PreTrainedModel) -> int:
     """Bytes of weights that one decoding step must read.
 
     An input embedding that is not tied to the output is left out: a step reads a row of it for
-    each token.
+    each token. Ask before the engine gets the model: packed weights are no parameters.
     """
     total = sum(weights.nbytes for weights in model.parameters())
     embeddings: torch.nn.Parameter = model.get_input_embeddings().weight  # type: ignore[assignment]

@@ -7,7 +7,7 @@ is, with a clock in them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from benchmarks.measuring import Clock, Run
 from langchain_pos.engine import Engine
@@ -126,5 +126,6 @@ def expand_in_waves(
 
 def cache_bytes(engine: Engine) -> int:
     """Bytes that the engine's cache has allocated: what it holds, and what it may yet hold."""
-    slots = max((layer.keys.shape[2] for layer in engine.forward.cache.layers), default=0)
+    layers: list[Any] = list(engine.forward.cache.layers)
+    slots = max((layer.keys.shape[2] for layer in layers), default=0)
     return slots * engine.forward.cache.slot_bytes

@@ -10,8 +10,8 @@ Each question is answered in three ways, greedily:
     Skeleton-of-Thought   our stage 1, then `generate` on one row for each step over copies of
                           the prefix's cache, then a conclusion by `generate`
 
-A task is a JSON-lines file, by path or by its stem in the data folder: rows with `prompt`, `task` or
-`question`. Quality is the share of answers that name `gold_keys` and no other of the prompt's
+A task is a JSON-lines file, by path or by its stem in the data folder: rows with `prompt`, `task`
+or `question`. Quality is the share of answers that name `gold_keys` and no other of the prompt's
 students; rows without it (planning) need a judge: their texts are in the JSON file. Peak memory is
 what CUDA had allocated at most; on a CPU, the bytes of weights, keys and values. Tokens per second
 are all tokens over all seconds, prefill included.
@@ -31,6 +31,7 @@ from benchmarks.measuring import options, parse, publish
 from benchmarks.report import data_folder
 from benchmarks.scoring import names_it
 from langchain_pos.embedded import embedded_model_path
+from langchain_pos.settings import ReasoningSettings
 
 _GIB = 1 << 30
 
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="*", default=["retrieval_10", "retrieval_30"])
     parser.add_argument("--questions", type=int, default=50, help="of each task (%(default)s)")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--join", choices=["reprefill", "reuse"], default="reprefill")
     parser.add_argument("--data", type=Path, help="folder with the paper's tasks")
     args = parse(parser, argv, tiny=False)
     if args.quick:
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     shipped = args.model == "the shipped model"
     name = str(embedded_model_path()) if shipped else args.model
-    model = Answering(name, args.device, args.dtype)
+    model = Answering(name, args.device, args.dtype, ReasoningSettings(join=args.join))
     model.warm_up()
     ways: dict[str, Way] = {
         "sequential": model.sequential,
@@ -80,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                     }
                 )
             print(question.get("id"), {w: found[w][-1]["seconds"] for w in ways}, file=sys.stderr)
-        rows += [_row(Path(task).stem, way, some, found["sequential"]) for way, some in found.items()]
+        rows += [
+            _row(Path(task).stem, way, some, found["sequential"]) for way, some in found.items()
+        ]
         details += [answer for some in found.values() for answer in some]
     publish("paper", rows, args, answers=details, engine=model.engine.describe())
 

@@ -18,6 +18,7 @@ It is a peer to measure against, and an oracle: it writes what our engine writes
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -98,9 +99,7 @@ class PaperAlgorithm:
         """
         start = self.length
         branches = [list(opening) for opening in openings]
-        ends = [
-            len(opening) + length for opening, length in zip(openings, lengths, strict=True)
-        ]
+        ends = [len(opening) + length for opening, length in zip(openings, lengths, strict=True)]
         for step in range(max(ends) - 1):
             tokens = [branch[step] for branch in branches]
             positions = [start + step] * len(branches)
@@ -159,9 +158,9 @@ class PaperAlgorithm:
 
 def kv_bytes(cache: DynamicCache) -> int:
     """Bytes of a cache's keys and values."""
-    return sum(
-        layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.is_initialized
-    )
+    layers: list[Any] = list(cache.layers)
+    filled = [layer for layer in layers if layer.get_seq_length()]
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in filled)
 
 
 def expand(

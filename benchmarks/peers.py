@@ -28,7 +28,7 @@ CONTINUOUS = "generate_batch"
 PAPER = "the paper's algorithm"
 
 
-class Forced(LogitsProcessor):  # type: ignore[misc]
+class Forced(LogitsProcessor):
     """Lets `generate` write given tokens, after the model has done all its work.
 
     Args:
@@ -143,7 +143,7 @@ class Prefix:
             pad = longest - len(opening)
             rows.append([*self.token_ids, *[0] * pad, *opening])
             masks.append([*[1] * len(self.token_ids), *[0] * pad, *[1] * len(opening)])
-        output = self.model.generate(
+        output = _generator(self.model).generate(
             torch.tensor(rows, device=device),
             attention_mask=torch.tensor(masks, device=device),
             past_key_values=cache,
@@ -160,10 +160,15 @@ class Prefix:
         return continuous_batching(self.model, prompts, tokens)
 
 
+def _generator(model: PreTrainedModel) -> Any:
+    """The model as something that generates: transformers declares that for its subclasses."""
+    return model
+
+
 def continuous_batching(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], tokens: int
 ) -> Run:
-    """transformers' `generate_batch` on one prompt for each branch.
+    """Transformers' `generate_batch` on one prompt for each branch.
 
     Its prefill and its decoding cannot be parted from outside, so what counts is the time from
     the moment when the last request has its first token, and the tokens written from then on:
@@ -172,7 +177,7 @@ def continuous_batching(
     Raises:
         RuntimeError: a request failed; continuous batching's own words are given.
     """
-    from transformers.generation import ContinuousBatchingConfig
+    from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
     page = 64
     longest = max(map(len, prompts)) + tokens
@@ -189,7 +194,7 @@ def continuous_batching(
     )
     before = model.config._attn_implementation
     try:
-        found = model.generate_batch(
+        found = _generator(model).generate_batch(
             [list(prompt) for prompt in prompts],
             generation_config=settings,
             continuous_batching_config=config,
@@ -232,7 +237,7 @@ def generate_text(
     settings: dict[str, Any] = {"prompt_lookup_num_tokens": lookup} if lookup else {}
     with torch.inference_mode(), Passes(model) as counted:
         clock = Clock(device)
-        output = model.generate(
+        output = _generator(model).generate(
             torch.tensor([list(prompt_ids)], device=device),
             attention_mask=torch.ones(1, len(prompt_ids), dtype=torch.long, device=device),
             max_new_tokens=len(target_ids),
@@ -255,7 +260,7 @@ def answer(
     device = model.device
     with torch.inference_mode(), Passes(model) as counted:
         clock = Clock(device)
-        output = model.generate(
+        output = _generator(model).generate(
             torch.tensor([list(prompt_ids)], device=device),
             attention_mask=torch.ones(1, len(prompt_ids), dtype=torch.long, device=device),
             max_new_tokens=max_new_tokens,

@@ -17,6 +17,8 @@ import typer
 from benchmarks.report import data_folder, report
 from benchmarks.scoring import Score
 from langchain_pos import ParallelReasoningLLM
+
+
 def main(
     model: Annotated[str | None, typer.Option(help="folder or hub name; default: shipped")] = None,
     task: Annotated[list[str] | None, typer.Option(help="file stem in the data folder")] = None,

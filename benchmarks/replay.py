@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="*", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--answers", type=int, default=2, help="of each kind (%(default)s)")
     parser.add_argument("--sequential-runs", type=int, default=2)
+    parser.add_argument("--join", choices=["reprefill", "reuse"], default="reprefill")
     parser.add_argument("--no-drafts", action="store_true", help="our engine without guesses")
     parser.add_argument("--data", type=Path, help="folder with the paper's recorded runs")
     args = parse(parser, argv)
@@ -85,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = tokenizer_for(text for some in answers.values() for a in some for text in _texts(a))
     model = random_model(args.model, args.device)
     peer_model = twin(model)
-    engine = Engine(model, tokenizer)
-    settings = SETTINGS.model_copy(update={"drafts": not args.no_drafts})
+    engine = Engine(model, tokenizer, pack_weights=True)
+    settings = SETTINGS.model_copy(update={"drafts": not args.no_drafts, "join": args.join})
     fewer = {SEQUENTIAL: args.sequential_runs, LOOKUP: args.sequential_runs}
     rows, details = [], []
     for kind, some in answers.items():

@@ -123,7 +123,9 @@ def measure(llm: ParallelReasoningLLM, question: str, *, runs: int = 3) -> Bench
         "sequential": {"mode": "sequential"},
         "parallel": {"mode": "parallel"},
     }
-    llm.invoke(question, max_branch_tokens=1, max_conclusion_tokens=1)  # sets up what is set up once
+    llm.invoke(
+        question, max_branch_tokens=1, max_conclusion_tokens=1
+    )  # sets up what is set up once
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     results = {}
     for _ in range(runs):
