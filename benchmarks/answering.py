@@ -11,9 +11,8 @@ import torch
 
 from benchmarks import ours
 from benchmarks.measuring import Clock, Run
-from benchmarks.models import twin
+from benchmarks.models import engine_for, twin
 from benchmarks.peers import Prefix, answer
-from langchain_pos.engine import Engine
 from langchain_pos.engine.completion import TokenUsage
 from langchain_pos.engine.decoding import Steps
 from langchain_pos.engine.loading import load
@@ -72,9 +71,9 @@ class Answering:
         self._peer = twin(model)
         self._weights = sum(weights.nbytes for weights in model.parameters())
         try:
-            self.engine = Engine(model, tokenizer, pack_weights=True)
+            self.engine = engine_for(model, tokenizer)
         except PackedModelError:  # as `Engine.load` does
-            self.engine = Engine(twin(self._peer), tokenizer)
+            self.engine = engine_for(twin(self._peer), tokenizer, pack_weights=False)
         prompts = load_prompts(Path(name)) if Path(name).is_dir() else None
         self._reasoner = Reasoner(self.engine, prompts=prompts, model_name=name)
         self.result = ReasoningResult()

@@ -140,9 +140,21 @@ def shipped_tokenizer() -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def engine_for(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, pack_weights: bool = True
+) -> Engine:
+    """An engine set up as `Engine.load` does by default, but that no prefill is spared.
+
+    Every run asks the same again; with prompts kept for later, only the first would prefill.
+    """
+    return Engine(
+        model, tokenizer, pack_weights=pack_weights, draft_rows=None, prefix_cache_tokens=0
+    )
+
+
 def endless_engine(model: PreTrainedModel) -> Engine:
-    """An engine in which only budgets end a sequence, set up as `Engine.load` does by default."""
-    engine = Engine(model, shipped_tokenizer(), pack_weights=True)
+    """An engine in which only budgets end a sequence."""
+    engine = engine_for(model, shipped_tokenizer())
     engine.eos_token_ids = frozenset()
     return engine
 

@@ -38,7 +38,7 @@ from benchmarks.measuring import (
     publish,
     summary,
 )
-from benchmarks.models import random_model, twin
+from benchmarks.models import engine_for, random_model, twin
 from benchmarks.paper_algorithm import PaperAlgorithm
 from benchmarks.peers import PAPER, generate_text
 from benchmarks.recorded import KINDS, Recorded, encode, read, token_ratio, tokenizer_for
@@ -63,6 +63,7 @@ SETTINGS = ReasoningSettings(
     max_plan_tokens=8192,
     max_branch_tokens=4096,
     max_conclusion_tokens=4096,
+    decline_without_gain=False,
     on_plan_failure="raise",
 )
 """Bounds that no recorded text reaches."""
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = tokenizer_for(text for some in answers.values() for a in some for text in _texts(a))
     model = random_model(args.model, args.device)
     peer_model = twin(model)
-    engine = Engine(model, tokenizer, pack_weights=True)
+    engine = engine_for(model, tokenizer)
     settings = SETTINGS.model_copy(update={"drafts": not args.no_drafts, "join": args.join})
     fewer = {SEQUENTIAL: args.sequential_runs, LOOKUP: args.sequential_runs}
     rows, details = [], []

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 """Rows of a decoding step that are measured."""
-NEARLY_FREE = 1.25
-"""A step whose rows are nearly free takes at most this many times as long as one of one row."""
+NEARLY_FREE = 1.3
+"""A step whose rows are nearly free takes at most this many times as long as one of one row; the
+engine judges by the same when it measures how far drafts may fill a pass."""
 ENOUGH = 0.9
 """Share of the best tokens per second that the recommended number of branches reaches."""
 _PREFIX = 512
@@ -114,7 +115,8 @@ def measure(llm: ParallelReasoningLLM, question: str, *, runs: int = 3) -> Bench
     """Answer `question` in parallel and sequentially, in turn, and time decoding steps.
 
     Args:
-        llm: with its settings; only mode and drafts are changed.
+        llm: with its settings; only mode and drafts are changed. Without `prefix_cache_tokens=0`,
+            only its first answers pay for their prefill.
         question: one that falls into parts.
         runs: of each way.
     """
@@ -206,7 +208,7 @@ def recommended_branches(steps: Sequence[StepTime]) -> int:
 
 
 def free_rows(steps: Sequence[StepTime]) -> int:
-    """Rows up to which a step costs at most a quarter more than one row: room for drafts."""
+    """Rows up to which a step costs at most 1.3 times one row: room for drafts."""
     alone = steps[0].seconds
     free = steps[0].rows
     for step in steps:

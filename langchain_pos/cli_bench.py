@@ -63,7 +63,7 @@ def recommendation(result: BenchResult) -> str:
         why = "the widest pass that was measured; tokens per second still grow"
     return (
         f"Recommended: max_parallel_branches={most} ({why}). Up to {result.free_rows} rows, a pass "
-        "takes at most a quarter longer than one with a single row."
+        "takes at most 1.3 times as long as one with a single row."
     )
 
 

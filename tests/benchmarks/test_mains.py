@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import render
-from benchmarks.recorded import read
+from benchmarks.models import engine_for, random_model
+from benchmarks.recorded import read, tokenizer_for
 from benchmarks.replay import SETTINGS, Replay
 from tests.benchmarks import data
 
@@ -59,13 +60,9 @@ def test_planning_without_gold_needs_a_judge(tmp_path: Path, folder: Path) -> No
 
 def test_another_text_is_no_replay(tmp_path: Path, folder: Path) -> None:
     """A replay whose text is not the recorded one ends with an error that shows both."""
-    from benchmarks.models import random_model
-    from benchmarks.recorded import tokenizer_for
-    from langchain_pos.engine import Engine
-
     recorded = read(folder, "retrieval-10", 1)[0]
     tokenizer = tokenizer_for([recorded.prompt, recorded.parallel, recorded.skeleton])
-    replay = Replay(Engine(random_model("tiny"), tokenizer), recorded, SETTINGS)
+    replay = Replay(engine_for(random_model("tiny"), tokenizer), recorded, SETTINGS)
     assert replay.run().tokens == replay.results[0].usage.output_tokens
     replay._conclusion = replay._conclusion[:-1]
     with pytest.raises(RuntimeError, match="differs from the recorded one"):
