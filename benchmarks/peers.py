@@ -13,7 +13,9 @@ prefix ids, branch openings, tokens to write → seconds, tokens, peak KV bytes 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -170,27 +172,30 @@ def continuous_batching(
 ) -> Run:
     """Transformers' `generate_batch` on one prompt for each branch.
 
-    Its prefill and its decoding cannot be parted from outside, so what counts is the time from
-    the moment when the last request has its first token, and the tokens written from then on:
-    decoding alone, with every request under way.
+    Its prefill and its decoding cannot be parted from outside, and early requests decode while
+    late ones are prefilled. So what counts is the time in which all requests decode: from the
+    last one's first token to the first one's last. They write more tokens than asked for, so that
+    the early ones are not over before that.
 
     Raises:
         RuntimeError: a request failed; continuous batching's own words are given.
     """
-    from transformers.generation.configuration_utils import ContinuousBatchingConfig
-
+    config_class: Any = import_module("transformers.generation").ContinuousBatchingConfig
     page = 64
-    longest = max(map(len, prompts)) + tokens
+    most = max(1024, len(prompts))  # tokens of a pass
+    budget = tokens + 2 + sum(map(len, prompts)) // most
+    longest = max(map(len, prompts)) + budget
     pages = len(prompts) * -(-longest // page) + 1
-    config = ContinuousBatchingConfig(
+    names = inspect.signature(config_class).parameters
+    config = config_class(
         # Sized for the work: left to itself it takes most of the memory, and fills it first.
-        page_size=page,
+        **{"page_size" if "page_size" in names else "block_size": page},
         num_blocks=pages + 8,
-        max_batch_tokens=max(1024, len(prompts)),
+        max_batch_tokens=most,
         max_requests_per_batch=len(prompts),
     )
     settings = GenerationConfig(
-        max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
+        max_new_tokens=budget, do_sample=False, eos_token_id=-1, pad_token_id=0
     )
     before = model.config._attn_implementation
     try:
@@ -208,13 +213,14 @@ def continuous_batching(
     if errors or len(outputs) < len(prompts):
         raise RuntimeError(f"generate_batch: {errors[0] if errors else 'requests are missing'}")
     stamps = [list(output.timestamps or ()) for output in outputs]
-    begin, end = max(some[0] for some in stamps), max(some[-1] for some in stamps)
-    counted = sum(stamp > begin for some in stamps for stamp in some)
+    begin, end = max(some[0] for some in stamps), min(some[-1] for some in stamps)
+    counted = sum(begin < stamp <= end for some in stamps for stamp in some)
+    if not counted:
+        raise RuntimeError("generate_batch: there was no moment when all requests decoded")
     return Run(
         seconds=end - begin,
         tokens=counted,
-        written=tuple(tuple(output.generated_tokens) for output in outputs),
-        parts={"whole": end - min(output.created_time for output in outputs)},
+        written=tuple(tuple(output.generated_tokens[:tokens]) for output in outputs),
     )
 
 

@@ -40,7 +40,7 @@ WHAT = {
 `python -m benchmarks.branches`: N branches of 64 tokens behind a prefix, each arm measured from
 where the prefix is in its cache. Feeding the openings counts, and so does copying the caches.
 Sequential `generate` writes one branch; its tokens per second stand for N, one after another.
-`generate_batch` is measured from where its last request has its first token. "–": not measured
+`generate_batch` is measured over the time in which all its requests decode. "–": not measured
 there.""",
     "ragged": """## Ragged branches
 
