@@ -89,6 +89,10 @@ the questions for passes, tokens and seconds; seconds include prefill.""",
 
 `python -m benchmarks.drafts` answers the same questions with and without drafts, in turn, and
 checks that the texts are equal.""",
+    "joins": """## Joins
+
+`python -m benchmarks.joins` answers the same questions with `join="reprefill"` and `join="reuse"`,
+and tells how often the answers differ.""",
     "grammar": """## Grammar
 
 `python -m benchmarks.grammar`: compiling the skeleton's grammar for 150,000 random tokens, and one
