@@ -28,7 +28,8 @@ def main(
 ) -> None:
     """Measure and report."""
     folder = data_folder(data)
-    llm = ParallelReasoningLLM(model=model, dtype=dtype)
+    # Both ways begin alike, and each shall pay for its own prefill.
+    llm = ParallelReasoningLLM(model=model, dtype=dtype, prefix_cache_tokens=0)
     llm.invoke({"question": "warm-up", "steps": ["a", "b"]}, max_branch_tokens=4)
     table = []
     for stem in task or ["retrieval_10", "retrieval_30"]:

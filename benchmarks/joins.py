@@ -14,8 +14,8 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.quality import Score
 from benchmarks.report import data_folder, report
+from benchmarks.scoring import Score
 from langchain_pos import ParallelReasoningLLM
 
 JOINS = ("reprefill", "reuse")

@@ -8,91 +8,15 @@ student's GPA, and is its verdict right?
 from __future__ import annotations
 
 import json
-import re
-import statistics
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from benchmarks.report import data_folder, report
-from langchain_pos import ParallelReasoningLLM, ReasoningResult
-from langchain_pos.schema import END_MARK
-
-_RECORD = re.compile(r"student named (.+?) is \d+ years old.*?GPA of (\d+(?:\.\d+)?)")
-_BOUNDS = re.compile(r"GPA between (\d+(?:\.\d+)?) and (\d+(?:\.\d+)?)")
-_STEP = re.compile(r"^####(?!%)([^:\n]+):(.*)$", re.MULTILINE)
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_NO = re.compile(r"\b(no|not|outside|below|above|n't|does not|isn't)\b", re.IGNORECASE)
-
-
-@dataclass
-class Score:
-    """Counts over all questions of one task and mode."""
-
-    questions: int = 0
-    right: int = 0
-    complete: int = 0
-    parallel: int = 0
-    students: int = 0
-    values: int = 0
-    verdicts: int = 0
-    seconds: list[float] = field(default_factory=list)
-    passes: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-
-    def add(self, row: dict[str, Any], result: ReasoningResult, seconds: float) -> dict[str, Any]:
-        """Judge one result; returns what was found."""
-        records = {name: float(gpa) for name, gpa in _RECORD.findall(row["prompt"])}
-        low, high = map(float, _BOUNDS.findall(row["prompt"])[0])
-        if result.mode == "parallel":
-            steps = [(branch.title, branch.text) for branch in result.branches]
-        else:
-            steps = [(title.strip(), body) for title, body in _STEP.findall(result.conclusion)]
-        bodies = dict(steps)
-        values = verdicts = 0
-        for name, gpa in records.items():
-            body = bodies.get(name, "")
-            found = _NUMBER.search(body)
-            values += found is not None and float(found[0]) == gpa
-            verdicts += bool(body) and (_NO.search(body) is None) == (low <= gpa <= high)
-        answer = result.conclusion.rpartition(END_MARK)[2]
-        named = {name for name in records if re.search(rf"\b{re.escape(name)}\b", answer)}
-        verdict = {
-            "right": named == {row["gold_keys"]},
-            "complete": [title for title, _ in steps] == list(records),
-            "values": values,
-            "verdicts": verdicts,
-        }
-        self.questions += 1
-        self.right += verdict["right"]
-        self.complete += verdict["complete"]
-        self.parallel += result.mode == "parallel"
-        self.students += len(records)
-        self.values += values
-        self.verdicts += verdicts
-        self.seconds.append(seconds)
-        self.passes.append(result.forward_passes.total)
-        self.tokens.append(result.usage.output_tokens)
-        return verdict
-
-    def row(self, task: str, mode: str) -> dict[str, Any]:
-        """One line of the table."""
-        return {
-            "task": task,
-            "mode": mode,
-            "questions": self.questions,
-            "answers right": f"{self.right / self.questions:.1%}",
-            "steps complete": f"{self.complete / self.questions:.1%}",
-            "values right": f"{self.values / self.students:.1%}",
-            "verdicts right": f"{self.verdicts / self.students:.1%}",
-            "answered in this mode": f"{self.parallel if mode == 'parallel' else self.questions}",
-            "forward passes": statistics.median(self.passes),
-            "tokens written": statistics.median(self.tokens),
-            "seconds": round(statistics.median(self.seconds), 3),
-        }
+from benchmarks.scoring import Score
+from langchain_pos import ParallelReasoningLLM
 
 
 def main(
@@ -105,7 +29,8 @@ def main(
 ) -> None:
     """Answer the paper's retrieval questions both ways, alternating, greedily."""
     folder = data_folder(data)
-    llm = ParallelReasoningLLM(model=model, dtype=dtype)
+    # Both ways begin alike, and each shall pay for its own prefill.
+    llm = ParallelReasoningLLM(model=model, dtype=dtype, prefix_cache_tokens=0)
     llm.invoke({"question": "warm-up", "steps": ["a", "b"]}, max_branch_tokens=4)
     table, details = [], []
     for stem in task or ["retrieval_10", "retrieval_30"]:

@@ -13,14 +13,70 @@ PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
 Every table is written by a command of `benchmarks/`, which also leaves a JSON file with machine,
-versions and date in `benchmarks/results/`; `python -m benchmarks.render` makes this page from
-them. The machines are small and shared: compare the rows of one table with each other, and do not
-quote seconds across tables.
+versions, date, command and every single measurement in `benchmarks/results/`;
+`python -m benchmarks.render` makes this page from them. The machines are small and shared: compare
+the figures of one table with each other, and do not quote seconds across tables. Ratios are ratios
+of medians; above 1 means that we are faster. `python -m benchmarks.NAME --help` says what a
+benchmark does, `--quick` shows in seconds that it works.
 
-**No GPU figures yet**: nothing here has been run on CUDA.
+How to read the arms, in every table:
+
+- All decode greedily, in the same dtype, on the same machine, in one process, in turn; every run
+  begins with another arm. Peers run on a second model object over the same weights with
+  transformers' own `sdpa` attention, so nothing that our engine does to its model reaches them.
+- *The paper's algorithm* is `benchmarks/paper_algorithm.py`: the skeleton token by token, titles
+  and branches in lock-step, a belt mask made anew for each pass, concatenated caches. Tests hold
+  that it writes exactly what our engine writes.
+- *Copied caches* is `generate` on a row for each branch, each with its copy of the prefix's cache.
+- Model shapes (`qwen2.5-0.5b`, `-7b`, `-14b`) have the real dimensions and random weights: passes
+  cost what they cost with trained ones, and what is written is noise, or recorded text.
+
+For a model and a machine of your own: `langchain-pos bench --model NAME` takes a minute or two.
 """
 
 WHAT = {
+    "branches": """## Branches: stage 2 alone
+
+`python -m benchmarks.branches`: N branches of 64 tokens behind a prefix, each arm measured from
+where the prefix is in its cache. Feeding the openings counts, and so does copying the caches.
+Sequential `generate` writes one branch; its tokens per second stand for N, one after another.
+`generate_batch` is measured over the time in which all its requests decode. "–": not measured
+there.""",
+    "ragged": """## Ragged branches
+
+`python -m benchmarks.ragged`: branches as long as those recorded from the paper's runs. *Lock-step*
+is our own engine, kept from retiring a branch before the longest has ended; *in groups* has eight
+rows: waiting branches take freed rows, against groups that wait for their longest. Only recorded
+tokens count.""",
+    "replay": """## Whole requests
+
+`python -m benchmarks.replay` answers questions with the texts recorded from the paper's runs,
+through prefill, plan, branches, join and conclusion: after each pass the engine samples as always,
+and the recorded token takes the place of the one chosen. So drafts are accepted where, and only
+where, they guess the recorded text, and the text that comes out is compared with the recorded one.
+*generate* writes the recorded sequential answer to the same question, with and without
+`prompt_lookup_num_tokens`; *the paper's algorithm* writes the same parallel answer behind the same
+prompt as ours. There is no Qwen tokenizer without a network: text is cut by a rule that gives about
+as many tokens as were recorded (*token ratio*; `benchmarks/recorded.py`).""",
+    "embedded": """## The shipped model's own answers
+
+`python -m benchmarks.embedded`: real questions, the model's own tokens. Parallel is ours;
+sequential is transformers `generate` on the prompt of `mode="sequential"`.""",
+    "roofline": """## Roofline
+
+`python -m benchmarks.roofline`: one decoding step of our engine, over the time in which this
+machine's memory gives all weights once. The bandwidth is measured in the same run on a buffer as
+large as the weights: a sum (its bytes), and a copy (twice its bytes); the faster one counts.""",
+    "memory": """## Memory
+
+`python -m benchmarks.memory`: keys and values at the peak. *Held*: slots in use; *allocated*: with
+the room that the cache keeps for growing.""",
+    "paper": """## The paper's table
+
+`python -m benchmarks.paper` fills the columns of the paper's Table 1 for any model and any task
+file: sequential is `generate`, parallel is ours, Skeleton-of-Thought is our plan, then `generate`
+on rows over copied caches, then a conclusion. Peak memory is what CUDA had allocated at most; on a
+CPU, the bytes of weights, keys and values.""",
     "quality": """## Quality
 
 `python -m benchmarks.quality` asks the shipped model the paper's retrieval questions (10 or 30
@@ -33,6 +89,10 @@ the questions for passes, tokens and seconds; seconds include prefill.""",
 
 `python -m benchmarks.drafts` answers the same questions with and without drafts, in turn, and
 checks that the texts are equal.""",
+    "joins": """## Joins
+
+`python -m benchmarks.joins` answers the same questions with `join="reprefill"` and `join="reuse"`,
+and tells how often the answers differ.""",
     "grammar": """## Grammar
 
 `python -m benchmarks.grammar`: compiling the skeleton's grammar for 150,000 random tokens, and one
@@ -41,29 +101,37 @@ mask at each place of a skeleton.""",
 
 
 def main() -> None:
-    """Render all results that are there."""
+    """Render all results that are there; those of a GPU behind all others."""
     parts = [HEAD]
-    for name, text in WHAT.items():
-        path = RESULTS / f"{name}.json"
-        if path.is_file():
-            parts.append(f"{text}\n\n{section(json.loads(path.read_text()))}\n")
+    for device, suffix in (("On a CPU", ""), ("On a GPU", ".gpu")):
+        found = [
+            f"#{text}\n\n{section(json.loads(path.read_text()))}\n"
+            for name, text in WHAT.items()
+            if (path := RESULTS / f"{name}{suffix}.json").is_file()
+        ]
+        if found:
+            parts += [f"## {device}\n", *found]
+        elif suffix:
+            parts.append(f"## {device}\n\nNo figures yet: nothing here has been run on CUDA.\n")
     PAGE.write_text("\n".join(parts))
     print(f"written to {PAGE}")
 
 
 def section(result: dict[str, Any]) -> str:
-    """Table, and the machine below it."""
+    """Table, and below it the machine and the command."""
     machine = result["machine"]
+    on_gpu = result.get("device") == "cuda"
     where = ", ".join(
         [
-            machine.get("gpu") or machine["processor"],
-            f"{machine['cores']} cores",
+            machine["gpu"] if on_gpu else machine["processor"],
+            *([] if on_gpu else [f"{machine['cores']} cores"]),
             f"torch {machine['torch']}",
             f"transformers {machine['transformers']}",
             machine["date"],
         ]
     )
-    return f"{markdown(result['rows'])}\n\n<small>{where}</small>"
+    shape = [result["model"]] if "device" in result else []  # the older ones name it in the text
+    return f"{markdown(result['rows'])}\n\n<small>{', '.join([*shape, where])}</small>"
 
 
 if __name__ == "__main__":

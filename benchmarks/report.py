@@ -46,20 +46,23 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def report(name: str, rows: Sequence[dict[str, Any]], **details: Any) -> Path:
+def report(
+    name: str, rows: Sequence[dict[str, Any]], *, folder: Path = RESULTS, **details: Any
+) -> Path:
     """Print a table and write `results/<name>.json`.
 
     Args:
         name: the benchmark's.
         rows: one dict for each line of the table, with the same keys.
+        folder: where the JSON file goes.
         details: what else belongs into the JSON file, such as single measurements.
 
     Returns:
         the JSON file.
     """
     print(markdown(rows))
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     content = {
         "benchmark": name,
         "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),

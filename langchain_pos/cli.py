@@ -1,4 +1,4 @@
-"""The command `langchain-pos`: ask, batch, demo, doctor.
+"""The command `langchain-pos`: ask, batch, demo, bench, doctor.
 
 Exit codes:
 
@@ -223,6 +223,31 @@ def demo(
             typer.echo(f"({'right' if right else 'wrong'}: it is {DEMO_ANSWER})\n")
         typer.echo("\n".join(comparison(results["parallel"], results["sequential"])))
         _report(results.values())
+
+
+@app.command()
+def bench(
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all measurements to this file.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Answers in each way; medians are shown.")] = 3,
+    debug: DebugOption = False,
+) -> None:
+    """Measure parallel against sequential on this machine; recommend max_parallel_branches."""
+    with _exit_codes(debug):
+        from langchain_pos.bench import measure
+        from langchain_pos.cli_bench import show, write
+        from langchain_pos.demo import demo_question
+
+        # The question is asked again and again, and each time its prefill shall count.
+        llm = _load(model=model, device=device, dtype=dtype, prefix_cache_tokens=0)
+        result = measure(llm, demo_question(), runs=runs)
+        show(_console(), result)
+        if json_file is not None:
+            write(json_file, result)
 
 
 @app.command()

@@ -1,0 +1,213 @@
+"""One model answering real questions in three ways; `embedded` and `paper` measure them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import ours
+from benchmarks.measuring import Clock, Run
+from benchmarks.models import engine_for, twin
+from benchmarks.peers import Prefix, answer
+from langchain_pos.engine.completion import TokenUsage
+from langchain_pos.engine.decoding import Steps
+from langchain_pos.engine.loading import load
+from langchain_pos.engine.packing import PackedModelError
+from langchain_pos.engine.scheduler import Request
+from langchain_pos.prompts import join_text, load_prompts, opening
+from langchain_pos.reasoner import Answer, Reasoner
+from langchain_pos.schema import (
+    STEP_MARK,
+    Block,
+    BranchResult,
+    Plan,
+    ReasoningRequest,
+    ReasoningResult,
+    StagePasses,
+)
+from langchain_pos.settings import ReasoningSettings
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """What stage 1 leaves for the rows."""
+
+    plan: Plan | None
+    trunk_ids: list[int]
+    openings: list[list[int]]
+    tokens: int
+    peak_slots: int
+
+
+class Answering:
+    """A model behind our engine, and a twin of it behind `generate`.
+
+    Args:
+        name: folder or hub name.
+        device: as for `Engine.load`.
+        dtype: as for `Engine.load`.
+        settings: budgets, for all ways alike.
+
+    Attributes:
+        engine: ours.
+        result: of the last answer.
+        peak_bytes: of the last answer: what CUDA had allocated at most; on a CPU, weights, keys
+            and values.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        device: str = "auto",
+        dtype: str = "auto",
+        settings: ReasoningSettings | None = None,
+    ) -> None:
+        model, tokenizer = load(name, device=device, dtype=dtype)
+        self.settings = settings or ReasoningSettings()
+        self._peer = twin(model)
+        self._weights = sum(weights.nbytes for weights in model.parameters())
+        try:
+            self.engine = engine_for(model, tokenizer)
+        except PackedModelError:  # as `Engine.load` does
+            self.engine = engine_for(twin(self._peer), tokenizer, pack_weights=False)
+        prompts = load_prompts(Path(name)) if Path(name).is_dir() else None
+        self._reasoner = Reasoner(self.engine, prompts=prompts, model_name=name)
+        self.result = ReasoningResult()
+        self.peak_bytes = 0
+
+    def warm_up(self) -> None:
+        """What is set up once is set up now."""
+        for way in (self.parallel, self.sequential):
+            way("Ann is 20 years old, Ben is 21. Who of them is older?")
+
+    def parallel(self, question: str) -> Run:
+        """Our three stages."""
+        clock = self._begin()
+        request = self._prepare(question).submit()
+        self.result = self.engine.scheduler.run(request)
+        seconds = clock()
+        self._peak(self.result.peak_slots * self.engine.forward.cache.slot_bytes, own=True)
+        passes = self.result.forward_passes.total
+        return Run(seconds, self.result.usage.output_tokens, passes)
+
+    def sequential(self, question: str) -> Run:
+        """Transformers' `generate` on the prompt of `mode="sequential"`."""
+        clock = self._begin()
+        asked = self._prepare(question, mode="sequential")
+        eos = self.engine.eos_token_ids
+        run = answer(self._peer, asked.prompt_ids, asked.budget.sequential, eos)
+        text = self._text(list(run.written[0]))
+        seconds = clock()
+        held = len(asked.prompt_ids) + run.tokens
+        self._peak(held * self.engine.forward.cache.slot_bytes, own=False)
+        self.result = ReasoningResult(
+            question=question,
+            conclusion=text,
+            mode="sequential",
+            usage=TokenUsage(len(asked.prompt_ids), run.tokens),
+            forward_passes=StagePasses(conclude=run.passes or 0),
+        )
+        return Run(seconds, run.tokens, run.passes)
+
+    def skeleton_of_thought(self, question: str) -> Run:
+        """Our stage 1, then `generate` on a row for each step, over copies of the prefix's cache.
+
+        The conclusion follows by `generate`, behind the joined text: Skeleton-of-Thought has none,
+        and could answer no question about all steps. The prefix is prefilled once more for
+        transformers' cache, and that is not counted: an engine with one cache has it at hand.
+        """
+        clock = self._begin()
+        planned = self.engine.scheduler.run(self._submit_plan(question))
+        plan_seconds = clock()
+        if planned.plan is None:
+            run = self.sequential(question)
+            return Run(plan_seconds + run.seconds, planned.tokens + run.tokens)
+        prefix = Prefix(self._peer, planned.trunk_ids)
+        eos = sorted(self.engine.eos_token_ids)
+        ending: dict[str, Any] = {
+            "eos_token_id": eos or None,
+            "pad_token_id": eos[0] if eos else 0,
+        }
+        rows = prefix.copied(
+            planned.openings,
+            self.settings.max_branch_tokens,
+            stop_strings=[STEP_MARK],
+            tokenizer=self.engine.tokenizer,
+            **ending,
+        )
+        bodies = [self._cut(list(row)) for row in rows.written]
+        texts = [self._text(body).partition(STEP_MARK)[0].strip() for body in bodies]
+        joined = self._reasoner.engine.tokenizer(
+            join_text(list(zip(planned.plan.titles, texts, strict=True))), add_special_tokens=False
+        )["input_ids"]
+        ended = prefix.sequential([joined], self.settings.max_conclusion_tokens, **ending)
+        conclusion = self._cut(list(ended.written[0]))
+        self._peak(max(rows.kv_bytes or 0, ended.kv_bytes or 0), own=False)
+        branches = tuple(
+            BranchResult(index=index, title=title, text=text)
+            for index, (title, text) in enumerate(zip(planned.plan.titles, texts, strict=True))
+        )
+        tokens = planned.tokens + sum(map(len, bodies)) + len(conclusion)
+        self.result = ReasoningResult(
+            question=question,
+            blocks=(Block(plan=planned.plan, branches=branches),),
+            conclusion=self._text(conclusion),
+            usage=TokenUsage(len(planned.trunk_ids), tokens),
+        )
+        return Run(plan_seconds + rows.seconds + ended.seconds, tokens)
+
+    def _submit_plan(self, question: str) -> Request[_Planned]:
+        """Stage 1 alone, as `Answer.reason` begins."""
+        asked = self._prepare(question)
+
+        def steps(request: Request[_Planned]) -> Steps[_Planned]:
+            asked.request = request  # type: ignore[assignment]
+            asked.progress.begin(request)  # type: ignore[arg-type]
+            plan, trunk, _ = yield from asked.plan()
+            titles = plan.titles if plan is not None else ()
+            openings = [trunk.encode(opening(title)) for title in titles]
+            return _Planned(
+                plan,
+                list(trunk.token_ids),
+                openings,
+                asked.progress.output_tokens,
+                request.ledger.peak_slots,
+            )
+
+        return self.engine.scheduler.submit(steps, reserve=asked.budget.reserve)
+
+    def _prepare(self, question: str, **changes: Any) -> Answer:
+        settings = self.settings.model_copy(update=changes)
+        return self._reasoner.prepare(ReasoningRequest(question=question), settings)
+
+    def _cut(self, token_ids: list[int]) -> list[int]:
+        """The tokens before EOS."""
+        ends = (at for at, token in enumerate(token_ids) if token in self.engine.eos_token_ids)
+        return token_ids[: next(ends, len(token_ids))]
+
+    def _text(self, token_ids: list[int]) -> str:
+        return str(self.engine.tokenizer.decode(token_ids, skip_special_tokens=True)).strip()
+
+    def _begin(self) -> Clock:
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        return Clock(self.engine.forward.device)
+
+    def _peak(self, kv_bytes: int, *, own: bool) -> None:
+        """Note the peak; what our engine's cache keeps allocated is not the peers' doing."""
+        self.peak_bytes = self._weights + kv_bytes
+        if self._on_gpu:
+            others = 0 if own else ours.cache_bytes(self.engine)
+            self.peak_bytes = torch.cuda.max_memory_allocated() - others
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.engine.forward.device.type == "cuda"
+
+
+Way = Callable[[str], Run]
+"""A question answered in one of the ways."""

@@ -1,0 +1,88 @@
+"""Every benchmark runs in its quick form and leaves a JSON file that the page can show."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from benchmarks import render
+from benchmarks.models import engine_for, random_model
+from benchmarks.recorded import read, tokenizer_for
+from benchmarks.replay import SETTINGS, Replay
+from tests.benchmarks import data
+
+PLAIN = ("branches", "memory", "roofline")
+WITH_DATA = ("ragged", "replay", "embedded", "paper")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The paper's data, made up."""
+    (tmp_path / "data").mkdir()
+    return data.write(tmp_path / "data")
+
+
+def run(name: str, out: Path, *options: object) -> dict[str, object]:
+    """Run a benchmark's quick form; what it has written."""
+    main = import_module(f"benchmarks.{name}").main
+    main(["--quick", "--device", "cpu", "--out", str(out), *map(str, options)])
+    content: dict[str, object] = json.loads((out / f"{name}.json").read_text())
+    return content
+
+
+@pytest.mark.parametrize("name", PLAIN + WITH_DATA)
+def test_quick_form(
+    name: str, tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It prints a table and writes rows, raw figures, machine and command, but no folders."""
+    options = ["--data", folder] if name in WITH_DATA else []
+    content = run(name, tmp_path, *options)
+    assert capsys.readouterr().out.startswith("| ")
+    assert content["rows"]
+    assert content["device"] == "cpu"
+    assert content["command"] == f"python -m benchmarks.{name} --quick --device cpu"
+    assert {"date", "torch", "transformers", "processor"} <= set(content["machine"])  # type: ignore[call-overload]
+    assert str(tmp_path) not in json.dumps(content)
+    assert render.section(content).startswith("| ")
+
+
+def test_planning_without_gold_needs_a_judge(tmp_path: Path, folder: Path) -> None:
+    """A task without right answers is measured, and its quality is not made up."""
+    content = run("paper", tmp_path, "--data", folder, "--tasks", "planning")
+    rows: list[dict[str, object]] = content["rows"]  # type: ignore[assignment]
+    assert [row["quality"] for row in rows] == ["–"] * 3
+
+
+def test_another_text_is_no_replay(tmp_path: Path, folder: Path) -> None:
+    """A replay whose text is not the recorded one ends with an error that shows both."""
+    recorded = read(folder, "retrieval-10", 1)[0]
+    tokenizer = tokenizer_for([recorded.prompt, recorded.parallel, recorded.skeleton])
+    replay = Replay(engine_for(random_model("tiny"), tokenizer), recorded, SETTINGS)
+    assert replay.run().tokens == replay.results[0].usage.output_tokens
+    replay._conclusion = replay._conclusion[:-1]
+    with pytest.raises(RuntimeError, match="differs from the recorded one"):
+        replay.run()
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_speed_benchmarks_need_no_langchain(name: str) -> None:
+    """Those for a bare GPU machine load neither LangChain nor pydantic's users nor typer."""
+    code = (
+        f"import sys, benchmarks.{name}\n"
+        "print(*[m for m in ('langchain_core', 'typer', 'rich', 'tenacity') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("name", PLAIN + WITH_DATA)
+def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`python -m benchmarks.NAME --help` says what it measures."""
+    with pytest.raises(SystemExit, match="0"):
+        import_module(f"benchmarks.{name}").main(["--help"])
+    assert f"python -m benchmarks.{name}" in capsys.readouterr().out
