@@ -67,7 +67,7 @@ class ConstraintCompiler:
     def _compile(self, constraint: Constraint) -> xgrammar.CompiledGrammar:
         compilers: dict[str, Callable[[str], xgrammar.CompiledGrammar]] = {
             "ebnf": self._compiler.compile_grammar,
-            "json_schema": self._compiler.compile_json_schema,
+            "json_schema": lambda schema: self._compiler.compile_grammar(_json_grammar(schema)),
             "regex": self._compiler.compile_regex,
         }
         try:
@@ -76,6 +76,17 @@ class ConstraintCompiler:
             raise InvalidRequestError(
                 f"this {constraint.kind} constraint cannot be compiled: {error}"
             ) from error
+
+
+def _json_grammar(schema: str) -> xgrammar.Grammar:
+    """The grammar of a JSON schema, on one line, without what JSON forbids in strings.
+
+    A string with a bound on its length may be anything but a quote, a backslash and a line break
+    in xgrammar 0.2, so control characters would pass.
+    """
+    grammar = str(xgrammar.Grammar.from_json_schema(schema, any_whitespace=False))
+    character, strict = r"[^\"\\\r\n]", r"[^\0-\x1f\"\\\r\n]"
+    return xgrammar.Grammar.from_ebnf(grammar.replace(character, strict))
 
 
 class ConstraintState:
