@@ -155,23 +155,19 @@ def closing(text: str, state: ConstraintState) -> str | None:
         text: the beginning of a JSON text.
         state: of its grammar, behind `text`; left as it is.
     """
-    state, tail = state.fork(), ""
-    if _inside_string(text):
-        if not state.accept_text('"'):
-            return None
-        tail = '"'
-    elif text[-1:] in _OF_NUMBERS:  # more digits might follow, and make it another number
-        return None
-    while not state.finished:
-        closed = next((mark for mark in "]}" if state.accept_text(mark)), None)
-        if closed is None:
-            return None
-        tail += closed
-    return tail
-
-
-def _inside_string(text: str) -> bool:
-    return re.sub(r"\\.", "", text, flags=re.DOTALL).count('"') % 2 == 1
+    bare = re.sub(r"\\.", "", text, flags=re.DOTALL)  # without what is escaped
+    outside, quote, _ = re.sub('"[^"]*"', "", bare).partition('"')
+    if bare.endswith("\\") or (not quote and bare[-1:] in _OF_NUMBERS):
+        return None  # inside an escape; or more digits might follow, and make another number
+    stack: list[str] = []
+    for mark in outside:
+        if mark in "{[":
+            stack.append("}" if mark == "{" else "]")
+        elif mark in "}]" and stack:
+            stack.pop()
+    tail = quote + "".join(reversed(stack))
+    state = state.fork()
+    return tail if tail and state.accept_text(tail) and state.finished else None
 
 
 def _finite(digits: str) -> float:

@@ -81,12 +81,14 @@ class ConstraintCompiler:
 def _json_grammar(schema: str) -> xgrammar.Grammar:
     """The grammar of a JSON schema, on one line, without what JSON forbids in strings.
 
-    A string with a bound on its length may be anything but a quote, a backslash and a line break
-    in xgrammar 0.2, so control characters would pass.
+    xgrammar 0.2 lets control characters through where a string's length is bounded, and
+    everywhere the bytes of half a surrogate pair, which no tokenizer decodes to one character.
     """
     grammar = str(xgrammar.Grammar.from_json_schema(schema, any_whitespace=False))
-    character, strict = r"[^\"\\\r\n]", r"[^\0-\x1f\"\\\r\n]"
-    return xgrammar.Grammar.from_ebnf(grammar.replace(character, strict))
+    strict = r"[^\0-\x1f\"\\\r\n\uD800-\uDFFF]"
+    for character in (r"[^\"\\\r\n]", r"[^\0-\x1f\"\\\r\n]"):
+        grammar = grammar.replace(character, strict)
+    return xgrammar.Grammar.from_ebnf(grammar)
 
 
 class ConstraintState:
