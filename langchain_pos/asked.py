@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import closing
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from langchain_core.runnables.config import run_in_executor
@@ -109,7 +108,10 @@ def answer_all(
     under_way: dict[int, Asked] = {}
     try:
         while True:
-            for place in islice(ahead, (limit or count) - len(under_way)):
+            while len(under_way) < (limit or count):
+                place = next(ahead, None)
+                if place is None:
+                    break
                 try:
                     under_way[place] = ask(place)
                 except Exception as error:  # noqa: BLE001 - each question has its own
