@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import reduce
+from itertools import pairwise
 from operator import add
 from typing import Any
 
@@ -14,6 +15,7 @@ from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import (
     ConfigurableField,
     Runnable,
+    RunnableGenerator,
     RunnableLambda,
     RunnableParallel,
     RunnablePassthrough,
@@ -52,7 +54,7 @@ class TestSchemas:
         """Text, messages, a dict, a request."""
         llm, _ = scripted_llm(STUDENTS)
         schema = llm.get_input_jsonschema()
-        assert {"ReasoningRequest", "HumanMessage"} <= set(schema["$defs"])
+        assert {"ReasoningRequest", "BaseMessage"} <= set(schema["$defs"])
         model = llm.get_input_schema()
         for given in ("Who?", [("user", "Who?")], ASK, ReasoningRequest(question="Who?")):
             model.model_validate(given)
@@ -144,15 +146,15 @@ class TestStreams:
                 whole = chunk if whole is None else whole + chunk
                 yield [[branch.title, branch.text] for branch in whole.branches]
 
-        chain: Runnable[Any, Any] = llm | RunnableLambda(titles)
+        chain: Runnable[Any, Any] = llm | RunnableGenerator(titles)
         told = list(chain.stream("Who?"))
         assert len(told) > 20
         assert told[-1] == [["Ann", "GPA 3.1, outside"], ["Ben", "GPA 2.4"]]
         assert [["Ann", "G"], ["Ben", "G"]] in told
 
     def test_a_parallel_beside_it(self) -> None:
-        """`RunnableParallel`: each key its own; the two questions share forward passes."""
-        llm, script = scripted_llm(STUDENTS)
+        """`RunnableParallel`: each key its own."""
+        llm, _ = scripted_llm(STUDENTS)
         both = RunnableParallel(
             answer=llm, branches=llm.bind(conclude=False), q=RunnablePassthrough()
         )
@@ -244,9 +246,7 @@ class TestGraph:
         assert names[1:-1] == ["plan", "branches", "conclusion"]
         assert names[-1].endswith("ReasoningResult") or "Output" in names[-1]
         nodes = list(graph.nodes)
-        assert [(edge.source, edge.target) for edge in graph.edges] == list(
-            zip(nodes, nodes[1:], strict=False)
-        )
+        assert [(edge.source, edge.target) for edge in graph.edges] == list(pairwise(nodes))
         drawn = graph.draw_mermaid()
         assert drawn.index("plan(") < drawn.index("branches(") < drawn.index("conclusion(")
 

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from langchain_pos import ReasoningRequest, ReasoningResult, Step
+from langchain_pos import ParallelReasoningLLM, ReasoningRequest, ReasoningResult, Step
+from langchain_pos.budget import Budget
 from langchain_pos.errors import InvalidRequestError
+from langchain_pos.settings import ReasoningSettings
 from tests.unit_tests.models import STUDENTS, random_llm, scripted_llm, without_clocks
 
 
@@ -140,9 +142,17 @@ class TestBranchesAlone:
         assert (result.mode, result.concluded) == ("sequential", True)
 
     def test_the_room_of_the_conclusion_is_the_branches(self) -> None:
-        """Steps that do not fit with a conclusion fit without one."""
-        llm, _ = scripted_llm({"####": " x"}, positions=300, max_branches=64)
-        steps = [f"step {i}" for i in range(34)]
-        with pytest.raises(InvalidRequestError, match="sequential"):
-            llm.invoke(ask(*steps), conclude=False, mode="sequential")
-        assert len(llm.invoke(ask(*steps[:30]), conclude=False).branches) == 30
+        """No token is kept for what is not written."""
+        llm, _ = scripted_llm({})
+        for conclude in (True, False):
+            settings = ReasoningSettings.of(llm, conclude=conclude)
+            assert (Budget.of(llm.engine, 100, settings).conclusion > 0) is conclude
+
+    def test_branches_alone_and_no_branches_contradict(self) -> None:
+        """`conclude=False` with `mode="sequential"`, for a call and for all calls."""
+        llm, script = scripted_llm(STUDENTS)
+        with pytest.raises(InvalidRequestError, match="mode='sequential' writes none"):
+            llm.invoke("Who?", conclude=False, mode="sequential")
+        assert script.passes == []
+        with pytest.raises(ValidationError, match="change one of them"):
+            ParallelReasoningLLM(conclude=False, mode="sequential")
