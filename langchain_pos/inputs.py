@@ -39,8 +39,9 @@ def as_request(input: ReasoningInput) -> ReasoningRequest:
                 for e in error.errors(include_url=False)
             )
             raise InvalidRequestError(
-                f"this dict is no request: {wrong}. Allowed are 'question' (needed), 'steps' and "
-                "'messages'"
+                f"this dict is no request: {wrong}. Allowed are 'question' (needed), 'steps' "
+                "(titles, or dicts with 'title', 'prompt', 'max_tokens', 'temperature', 'seed', "
+                "'stop') and 'messages'"
             ) from error
     if isinstance(input, str):
         return ReasoningRequest(question=input, messages=(("user", input),))

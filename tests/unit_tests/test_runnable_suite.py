@@ -55,9 +55,8 @@ class TestSchemas:
         llm, _ = scripted_llm(STUDENTS)
         schema = llm.get_input_jsonschema()
         assert {"ReasoningRequest", "BaseMessage"} <= set(schema["$defs"])
-        model = llm.get_input_schema()
-        for given in ("Who?", [("user", "Who?")], ASK, ReasoningRequest(question="Who?")):
-            model.model_validate(given)
+        kinds = {option.get("type", option.get("$ref")) for option in schema["anyOf"]}
+        assert {"string", "array", "#/$defs/ReasoningRequest"} <= kinds
         request = schema["$defs"]["ReasoningRequest"]
         assert request["required"] == ["question"]
         assert set(schema["$defs"]["Step"]["properties"]) == {
