@@ -11,6 +11,7 @@ from langchain_pos.errors import ContextLengthError, OutOfSlotsError
 
 if TYPE_CHECKING:
     from langchain_pos.engine.engine import Engine
+    from langchain_pos.schema import Plan
     from langchain_pos.settings import ReasoningSettings
 
 LEAST_ROOM = 64
@@ -40,8 +41,12 @@ class Budget:
     reserve: int
 
     @classmethod
-    def of(cls, engine: Engine, prompt: int, settings: ReasoningSettings) -> Budget:
+    def of(
+        cls, engine: Engine, prompt: int, settings: ReasoningSettings, given: Plan | None = None
+    ) -> Budget:
         """Share out what is left behind a prompt of so many tokens.
+
+        Steps that are given may ask for longer branches than the settings do.
 
         Raises:
             ContextLengthError: the model's positions leave less than `LEAST_ROOM` tokens.
@@ -63,7 +68,8 @@ class Budget:
             )
         plan = min(settings.max_plan_tokens, room // 3)
         conclusion = min(settings.max_conclusion_tokens, room // 3) if settings.conclude else 0
-        step = settings.max_title_tokens + settings.max_branch_tokens
+        asked = [step.max_tokens or 0 for step in given.steps] if given else []
+        step = settings.max_title_tokens + max([settings.max_branch_tokens, *asked])
         belt = prompt + 2 * plan + settings.max_parallel_branches * step
         joined = prompt + 2 * plan + settings.max_branches * step + settings.max_blocks * conclusion
         sequential = min(settings.max_sequential_tokens, room)

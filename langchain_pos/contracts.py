@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from langchain_pos.engine.completion import FinishReason
     from langchain_pos.engine.constraints import ConstraintState
     from langchain_pos.engine.decoding import DecodingSequence
+    from langchain_pos.schema import Plan
 
 _ALLOWED = "a pydantic model, a dataclass, a TypedDict or a JSON schema as a dict"
 _HALF = re.compile("[\ud800-\udfff]")
@@ -116,6 +117,26 @@ class BranchContract:
             return self.parse(text), None
         except ValueError as error:
             return None, f"the branch's text is no valid {self.name}: {error}"
+
+
+def contract_for(
+    schema: type[Any] | dict[str, Any] | None, given: Plan | None
+) -> BranchContract | None:
+    """The contract of all branches; None where there is no schema.
+
+    Raises:
+        InvalidRequestError: the schema cannot be used, or a given step's stop texts contradict it.
+    """
+    if schema is None:
+        return None
+    contract = BranchContract(schema)
+    for step in given.steps if given is not None else ():
+        if step.stop:
+            raise InvalidRequestError(
+                f"the step {step.title!r} has stop={list(step.stop)!r}, which would cut its JSON; "
+                "leave stop out, or branch_schema"
+            )
+    return contract
 
 
 class Closer:

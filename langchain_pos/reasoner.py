@@ -18,12 +18,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from langchain_pos.budget import Budget, no_gain
 from langchain_pos.chat_prompt import encode_prompt
 from langchain_pos.concluding import Concluder, Conclusion
-from langchain_pos.contracts import BranchContract, Closer
+from langchain_pos.contracts import Closer, contract_for
 from langchain_pos.engine.constraints import Constraint
 from langchain_pos.engine.decoding import Feed, decode
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
@@ -34,7 +32,7 @@ from langchain_pos.errors import (
     NonFiniteLogitsError,
     PlanFormatError,
 )
-from langchain_pos.planning import Planner
+from langchain_pos.planning import Planner, given_plan
 from langchain_pos.progress import Progress
 from langchain_pos.prompts import ReasoningPrompts, opening, prompts_for
 from langchain_pos.schema import (
@@ -137,13 +135,19 @@ class Answer:
         self.seed = self.engine.seed(self.sampling)
         if not ask.question.strip():
             raise InvalidRequestError("the question is empty; ask something")
-        self.given = self._given_plan()
-        self.contract = self._contract()
+        self.given: Plan | None = None
+        if ask.steps is not None and settings.mode == "parallel":
+            self.given = given_plan(ask.steps, settings.max_branches)
+        self.contract = contract_for(settings.branch_schema, self.given)
+        self.constraint: Constraint | None = None
+        if self.contract is not None:
+            self.constraint = Constraint("json_schema", self.contract.json_schema)
+            self.engine.constraints.state(self.constraint)  # compiled here, before any work
         self.sequential_ids = self._encode(self.prompts.for_sequential(ask.question))
         parallel = settings.mode == "parallel"
         self.prompt_ids = self._plan_prompt(None) if parallel else self.sequential_ids
         longest = max(len(self.prompt_ids), len(self.sequential_ids))
-        self.budget = Budget.of(self.engine, longest, self._longest_branches())
+        self.budget = Budget.of(self.engine, longest, settings, self.given)
 
     def submit(self) -> Request[ReasoningResult]:
         """Queue it."""
@@ -424,44 +428,6 @@ class Answer:
             model_name=self.model_name,
         )
         return self.progress.finish(result, len(self.prompt_ids))
-
-    def _given_plan(self) -> Plan | None:
-        steps = self.ask.steps
-        if steps is None or self.settings.mode == "sequential":
-            return None
-        if not 1 <= len(steps) <= self.settings.max_branches:
-            raise InvalidRequestError(
-                f"{len(steps)} steps are given; allowed are 1 to {self.settings.max_branches} "
-                "(max_branches)"
-            )
-        try:
-            return Plan(steps=steps)
-        except ValidationError as error:
-            messages = (e["msg"] for e in error.errors(include_url=False))
-            wrong = "; ".join(message.removeprefix("Value error, ") for message in messages)
-            raise InvalidRequestError(f"these steps cannot be used: {wrong}") from error
-
-    def _contract(self) -> BranchContract | None:
-        """What every branch must be; its grammar is compiled here, before any work."""
-        self.constraint: Constraint | None = None
-        if self.settings.branch_schema is None:
-            return None
-        contract = BranchContract(self.settings.branch_schema)
-        for step in self.given.steps if self.given is not None else ():
-            if step.stop:
-                raise InvalidRequestError(
-                    f"the step {step.title!r} has stop={list(step.stop)!r}, which would cut its "
-                    "JSON; leave stop out, or branch_schema"
-                )
-        self.constraint = Constraint("json_schema", contract.json_schema)
-        self.engine.constraints.state(self.constraint)
-        return contract
-
-    def _longest_branches(self) -> ReasoningSettings:
-        """The settings, with room for the longest branch that a given step asks for."""
-        asked = [step.max_tokens or 0 for step in self.given.steps] if self.given else []
-        most = max([self.settings.max_branch_tokens, *asked])
-        return self.settings.model_copy(update={"max_branch_tokens": most})
 
     def _planner(self) -> Planner:
         return Planner(
