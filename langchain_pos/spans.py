@@ -67,7 +67,7 @@ class SpanEnd:
 
     Attributes:
         text: what was written in it.
-        usage: `input_tokens` is the prompt's for the first span that feeds it, else 0: over all
+        usage: `input_tokens` is the prompt's for the first span that ends well, else 0: over all
             spans each token counts once, and the sum is the result's usage.
         ended: seconds from the request's start.
         passes: forward passes that it took part in.
@@ -144,18 +144,15 @@ class SpanTeller:
         if self._stage is None:
             return
         tokens, passes = self._spent()
-        usage = TokenUsage()
-        if self._stage.reads is not None:
-            usage = TokenUsage(self._prompt_once(), tokens - self._spent_before[0])
         end = SpanEnd(
             self._stage,
             "".join(self._pieces),
-            usage,
+            TokenUsage(0, tokens - self._spent_before[0]),
             self._now(),
             passes - self._spent_before[1],
         )
         if isinstance(outcome, Block):
-            end = replace(end, branches=outcome.branches)
+            end = replace(end, usage=TokenUsage(), branches=outcome.branches)
         elif outcome is not None and not isinstance(outcome, Plan):
             end = replace(
                 end,
@@ -163,6 +160,8 @@ class SpanTeller:
                 finish_reason=outcome.finish_reason,
                 error=outcome.error,
             )
+        if self._stage.reads is not None and end.error is None:
+            end = replace(end, usage=TokenUsage(self._prompt_once(), end.usage.output_tokens))
         self._emit(end)
         self._stage = None
 
@@ -185,7 +184,9 @@ class SpanTeller:
         end = SpanEnd(
             self._branches.pop(branch.index),
             branch.text,
-            TokenUsage(self._prompt_once(), branch.usage.output_tokens),
+            TokenUsage(
+                0 if branch.error is not None else self._prompt_once(), branch.usage.output_tokens
+            ),
             branch.ended,
             passes,
             branch.finish_reason,

@@ -184,6 +184,20 @@ class TestGuarantee:
                 reasons = [b.finish_reason for b in with_.branches]
                 assert reasons == [b.finish_reason for b in without.branches]
 
+    @pytest.mark.parametrize("visibility", ["isolated", "titles"])
+    def test_the_join_changes_no_branch(self, visibility: str) -> None:
+        """`join="reuse"` keeps closed and cut branches where they lie; a conclusion follows."""
+        llm = random_llm(branch_schema=Note, visibility=visibility)
+        for budget in (5, 24, 160):
+            anew, reuse = (
+                llm.invoke(STEPS, max_branch_tokens=budget, join=join)
+                for join in ("reprefill", "reuse")
+            )
+            assert [b.text for b in anew.branches] == [b.text for b in reuse.branches]
+            assert [b.parsed for b in anew.branches] == [b.parsed for b in reuse.branches]
+            assert reuse.error is None
+            assert llm.engine.slots_in_use == 0
+
     @pytest.mark.parametrize("budget", [1, 2, 5, 9, 14, 22, 31, 47])
     def test_a_budget_ends_with_a_valid_object_or_an_error(self, budget: int) -> None:
         """Never an object that the schema refuses, and never one token too many."""

@@ -166,6 +166,17 @@ class TestTokens:
         models = [r for r in runs(run) if r.run_type == "llm"]
         assert sum(usage(r)["input_tokens"] > 0 for r in models) == 1
 
+    def test_a_failed_first_branch_does_not_swallow_the_prompt(self) -> None:
+        """Whoever ends well first counts it; what is lost is the failed run's own tokens."""
+        llm, _ = scripted_llm({**STUDENTS, "####Ann:": " x\0"})
+        counter = UsageMetadataCallbackHandler()
+        asked = {"question": "Who?", "steps": ["Ann", "Ben"]}
+        result = llm.invoke(asked, {"callbacks": [counter]})
+        (counted,) = counter.usage_metadata.values()
+        failed = result.branches[0].usage.output_tokens
+        assert counted["input_tokens"] == result.usage.input_tokens
+        assert counted["output_tokens"] == result.usage.output_tokens - failed
+
     def test_random_models_count_right(self) -> None:
         """Retries, drafts, further blocks, ordinary answers: the sum holds."""
         llm = random_llm()
