@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         StageTimings,
         Step,
     )
+    from langchain_pos.tools import ParallelSubtasksTool
 
     __version__: str
 
@@ -76,6 +77,7 @@ _MODULES = {
         "StageTimings",
         "Step",
     ),
+    "tools": ("ParallelSubtasksTool",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -91,6 +93,7 @@ __all__ = [
     "OutOfSlotsError",
     "ParallelReasoningError",
     "ParallelReasoningLLM",
+    "ParallelSubtasksTool",
     "Plan",
     "PlanFormatError",
     "PlanParser",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from langchain_pos.errors import ContextLengthError, OutOfSlotsError
 
 if TYPE_CHECKING:
     from langchain_pos.engine.engine import Engine
+    from langchain_pos.schema import Plan
     from langchain_pos.settings import ReasoningSettings
 
 LEAST_ROOM = 64
@@ -39,8 +41,12 @@ class Budget:
     reserve: int
 
     @classmethod
-    def of(cls, engine: Engine, prompt: int, settings: ReasoningSettings) -> Budget:
+    def of(
+        cls, engine: Engine, prompt: int, settings: ReasoningSettings, given: Plan | None = None
+    ) -> Budget:
         """Share out what is left behind a prompt of so many tokens.
+
+        Steps that are given may ask for longer branches than the settings do.
 
         Raises:
             ContextLengthError: the model's positions leave less than `LEAST_ROOM` tokens.
@@ -61,8 +67,9 @@ class Budget:
                 "raise max_slots"
             )
         plan = min(settings.max_plan_tokens, room // 3)
-        conclusion = min(settings.max_conclusion_tokens, room // 3)
-        step = settings.max_title_tokens + settings.max_branch_tokens
+        conclusion = min(settings.max_conclusion_tokens, room // 3) if settings.conclude else 0
+        asked = [step.max_tokens or 0 for step in given.steps] if given else []
+        step = settings.max_title_tokens + max([settings.max_branch_tokens, *asked])
         belt = prompt + 2 * plan + settings.max_parallel_branches * step
         joined = prompt + 2 * plan + settings.max_branches * step + settings.max_blocks * conclusion
         sequential = min(settings.max_sequential_tokens, room)
@@ -74,8 +81,8 @@ class Budget:
         room = self.limit - base
         return min(self.plan, room // 3) if room >= LEAST_ROOM else 0
 
-    def branch(self, base: int, openings: list[list[int]], wanted: int) -> int:
-        """Tokens of one branch, so that all of them and the conclusion fit behind `base`.
+    def branches(self, base: int, openings: list[list[int]], wanted: Sequence[int]) -> list[int]:
+        """Tokens of each branch, so that all of them and the conclusion fit behind `base`.
 
         Raises:
             ContextLengthError: not even one token for each is left.
@@ -88,11 +95,14 @@ class Budget:
                 f"the plan, {self.conclusion} of them for the conclusion. Ask for fewer branches "
                 "(max_branches) or a shorter conclusion (max_conclusion_tokens)"
             )
-        return min(wanted, share)
+        return [min(tokens, share) for tokens in wanted]
 
-    def parallel(self, base: int, openings: list[list[int]], branch: int, wanted: int) -> int:
+    def parallel(
+        self, base: int, openings: list[list[int]], branches: Sequence[int], wanted: int
+    ) -> int:
         """Branches that may be decoded at the same time within the reserved slots."""
-        longest_first = sorted((len(opening) + branch for opening in openings), reverse=True)
+        lengths = (len(start) + own for start, own in zip(openings, branches, strict=True))
+        longest_first = sorted(lengths, reverse=True)
         fit = sum(held <= self.reserve - base for held in accumulate(longest_first))
         return max(min(wanted, fit), 1)
 

@@ -1,9 +1,9 @@
-"""What goes into `ParallelReasoningLLM`, in all its forms, and the custom events that come out."""
+"""What goes into `ParallelReasoningLLM`, in all its forms."""
 
 # ruff: noqa: A002 - `input` is what langchain-core calls it
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.language_models import LanguageModelInput
@@ -13,17 +13,10 @@ from langchain_core.prompt_values import PromptValue
 from pydantic import ValidationError
 
 from langchain_pos.errors import InvalidRequestError
-from langchain_pos.schema import ReasoningChunk, ReasoningRequest
+from langchain_pos.schema import ReasoningRequest
 
 ReasoningInput = LanguageModelInput | ReasoningRequest | dict[str, Any]
 """A question as text, prompt value or messages; a request; or a dict with its fields."""
-
-EVENT_PLAN = "parallel_reasoning_plan"
-"""Custom event: a plan is there. Data: block, preamble, titles."""
-EVENT_BRANCH_START = "parallel_reasoning_branch_start"
-"""Custom event: a branch has written its first text. Only while streaming."""
-EVENT_BRANCH_END = "parallel_reasoning_branch_end"
-"""Custom event: a branch has ended. Data: the `BranchResult` without its text."""
 
 
 def as_request(input: ReasoningInput) -> ReasoningRequest:
@@ -46,8 +39,9 @@ def as_request(input: ReasoningInput) -> ReasoningRequest:
                 for e in error.errors(include_url=False)
             )
             raise InvalidRequestError(
-                f"this dict is no request: {wrong}. Allowed are 'question' (needed), 'steps' and "
-                "'messages'"
+                f"this dict is no request: {wrong}. Allowed are 'question' (needed), 'steps' "
+                "(titles, or dicts with 'title', 'prompt', 'max_tokens', 'temperature', 'seed', "
+                "'stop') and 'messages'"
             ) from error
     if isinstance(input, str):
         return ReasoningRequest(question=input, messages=(("user", input),))
@@ -97,24 +91,3 @@ def sum_up(inputs: list[Any]) -> Any:
     for part in inputs[1:]:
         whole = whole + part
     return whole
-
-
-def events(
-    chunk: ReasoningChunk, seen: set[tuple[int, int]] | None = None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The custom events that a chunk stands for."""
-    block = len(chunk.blocks) - 1
-    if chunk.stage == "plan" and chunk.blocks:
-        plan = chunk.blocks[-1].plan
-        yield (
-            EVENT_PLAN,
-            {"block": block, "preamble": plan.preamble, "titles": list(plan.titles)},
-        )
-    if chunk.stage == "expand" and chunk.blocks:
-        branch = chunk.blocks[-1].branches[0]
-        if seen is not None and (block, branch.index) not in seen:
-            seen.add((block, branch.index))
-            data = {"block": block, "index": branch.index, "title": branch.title}
-            yield EVENT_BRANCH_START, data
-        if not chunk.delta:
-            yield EVENT_BRANCH_END, {"block": block, **branch.model_dump(exclude={"text"})}

@@ -9,11 +9,12 @@ it samples with a new seed. After the last attempt a title that is there already
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from langchain_pos.engine.completion import DraftUsage
@@ -22,11 +23,11 @@ from langchain_pos.engine.decoding import decode
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
 from langchain_pos.engine.speculation import NO_DRAFT, Draft, PromptLookup
 from langchain_pos.engine.text import encode_continuation
-from langchain_pos.errors import NonFiniteLogitsError, PlanFormatError
+from langchain_pos.errors import InvalidRequestError, NonFiniteLogitsError, PlanFormatError
 from langchain_pos.grammar import PREAMBLE_CLOSE, STEP_CLOSE, closing, skeleton_grammar
 from langchain_pos.plan_parser import PlanParser
 from langchain_pos.records import next_titles
-from langchain_pos.schema import END_MARK, STEP_MARK, Plan
+from langchain_pos.schema import END_MARK, STEP_MARK, Plan, Step
 from langchain_pos.trunk import Trunk
 
 if TYPE_CHECKING:
@@ -225,6 +226,24 @@ class Planner:
             return None
         plan = PlanParser(max_branches=self._settings.max_branches).parse(text)
         return plan if len(plan.steps) > 1 else None
+
+
+def given_plan(steps: Sequence[Step], max_branches: int) -> Plan:
+    """The plan of the steps that the caller gives.
+
+    Raises:
+        InvalidRequestError: there are too few or too many, or two have the same title.
+    """
+    if not 1 <= len(steps) <= max_branches:
+        raise InvalidRequestError(
+            f"{len(steps)} steps are given; allowed are 1 to {max_branches} (max_branches)"
+        )
+    try:
+        return Plan(steps=tuple(steps))
+    except ValidationError as error:
+        messages = (e["msg"] for e in error.errors(include_url=False))
+        wrong = "; ".join(message.removeprefix("Value error, ") for message in messages)
+        raise InvalidRequestError(f"these steps cannot be used: {wrong}") from error
 
 
 def _without_repeats(text: str) -> Plan | None:

@@ -11,14 +11,17 @@ from langchain_pos.engine.completion import DraftUsage, TokenUsage
 from langchain_pos.schema import (
     Block,
     BranchResult,
+    Plan,
     ReasoningChunk,
     ReasoningResult,
     Stage,
     StagePasses,
     StageTimings,
 )
+from langchain_pos.spans import SpanTeller
 
 if TYPE_CHECKING:
+    from langchain_pos.concluding import Conclusion
     from langchain_pos.engine.scheduler import Request
 
 
@@ -27,10 +30,19 @@ class Progress:
 
     Args:
         deltas: whether pieces of text are told, or only plans and finished branches.
+        spans: whether the beginning and end of every stage and branch are told as well.
     """
 
-    def __init__(self, *, deltas: bool) -> None:
+    def __init__(self, *, deltas: bool, spans: bool = False) -> None:
         self.deltas = deltas
+        self.spans: SpanTeller | None = None
+        if spans:
+            self.spans = SpanTeller(
+                lambda event: self._request.emit(event),
+                deltas,
+                lambda: self.now,
+                lambda: (self.output_tokens, self._request.passes),
+            )
         self.attempts = 0
         self.output_tokens = 0
         self.drafts = DraftUsage()
@@ -40,8 +52,10 @@ class Progress:
         self._passes: dict[Stage, int] = {"plan": 0, "expand": 0, "conclude": 0}
         self._request: Request[ReasoningResult]  # from `begin` on
 
-    def begin(self, request: Request[ReasoningResult]) -> None:
+    def begin(self, request: Request[ReasoningResult], prompt_tokens: int) -> None:
         """The question leaves the queue."""
+        if self.spans is not None:
+            self.spans.prompt_tokens = prompt_tokens
         self._request = request
         self._started_at = time.perf_counter()
 
@@ -60,6 +74,28 @@ class Progress:
             self._seconds[stage] += time.perf_counter() - began
             self._passes[stage] += self._request.passes - passes
 
+    # -------------------------------------------------------------------- spans
+
+    def prompt(self, messages: list[tuple[str, str]]) -> None:
+        """What is asked from here on."""
+        if self.spans is not None:
+            self.spans.prompt = messages
+
+    def open(self, stage: Stage, blocks: list[Block], so_far: str = "") -> None:
+        """A stage begins behind `blocks` and what the conclusion has written so far."""
+        if self.spans is not None:
+            self.spans.open_stage(stage, blocks, so_far)
+
+    def close(self, outcome: Conclusion | Block | Plan | None) -> None:
+        """The stage that is open has ended with this."""
+        if self.spans is not None:
+            self.spans.close_stage(outcome)
+
+    def branch_start(self, blocks: list[Block], index: int) -> None:
+        """A branch is about to be fed."""
+        if self.spans is not None:
+            self.spans.open_branch(blocks, index)
+
     # ------------------------------------------------------------------ telling
 
     def tell(self, chunk: ReasoningChunk) -> None:
@@ -68,18 +104,24 @@ class Progress:
 
     def plan_text(self, piece: str) -> None:
         """A piece of raw skeleton."""
+        if self.spans is not None:
+            self.spans.stage_text(piece)
         if self.deltas:
             self.tell(ReasoningChunk(stage="plan", delta=piece))
 
     def branch_text(self, blocks: list[Block], index: int, piece: str) -> None:
         """A piece of a branch's body."""
+        if self.spans is not None:
+            self.spans.branch_text(index, piece)
         if self.deltas:
             title = blocks[-1].plan.titles[index]
             branch = BranchResult(index=index, title=title, text=piece)
             self._tell_branch(blocks, branch, piece)
 
-    def branch_end(self, blocks: list[Block], branch: BranchResult) -> None:
+    def branch_end(self, blocks: list[Block], branch: BranchResult, passes: int) -> None:
         """A branch has ended. Its text, if told already, is not told again."""
+        if self.spans is not None:
+            self.spans.close_branch(branch, passes)
         update = {"text": ""} if self.deltas else {}
         self._tell_branch(blocks, branch.model_copy(update=update), "")
 
@@ -92,6 +134,8 @@ class Progress:
 
     def conclusion_text(self, piece: str) -> None:
         """A piece of the conclusion, or of a sequential answer."""
+        if self.spans is not None:
+            self.spans.stage_text(piece)
         if self.deltas:
             self.tell(ReasoningChunk(stage="conclude", delta=piece, conclusion=piece))
 

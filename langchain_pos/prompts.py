@@ -100,6 +100,8 @@ class ReasoningPrompts(BaseModel):
         plan: asks for the outline, and says how steps and conclusion follow.
         sequential: asks for the ordinary answer.
         retry: asks for the outline once more, after `{error}`.
+        branch_schema: follows the plan prompt where every branch is to be JSON; `{schema}` is
+            filled in. Empty: the model is not told, and the grammar alone sees to it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -107,6 +109,7 @@ class ReasoningPrompts(BaseModel):
     plan: str = Field(min_length=1)
     sequential: str = Field(min_length=1)
     retry: str = Field(min_length=1)
+    branch_schema: str = ""
 
     @model_validator(mode="after")
     def _ask_the_question(self) -> Self:
@@ -119,6 +122,10 @@ class ReasoningPrompts(BaseModel):
         """The prompt of stage 1."""
         return _fill(self.plan, {"question": question, "max_branches": str(max_branches)})
 
+    def for_branch_schema(self, schema: str) -> str:
+        """What follows the plan prompt when every branch is to be JSON of a schema."""
+        return _fill(self.branch_schema, {"schema": schema})
+
     def for_sequential(self, question: str) -> str:
         """The prompt of the ordinary way."""
         return _fill(self.sequential, {"question": question})
@@ -129,11 +136,25 @@ class ReasoningPrompts(BaseModel):
         return _fill(self.retry, values)
 
 
+_BRANCH_SCHEMA_ENGLISH = """
+
+The text of every step is one JSON object of this schema, and nothing else: {schema}"""
+
+_BRANCH_SCHEMA_CHINESE = """
+
+每个步骤的内容只写一个符合以下模式的JSON对象，不写其他内容：{schema}"""
+
 ENGLISH = ReasoningPrompts(
-    plan=_PLAN_ENGLISH, sequential="{question}", retry=_PLAN_ENGLISH + _RETRY_ENGLISH
+    plan=_PLAN_ENGLISH,
+    sequential="{question}",
+    retry=_PLAN_ENGLISH + _RETRY_ENGLISH,
+    branch_schema=_BRANCH_SCHEMA_ENGLISH,
 )
 CHINESE = ReasoningPrompts(
-    plan=_PLAN_CHINESE, sequential="{question}", retry=_PLAN_CHINESE + _RETRY_CHINESE
+    plan=_PLAN_CHINESE,
+    sequential="{question}",
+    retry=_PLAN_CHINESE + _RETRY_CHINESE,
+    branch_schema=_BRANCH_SCHEMA_CHINESE,
 )
 
 _IDEOGRAPH = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
@@ -188,9 +209,13 @@ def load_prompts(folder: Path) -> ReasoningPrompts | None:
         raise ModelLoadError(f"{path} cannot be read ({error}); {remedy}") from error
 
 
-def opening(title: str) -> str:
-    """What a branch starts with: `####title:`."""
-    return f"{STEP_MARK}{title}:"
+def opening(title: str, instruction: str | None = None) -> str:
+    """What a branch starts with: `####title:`, behind the step's own instruction if it has one.
+
+    The instruction is a line of the branch alone: neither its siblings nor the conclusion see it.
+    """
+    lead = "" if instruction is None else f"{instruction.strip()}\n"
+    return f"{lead}{STEP_MARK}{title}:"
 
 
 def join_text(branches: Sequence[tuple[str, str]]) -> str:

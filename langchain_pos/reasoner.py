@@ -14,14 +14,15 @@ knowing of one another, and closing the generator cancels the question.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
-
-from pydantic import ValidationError
 
 from langchain_pos.budget import Budget, no_gain
 from langchain_pos.chat_prompt import encode_prompt
 from langchain_pos.concluding import Concluder, Conclusion
+from langchain_pos.contracts import Closer, contract_for
+from langchain_pos.engine.constraints import Constraint
 from langchain_pos.engine.decoding import Feed, decode
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
 from langchain_pos.engine.speculation import PromptLookup
@@ -31,7 +32,7 @@ from langchain_pos.errors import (
     NonFiniteLogitsError,
     PlanFormatError,
 )
-from langchain_pos.planning import Planner
+from langchain_pos.planning import Planner, given_plan
 from langchain_pos.progress import Progress
 from langchain_pos.prompts import ReasoningPrompts, opening, prompts_for
 from langchain_pos.schema import (
@@ -44,6 +45,7 @@ from langchain_pos.schema import (
     ReasoningChunk,
     ReasoningRequest,
     ReasoningResult,
+    Step,
 )
 from langchain_pos.trunk import Trunk
 
@@ -71,7 +73,12 @@ class Reasoner:
         self.model_name = model_name
 
     def submit(
-        self, ask: ReasoningRequest, settings: ReasoningSettings, *, deltas: bool = False
+        self,
+        ask: ReasoningRequest,
+        settings: ReasoningSettings,
+        *,
+        deltas: bool = False,
+        spans: bool = False,
     ) -> Request[ReasoningResult]:
         """Queue a question; `engine.scheduler` runs it. Its events are `ReasoningChunk`s.
 
@@ -79,18 +86,24 @@ class Reasoner:
             ask: the question.
             settings: budgets and sampling.
             deltas: tell every piece of text; otherwise only plans and finished branches.
+            spans: tell the beginning and end of stages and branches, too (`SpanEvent`).
 
         Raises:
             InvalidRequestError, ContextLengthError, OutOfSlotsError: it cannot be served; no
                 work has been done.
         """
-        return self.prepare(ask, settings, deltas=deltas).submit()
+        return self.prepare(ask, settings, deltas=deltas, spans=spans).submit()
 
     def prepare(
-        self, ask: ReasoningRequest, settings: ReasoningSettings, *, deltas: bool = False
+        self,
+        ask: ReasoningRequest,
+        settings: ReasoningSettings,
+        *,
+        deltas: bool = False,
+        spans: bool = False,
     ) -> Answer:
         """What `submit` does without queueing it: `Answer.submit` does that, at once."""
-        return Answer(self, ask, settings, deltas=deltas)
+        return Answer(self, ask, settings, deltas=deltas, spans=spans)
 
 
 class Answer:
@@ -103,13 +116,14 @@ class Answer:
         settings: ReasoningSettings,
         *,
         deltas: bool,
+        spans: bool = False,
     ) -> None:
         self.engine = reasoner.engine
         self.ask = ask
         self.settings = settings
         self.prompts = reasoner.prompts or prompts_for(ask.question)
         self.model_name = reasoner.model_name
-        self.progress = Progress(deltas=deltas)
+        self.progress = Progress(deltas=deltas, spans=spans)
         self.sampling = SamplingParams(
             temperature=settings.temperature,
             top_k=settings.top_k,
@@ -121,12 +135,19 @@ class Answer:
         self.seed = self.engine.seed(self.sampling)
         if not ask.question.strip():
             raise InvalidRequestError("the question is empty; ask something")
-        self.given = self._given_plan()
+        self.given: Plan | None = None
+        if ask.steps is not None and settings.mode == "parallel":
+            self.given = given_plan(ask.steps, settings.max_branches)
+        self.contract = contract_for(settings.branch_schema, self.given)
+        self.constraint: Constraint | None = None
+        if self.contract is not None:
+            self.constraint = Constraint("json_schema", self.contract.json_schema)
+            self.engine.constraints.state(self.constraint)  # compiled here, before any work
         self.sequential_ids = self._encode(self.prompts.for_sequential(ask.question))
         parallel = settings.mode == "parallel"
         self.prompt_ids = self._plan_prompt(None) if parallel else self.sequential_ids
         longest = max(len(self.prompt_ids), len(self.sequential_ids))
-        self.budget = Budget.of(self.engine, longest, settings)
+        self.budget = Budget.of(self.engine, longest, settings, self.given)
 
     def submit(self) -> Request[ReasoningResult]:
         """Queue it."""
@@ -137,13 +158,16 @@ class Answer:
     def reason(self, request: Request[ReasoningResult]) -> Steps[ReasoningResult]:
         """All stages in reading order."""
         self.request = request
-        self.progress.begin(request)
+        self.progress.begin(request, len(self.prompt_ids))
         if self.settings.mode == "sequential":
             return (yield from self.answer_sequentially(None))
 
         # Stage 1. A plan, or the reason why there is none.
         with self.progress.stage("plan"):
+            if self.given is None:
+                self.progress.open("plan", [])
             plan, trunk, reason = yield from self.plan()
+            self.progress.close(plan)
         if plan is None:
             return (yield from self.answer_sequentially(reason))
 
@@ -156,20 +180,30 @@ class Answer:
             blocks.append(Block(plan=plan))
             self.progress.tell(ReasoningChunk(stage="plan", blocks=tuple(_bare(blocks))))
             with self.progress.stage("expand"):
+                self.progress.open("expand", blocks)
                 branches = yield from self.expand(trunk, blocks)
             blocks[-1] = Block(plan=plan, branches=branches)
+            self.progress.close(blocks[-1])
+            if not self.settings.conclude:
+                return self._result(tuple(blocks), Conclusion(""), concluded=False)
 
             # Stage 3. The conclusion. It may open a further block: back to stage 1.
             with self.progress.stage("conclude"):
                 grown = [self.grown[index] for index in sorted(self.grown)]
+                self.progress.open("conclude", blocks)
                 conclusion = yield from concluder.conclude(trunk, branches, grown, len(blocks))
+                self.progress.close(conclusion)
             plan = None
             if conclusion.title is not None:
                 with self.progress.stage("plan"):
+                    self.progress.open("plan", blocks, conclusion.text)
                     plan = yield from self.plan_further(trunk, conclusion.text, conclusion.title)
+                    self.progress.close(plan)
                 if plan is None:
                     with self.progress.stage("conclude"):
+                        self.progress.open("conclude", blocks, conclusion.text)
                         conclusion = yield from concluder.conclude_on(trunk, conclusion)
+                        self.progress.close(conclusion)
         return self._result(tuple(blocks), conclusion)
 
     # ------------------------------------------------------------------ stage 1
@@ -222,48 +256,57 @@ class Answer:
 
     def expand(self, trunk: Trunk, blocks: list[Block]) -> Steps[tuple[BranchResult, ...]]:
         """Fork a branch for each step at the trunk's end, and decode them together."""
-        titles = blocks[-1].plan.titles
+        steps = blocks[-1].plan.steps
         # 1. What a branch sees besides the trunk, how it opens, and how long it may get.
-        outline, openings, budget = self._lay_out(trunk, blocks[-1].plan)
+        outline, openings, budgets = self._lay_out(trunk, blocks[-1].plan)
         seen = [*trunk.token_ids, *outline]
         parallel = self.budget.parallel(
-            len(seen), openings, budget, self.settings.max_parallel_branches
+            len(seen), openings, budgets, self.settings.max_parallel_branches
         )
 
         lookup = PromptLookup(seen) if self.settings.drafts else None
 
         # 2. A sequence for each step, made when its turn comes: one that waits holds no slots.
-        results = [BranchResult(index=index, title=title) for index, title in enumerate(titles)]
-        running: dict[DecodingSequence, tuple[int, float]] = {}
+        results = [BranchResult(index=index, title=step.title) for index, step in enumerate(steps)]
+        running: dict[DecodingSequence, tuple[int, float, Closer | None]] = {}
         self.grown: dict[int, DecodingSequence] = {}
 
         def sequences() -> Iterator[DecodingSequence]:
-            for index, ids in enumerate(openings):
+            for index, (ids, step) in enumerate(zip(openings, steps, strict=True)):
+                seed, closer = step.seed, None
+                if seed is None:
+                    seed = derive_seed(self.seed, "branch", len(blocks), index)
+                if self.contract is not None:
+                    closer = Closer(budgets[index], trunk.encode)
+                self.progress.branch_start(blocks, index)
                 sequence = self.engine.sequence(
                     self.engine.fork(trunk.segment, at=trunk.end + len(outline)),
                     ids,
-                    max_new_tokens=budget,
-                    sampling=self.sampling,
-                    seed=derive_seed(self.seed, "branch", len(blocks), index),
-                    stop=(STEP_MARK, *self.settings.stop),
-                    strip=True,
+                    max_new_tokens=budgets[index],
+                    sampling=self._sampling_of(step),
+                    seed=seed,
+                    # In JSON, `####` and stop texts are text like any other.
+                    stop=() if closer else (STEP_MARK, *self.settings.stop, *step.stop),
+                    constraint=self.constraint,
+                    strip=closer is None,
                     context_ids=seen,
                     on_text=partial(self.progress.branch_text, blocks, index),
+                    on_token=closer,
                     lookup=lookup,
                 )
-                running[sequence] = index, self.progress.now
+                running[sequence] = index, self.progress.now, closer
                 yield sequence
 
         def ended(sequence: DecodingSequence) -> None:
-            index, started = running.pop(sequence)
-            if self.settings.join == "reuse":
+            index, started, closer = running.pop(sequence)
+            if self.settings.join == "reuse" and self.settings.conclude:
                 self.grown[index] = sequence
             else:
                 self.engine.release(sequence.segment)
-            results[index] = self._branch(index, titles[index], sequence, started)
+            results[index] = self._branch(index, steps[index].title, sequence, started, closer)
             self.progress.output_tokens += len(sequence.token_ids)
             self.progress.drafts += sequence.drafts
-            self.progress.branch_end(blocks, results[index])
+            self.progress.branch_end(blocks, results[index], sequence.forward_passes)
 
         # 3. What of the trunk is not fed yet goes along with the openings, in the same pass.
         unfed = [*trunk.unfed, *outline]
@@ -272,7 +315,7 @@ class Answer:
         self.engine.truncate(trunk.segment, trunk.end)
         return tuple(results)
 
-    def _lay_out(self, trunk: Trunk, plan: Plan) -> tuple[list[int], list[list[int]], int]:
+    def _lay_out(self, trunk: Trunk, plan: Plan) -> tuple[list[int], list[list[int]], list[int]]:
         """What the branches see besides the trunk, their openings, and the budget of each.
 
         Besides the trunk they see nothing (the paper), or the outline.
@@ -284,16 +327,34 @@ class Answer:
         if self.settings.visibility == "titles":
             lines = [f"{opening(title)}{BODY_PLACEHOLDER}\n" for title in plan.titles]
             outline = trunk.encode("".join([*lines, END_MARK, "\n"]))
-        openings = [trunk.encode(opening(title), lead=not outline) for title in plan.titles]
+        openings = [
+            trunk.encode(opening(step.title, step.prompt), lead=not outline) for step in plan.steps
+        ]
         base = len(trunk.token_ids) + len(outline)
-        each = self.budget.branch(base, openings, self.settings.max_branch_tokens)
-        return outline, openings, each
+        wanted = [step.max_tokens or self.settings.max_branch_tokens for step in plan.steps]
+        return outline, openings, self.budget.branches(base, openings, wanted)
+
+    def _sampling_of(self, step: Step) -> SamplingParams:
+        if step.temperature is None:
+            return self.sampling
+        return replace(self.sampling, temperature=step.temperature)
 
     def _branch(
-        self, index: int, title: str, sequence: DecodingSequence, started: float
+        self,
+        index: int,
+        title: str,
+        sequence: DecodingSequence,
+        started: float,
+        closer: Closer | None,
     ) -> BranchResult:
         done = sequence.completion()
-        reason, error = done.finish_reason, done.error
+        reason, error, parsed = done.finish_reason, done.error, None
+        if closer is not None and closer.closed:
+            reason = "length"
+        if self.contract is not None and error is None and done.text:
+            parsed, error = self.contract.read(done.text, done.finish_reason)
+            if error is not None and reason == "stop":
+                reason = "error"
         if not done.text and error is None:  # never an empty answer as if it were one
             reason, error = "error", f"the branch ended ({reason}) without writing any text"
         return BranchResult(
@@ -305,12 +366,14 @@ class Answer:
             started=started,
             ended=self.progress.now,
             error=error,
+            parsed=parsed,
         )
 
     # ------------------------------------------------------- the ordinary way
 
     def answer_sequentially(self, reason: str | None) -> Steps[ReasoningResult]:
         """One sequence, as any model answers; `reason` says why it is not parallel."""
+        self.progress.prompt(self._messages(self.prompts.for_sequential(self.ask.question)))
         for segment in list(self.request.ledger.segments):
             self.engine.release(segment)
         self.progress.tell(
@@ -331,6 +394,7 @@ class Answer:
             lookup=PromptLookup(known) if self.settings.drafts else None,
         )
         with self.progress.stage("conclude"):
+            self.progress.open("conclude", [])
             yield from decode([sequence])
         done = sequence.completion()
         self.progress.output_tokens += len(done.token_ids)
@@ -339,6 +403,7 @@ class Answer:
             raise NonFiniteLogitsError(done.error)
         error = None if done.text else f"the model ended ({done.finish_reason}) without any text"
         conclusion = Conclusion(done.text, "error" if error else done.finish_reason, error)
+        self.progress.close(conclusion)
         return self._result((), conclusion, fallback_reason=reason)
 
     # ---------------------------------------------------------------- the rest
@@ -348,6 +413,8 @@ class Answer:
         blocks: tuple[Block, ...],
         conclusion: Conclusion,
         fallback_reason: str | None = None,
+        *,
+        concluded: bool = True,
     ) -> ReasoningResult:
         result = ReasoningResult(
             question=self.ask.question,
@@ -357,25 +424,10 @@ class Answer:
             fallback_reason=fallback_reason,
             finish_reason=conclusion.finish_reason,
             error=conclusion.error,
+            concluded=concluded,
             model_name=self.model_name,
         )
         return self.progress.finish(result, len(self.prompt_ids))
-
-    def _given_plan(self) -> Plan | None:
-        steps = self.ask.steps
-        if steps is None or self.settings.mode == "sequential":
-            return None
-        if not 1 <= len(steps) <= self.settings.max_branches:
-            raise InvalidRequestError(
-                f"{len(steps)} steps are given; allowed are 1 to {self.settings.max_branches} "
-                "(max_branches)"
-            )
-        try:
-            return Plan.of(steps)
-        except ValidationError as error:
-            messages = (e["msg"] for e in error.errors(include_url=False))
-            wrong = "; ".join(message.removeprefix("Value error, ") for message in messages)
-            raise InvalidRequestError(f"these steps cannot be used: {wrong}") from error
 
     def _planner(self) -> Planner:
         return Planner(
@@ -400,12 +452,20 @@ class Answer:
     def _plan_prompt(self, wrong: str | None) -> list[int]:
         question, most = self.ask.question, self.settings.max_branches
         if wrong is None:
-            return self._encode(self.prompts.for_plan(question, max_branches=most))
-        return self._encode(self.prompts.for_retry(question, max_branches=most, error=wrong))
+            text = self.prompts.for_plan(question, max_branches=most)
+        else:
+            text = self.prompts.for_retry(question, max_branches=most, error=wrong)
+        if self.contract is not None:
+            text += self.prompts.for_branch_schema(self.contract.json_schema)
+        return self._encode(text)
 
     def _encode(self, text: str) -> list[int]:
-        history = self.ask.messages[:-1]
-        return encode_prompt(self.engine.tokenizer, [*history, ("user", text)])
+        messages = self._messages(text)
+        self.progress.prompt(messages)
+        return encode_prompt(self.engine.tokenizer, messages)
+
+    def _messages(self, text: str) -> list[tuple[str, str]]:
+        return [*self.ask.messages[:-1], ("user", text)]
 
 
 def _bare(blocks: list[Block]) -> list[Block]:

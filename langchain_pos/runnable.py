@@ -7,38 +7,39 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForChainRun,
     CallbackManagerForChainRun,
-    adispatch_custom_event,
-    dispatch_custom_event,
 )
 from langchain_core.runnables import RunnableConfig, RunnableSerializable
 from langchain_core.runnables.config import (
     get_callback_manager_for_config,
     get_config_list,
-    patch_config,
     run_in_executor,
 )
 from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from langchain_pos.inputs import ReasoningInput, as_request, events, sum_up
+from langchain_pos.asked import Asked, answer_all
+from langchain_pos.graph import reasoning_graph
+from langchain_pos.inputs import ReasoningInput, as_request, sum_up
 from langchain_pos.loaded import LoadedEngines
 from langchain_pos.prompts import ReasoningPrompts, load_prompts
 from langchain_pos.schema import ReasoningChunk, ReasoningResult
 from langchain_pos.settings import ReasoningSettings
+from langchain_pos.tracing import RunTracer
 
 if TYPE_CHECKING:
+    from langchain_core.runnables.graph import Graph
+
     from langchain_pos.engine.engine import Engine
-    from langchain_pos.engine.scheduler import Request
     from langchain_pos.reasoner import Answer, Reasoner
 
 _AsyncChunks = AsyncGenerator[ReasoningChunk, None]
+_Manager = CallbackManagerForChainRun | AsyncCallbackManagerForChainRun
 
 
 class ParallelReasoningLLM(
@@ -268,39 +269,28 @@ class ParallelReasoningLLM(
         Closing the iterator cancels those that are still under way.
         """
         configs = get_config_list(config, len(inputs))
-        limit = (configs[0].get("max_concurrency") if configs else None) or len(inputs)
-        ahead = iter(range(len(inputs)))
-        under_way: dict[int, tuple[Request[ReasoningResult], CallbackManagerForChainRun]] = {}
+        managers: dict[int, CallbackManagerForChainRun] = {}
+
+        def ask(place: int) -> Asked:
+            managers[place] = self._start_run(inputs[place], configs[place])
+            return self._ask(inputs[place], managers[place], **kwargs)
+
         try:
-            while True:
-                for place in islice(ahead, limit - len(under_way)):
-                    manager = self._start_run(inputs[place], configs[place])
-                    request = self._try_submit(inputs[place], **kwargs)
-                    if isinstance(request, Exception):
-                        yield place, self._failed(manager, request, return_exceptions)
+            limit = configs[0].get("max_concurrency") if configs else None
+            with closing(answer_all(len(inputs), limit, ask)) as answers:
+                for place, answer in answers:
+                    manager = managers.pop(place)
+                    if isinstance(answer, ReasoningResult):
+                        manager.on_chain_end(answer)
                     else:
-                        under_way[place] = request, manager
-                if not under_way:
-                    return
-                self.engine.scheduler.wait(
-                    lambda: any(request.done for request, _ in under_way.values())
-                )
-                for place in [p for p, (request, _) in under_way.items() if request.done]:
-                    request, manager = under_way.pop(place)
-                    child = patch_config(configs[place], callbacks=manager.get_child())
-                    _dispatch(request, child)
-                    if isinstance(request.error, Exception):
-                        yield place, self._failed(manager, request.error, return_exceptions)
-                    else:
-                        manager.on_chain_end(request.result())
-                        yield place, request.result()
+                        manager.on_chain_error(answer)
+                        if not return_exceptions:
+                            raise answer
+                    yield place, answer
         except BaseException as stopped:
-            for _, manager in under_way.values():
+            for manager in managers.values():
                 manager.on_chain_error(stopped)
             raise
-        finally:
-            for request, _ in under_way.values():
-                self.engine.scheduler.cancel(request)
 
     def _start_run(self, input: ReasoningInput, config: RunnableConfig) -> Any:
         return get_callback_manager_for_config(config).on_chain_start(
@@ -310,109 +300,79 @@ class ParallelReasoningLLM(
             run_id=config.pop("run_id", None),
         )
 
-    @staticmethod
-    def _failed(
-        manager: CallbackManagerForChainRun, error: Exception, return_exceptions: bool
-    ) -> Exception:
-        manager.on_chain_error(error)
-        if not return_exceptions:
-            raise error
-        return error
-
     # ------------------------------------------------------------------ behind them
 
-    def _prepare(self, input: ReasoningInput, *, deltas: bool = False, **kwargs: Any) -> Answer:
+    def _prepare(
+        self,
+        input: ReasoningInput,
+        manager: _Manager,
+        *,
+        deltas: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Answer, RunTracer | None]:
         """All that a question needs before it is queued: the model, the prompt, the checks."""
         ask = as_request(input)
         settings = ReasoningSettings.of(self, **kwargs)
-        return self.reasoner.prepare(ask, settings, deltas=deltas)
+        reasoner, tracer = self.reasoner, None
+        if RunTracer.listens(manager):
+            sampling = {"temperature", "top_p", "top_k", "min_p", "seed", "stop"}
+            tracer = RunTracer(
+                manager,
+                model_name=reasoner.model_name or type(reasoner.engine.model).__name__,
+                parameters=settings.model_dump(include=sampling),
+            )
+        answer = reasoner.prepare(ask, settings, deltas=deltas, spans=tracer is not None)
+        return answer, tracer
 
-    async def _asubmit(self, input: ReasoningInput, **kwargs: Any) -> Request[ReasoningResult]:
+    def _ask(self, input: ReasoningInput, manager: _Manager, **kwargs: Any) -> Asked:
+        answer, tracer = self._prepare(input, manager, **kwargs)
+        return Asked(answer.engine.scheduler, answer.submit(), tracer)
+
+    async def _aask(self, input: ReasoningInput, manager: _Manager, **kwargs: Any) -> Asked:
         # What takes time is done beside the event loop. Queueing is done here: a task that is
         # cancelled meanwhile leaves no request behind.
-        answer = await run_in_executor(None, self._prepare, input, **kwargs)
-        return answer.submit()
+        answer, tracer = await run_in_executor(None, self._prepare, input, manager, **kwargs)
+        return Asked(answer.engine.scheduler, answer.submit(), tracer)
 
     def _invoke(
-        self,
-        input: ReasoningInput,
-        run_manager: CallbackManagerForChainRun,
-        config: RunnableConfig,
-        **kwargs: Any,
+        self, input: ReasoningInput, run_manager: CallbackManagerForChainRun, **kwargs: Any
     ) -> ReasoningResult:
-        request = self._prepare(input, **kwargs).submit()
-        child = patch_config(config, callbacks=run_manager.get_child())
-        with closing(self.engine.scheduler.stream(request)) as chunks:
-            for chunk in chunks:
-                for name, data in events(chunk):
-                    dispatch_custom_event(name, data, config=child)
-        return request.result()
+        asked = self._ask(input, run_manager, **kwargs)
+        with closing(asked.chunks()) as chunks:
+            for _ in chunks:
+                pass
+        return asked.request.result()
 
     async def _ainvoke(
-        self,
-        input: ReasoningInput,
-        run_manager: AsyncCallbackManagerForChainRun,
-        config: RunnableConfig,
-        **kwargs: Any,
+        self, input: ReasoningInput, run_manager: AsyncCallbackManagerForChainRun, **kwargs: Any
     ) -> ReasoningResult:
-        request = await self._asubmit(input, **kwargs)
-        child = patch_config(config, callbacks=run_manager.get_child())
-        async with aclosing(self._achunks(request)) as chunks:
-            async for chunk in chunks:
-                for name, data in events(chunk):
-                    await adispatch_custom_event(name, data, config=child)
-        return request.result()
+        asked = await self._aask(input, run_manager, **kwargs)
+        async with aclosing(asked.achunks()) as chunks:
+            async for _ in chunks:
+                pass
+        return asked.request.result()
 
     def _transform(
         self,
         inputs: Iterator[ReasoningInput],
         run_manager: CallbackManagerForChainRun,
-        config: RunnableConfig,
         **kwargs: Any,
     ) -> Iterator[ReasoningChunk]:
-        request = self._prepare(sum_up(list(inputs)), deltas=True, **kwargs).submit()
-        seen: set[tuple[int, int]] = set()
-        with closing(self.engine.scheduler.stream(request)) as chunks:
-            for chunk in chunks:
-                for name, data in events(chunk, seen):
-                    dispatch_custom_event(name, data, config=config)
-                yield chunk
+        asked = self._ask(sum_up(list(inputs)), run_manager, deltas=True, **kwargs)
+        with closing(asked.chunks()) as chunks:
+            yield from chunks
 
     async def _atransform(
         self,
         inputs: AsyncIterator[ReasoningInput],
         run_manager: AsyncCallbackManagerForChainRun,
-        config: RunnableConfig,
         **kwargs: Any,
     ) -> AsyncIterator[ReasoningChunk]:
         whole = sum_up([part async for part in inputs])
-        request = await self._asubmit(whole, deltas=True, **kwargs)
-        seen: set[tuple[int, int]] = set()
-        async with aclosing(self._achunks(request)) as chunks:
+        asked = await self._aask(whole, run_manager, deltas=True, **kwargs)
+        async with aclosing(asked.achunks()) as chunks:
             async for chunk in chunks:
-                for name, data in events(chunk, seen):
-                    await adispatch_custom_event(name, data, config=config)
                 yield chunk
-
-    async def _achunks(
-        self, request: Request[ReasoningResult]
-    ) -> AsyncGenerator[ReasoningChunk, None]:
-        """A request's events; the passes run in a worker thread, one await for each."""
-        scheduler = self.engine.scheduler
-        try:
-            while True:
-                await run_in_executor(
-                    None, scheduler.wait, lambda: bool(request.events) or request.done
-                )
-                while request.events:
-                    yield request.events.popleft()
-                if request.done and not request.events:
-                    request.result()
-                    return
-        finally:
-            scheduler.cancel(request)
-            while not request.done:  # a pass is under way; its slots are free when it is over
-                await asyncio.sleep(0.001)
 
     def _batch(
         self,
@@ -421,26 +381,13 @@ class ParallelReasoningLLM(
         config: list[RunnableConfig],
         **kwargs: Any,
     ) -> list[Exception | ReasoningResult]:
-        submitted: list[Request[ReasoningResult] | Exception] = []
-        results: list[Exception | ReasoningResult] = []
-        limit = (config[0].get("max_concurrency") if config else None) or len(inputs)
-        try:
-            for place in range(len(inputs)):
-                # Keep `limit` questions under way while the results are taken in order.
-                while len(submitted) < min(place + limit, len(inputs)):
-                    submitted.append(self._try_submit(inputs[len(submitted)], **kwargs))
-                request = submitted[place]
-                if isinstance(request, Exception):
-                    results.append(request)
-                    continue
-                self.engine.scheduler.wait(lambda request=request: request.done)  # type: ignore[misc]
-                _dispatch(request, config[place])
-                results.append(request.error or request.result())  # type: ignore[arg-type]
-            return results
-        finally:
-            for left in submitted:
-                if not isinstance(left, Exception):
-                    self.engine.scheduler.cancel(left)
+        limit = config[0].get("max_concurrency") if config else None
+
+        def ask(place: int) -> Asked:
+            return self._ask(inputs[place], run_manager[place], **kwargs)
+
+        answers = dict(answer_all(len(inputs), limit, ask))
+        return [answers[place] for place in range(len(inputs))]
 
     async def _abatch(
         self,
@@ -452,31 +399,17 @@ class ParallelReasoningLLM(
         limit = (config[0].get("max_concurrency") if config else None) or len(inputs)
         slots = asyncio.Semaphore(limit)
 
-        async def one(input: ReasoningInput, child: RunnableConfig) -> Exception | ReasoningResult:
+        async def one(
+            input: ReasoningInput, manager: AsyncCallbackManagerForChainRun
+        ) -> Exception | ReasoningResult:
             async with slots:
                 try:
-                    request = await self._asubmit(input, **kwargs)
-                    async with aclosing(self._achunks(request)) as chunks:
-                        async for chunk in chunks:
-                            for name, data in events(chunk):
-                                await adispatch_custom_event(name, data, config=child)
-                    return request.result()
+                    return await self._ainvoke(input, manager, **kwargs)
                 except Exception as error:  # noqa: BLE001 - each question has its own
                     return error
 
-        return list(await asyncio.gather(*map(one, inputs, config)))
+        return list(await asyncio.gather(*map(one, inputs, run_manager)))
 
-    def _try_submit(
-        self, input: ReasoningInput, **kwargs: Any
-    ) -> Request[ReasoningResult] | Exception:
-        try:
-            return self._prepare(input, **kwargs).submit()
-        except Exception as error:  # noqa: BLE001 - each question has its own
-            return error
-
-
-def _dispatch(request: Request[ReasoningResult], config: RunnableConfig) -> None:
-    """The custom events of a request that has ended."""
-    while request.events:
-        for name, data in events(request.events.popleft()):
-            dispatch_custom_event(name, data, config=config)
+    def get_graph(self, config: RunnableConfig | None = None) -> Graph:
+        """The three stages between input and output, as LangChain draws a chain."""
+        return reasoning_graph(self, config)

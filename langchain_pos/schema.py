@@ -10,9 +10,9 @@ ReasoningChunk     a piece of a result while it is written; pieces add up to the
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from langchain_pos.engine.completion import DraftUsage, FinishReason, TokenUsage
 
@@ -31,14 +31,28 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _unset(value: object) -> bool:
+    return value is None or value == ()
+
+
 class Step(_Frozen):
-    """One independent step of a plan.
+    """One independent step of a plan. All but the title is for steps that the caller gives.
 
     Attributes:
         title: what the step is about; one line, without `####`.
+        prompt: an instruction that this step's branch reads and nobody else.
+        max_tokens: of its branch, in place of `max_branch_tokens`.
+        temperature: of its branch; None takes the setting.
+        seed: of its branch; None derives one from the question's seed and the step's place.
+        stop: texts that end its branch, besides those of the setting.
     """
 
     title: str = Field(min_length=1)
+    prompt: str | None = Field(default=None, min_length=1, exclude_if=_unset)
+    max_tokens: int | None = Field(default=None, ge=1, exclude_if=_unset)
+    temperature: float | None = Field(default=None, ge=0, le=100, exclude_if=_unset)
+    seed: int | None = Field(default=None, exclude_if=_unset)
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), exclude_if=_unset)
 
     @field_validator("title")
     @classmethod
@@ -49,6 +63,14 @@ class Step(_Frozen):
         if STEP_MARK in title:
             raise ValueError(f"a title contains {STEP_MARK!r}, which opens a step: {title!r}")
         return title
+
+
+def _titled(step: Any) -> Any:
+    return Step(title=step) if isinstance(step, str) else step
+
+
+GivenStep = Annotated[Step, BeforeValidator(_titled)]
+"""A step as callers write it: a `Step`, a dict of its fields, or a bare title."""
 
 
 class Plan(_Frozen):
@@ -95,7 +117,12 @@ class BranchResult(_Frozen):
         usage: `input_tokens` counts its opening, `output_tokens` its body.
         started: seconds from the request's start to its first token fed.
         ended: seconds from the request's start to its last token.
-        error: what went wrong, when `finish_reason` is "error".
+        error: what went wrong: `finish_reason` is "error", or the text is not what `branch_schema`
+            asks for. None when nothing did.
+        parsed: the text as an object of `branch_schema`: a pydantic model or dataclass when that
+            is one, else plain data. None without a schema, and where `error` says why. In JSON it
+            is plain data, and stays so when a result is read back:
+            `Model.model_validate(branch.parsed)` makes the object again.
     """
 
     index: int
@@ -106,6 +133,7 @@ class BranchResult(_Frozen):
     started: float = 0.0
     ended: float = 0.0
     error: str | None = None
+    parsed: Any = None
 
 
 class Block(_Frozen):
@@ -156,12 +184,12 @@ class ReasoningRequest(_Frozen):
         question: what is asked, or the last human message of `messages`.
         messages: a chat history that ends with the question, as `(role, text)` pairs; empty for
             a bare question.
-        steps: titles given by the caller; stage 1 is skipped.
+        steps: given by the caller, as titles or as `Step`s; stage 1 is skipped.
     """
 
     question: str
     messages: tuple[tuple[str, str], ...] = ()
-    steps: tuple[str, ...] | None = None
+    steps: tuple[GivenStep, ...] | None = None
 
 
 class ReasoningResult(_Frozen):
@@ -176,6 +204,8 @@ class ReasoningResult(_Frozen):
         finish_reason: how the conclusion ended.
         error: what went wrong in the conclusion, when `finish_reason` is "error"; the branches
             are whole all the same.
+        concluded: False when the branches alone were asked for (`conclude=False`); then there is
+            no conclusion.
         usage: prompt tokens, and every token written in any stage.
         timings: wall-clock seconds by stage.
         forward_passes: by stage.
@@ -194,6 +224,7 @@ class ReasoningResult(_Frozen):
     fallback_reason: str | None = None
     finish_reason: FinishReason = "stop"
     error: str | None = None
+    concluded: bool = True
     usage: TokenUsage = TokenUsage()
     timings: StageTimings = StageTimings()
     forward_passes: StagePasses = StagePasses()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from langchain_pos.errors import InvalidRequestError
 from langchain_pos.schema import Mode
@@ -52,6 +53,11 @@ class ReasoningSettings(BaseModel):
     sees the branches' own keys and values, side by side, and nothing is fed again."""
     drafts: bool = True
     """Guess tokens ahead by prompt look-up: the same answer in fewer forward passes."""
+    conclude: bool = True
+    """False: the branches are the answer, and stage 3 is left out."""
+    branch_schema: SkipJsonSchema[type[Any] | dict[str, Any] | None] = None
+    """Every branch writes one JSON object of this pydantic model, dataclass, TypedDict or JSON
+    schema; `branch.parsed` is it."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts that end a branch or the conclusion, besides `####` and EOS."""
     temperature: float = Field(default=0.0, ge=0, le=100)
@@ -76,6 +82,15 @@ class ReasoningSettings(BaseModel):
             raise ValueError(
                 f"max_plan_tokens={self.max_plan_tokens} leaves no room for two titles; "
                 f"at least {least} are needed with these bounds on preamble and titles"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_asked_for(self) -> Self:
+        if not self.conclude and self.mode == "sequential":
+            raise ValueError(
+                "conclude=False asks for the branches alone, and mode='sequential' writes none; "
+                "change one of them"
             )
         return self
 

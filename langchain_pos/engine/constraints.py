@@ -67,7 +67,7 @@ class ConstraintCompiler:
     def _compile(self, constraint: Constraint) -> xgrammar.CompiledGrammar:
         compilers: dict[str, Callable[[str], xgrammar.CompiledGrammar]] = {
             "ebnf": self._compiler.compile_grammar,
-            "json_schema": self._compiler.compile_json_schema,
+            "json_schema": lambda schema: self._compiler.compile_grammar(_json_grammar(schema)),
             "regex": self._compiler.compile_regex,
         }
         try:
@@ -76,6 +76,19 @@ class ConstraintCompiler:
             raise InvalidRequestError(
                 f"this {constraint.kind} constraint cannot be compiled: {error}"
             ) from error
+
+
+def _json_grammar(schema: str) -> xgrammar.Grammar:
+    """The grammar of a JSON schema, on one line, without what JSON forbids in strings.
+
+    xgrammar 0.2 lets control characters through where a string's length is bounded, and
+    everywhere the bytes of half a surrogate pair, which no tokenizer decodes to one character.
+    """
+    grammar = str(xgrammar.Grammar.from_json_schema(schema, any_whitespace=False))
+    strict = r"[^\0-\x1f\"\\\r\n\uD800-\uDFFF]"
+    for character in (r"[^\"\\\r\n]", r"[^\0-\x1f\"\\\r\n]"):
+        grammar = grammar.replace(character, strict)
+    return xgrammar.Grammar.from_ebnf(grammar)
 
 
 class ConstraintState:

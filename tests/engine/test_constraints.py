@@ -245,3 +245,28 @@ def test_tokenizer_without_eos(make: Any) -> None:
     done = write(engine, "regex", "[0-9]+", seed=0, budget=15)
     assert done.finish_reason == "length"
     assert re.fullmatch("[0-9]+", done.text)
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        (b'{"s": "a b"}', True),
+        ('{"s": "é蓝😀"}'.encode(), True),
+        (b'{"s": "a\tb"}', False),
+        (b'{"s": "a\x0bb"}', False),
+        (b'{"s": "a\x7fb"}', True),
+        (b'{"s": "\xed\xa0\x80"}', False),
+        (b'{"s":"a"}', False),
+        (b'{ "s": "a"}', False),
+        (b'{"s": "a"}\n', False),
+    ],
+)
+@pytest.mark.parametrize("bound", [{}, {"maxLength": 9}, {"minLength": 1}])
+def test_json_is_on_one_line_and_readable(
+    engine: Engine, text: bytes, allowed: bool, bound: dict[str, int]
+) -> None:
+    """No control character, no half surrogate, no white space of its own; bounded or not."""
+    string = {"type": "string", **bound}
+    schema = {"type": "object", "properties": {"s": string}, "required": ["s"]}
+    state = engine.constraints.state(Constraint("json_schema", json.dumps(schema)))
+    assert state._matcher.accept_string(text) is allowed

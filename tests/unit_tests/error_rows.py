@@ -13,9 +13,14 @@ from typing import Any
 import pytest
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, HumanMessage
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError, field_validator
 
-from langchain_pos import ParallelReasoningLLM, PlanParser, ReasoningResult
+from langchain_pos import (
+    ParallelReasoningLLM,
+    ParallelSubtasksTool,
+    PlanParser,
+    ReasoningResult,
+)
 from langchain_pos.errors import (
     ContextLengthError,
     InvalidRequestError,
@@ -132,6 +137,14 @@ def _() -> Outcome:
     return refused(InvalidRequestError, {"question": "Who?", "steps": ["a####b"]}, "'a####b'")
 
 
+@row("wrong-step-settings")
+def _() -> Outcome:
+    refused(InvalidRequestError, {"question": "Who?", "steps": [{"prompt": "x"}]}, "title")
+    refused(InvalidRequestError, {"question": "Who?", "steps": [{"title": "a", "n": 1}]}, "Extra")
+    step = {"title": "Ann", "max_tokens": -1}
+    return refused(InvalidRequestError, {"question": "Who?", "steps": [step]}, "max_tokens")
+
+
 @row("thousand-steps")
 def _() -> Outcome:
     steps = [f"step {i}" for i in range(1000)]
@@ -230,3 +243,72 @@ def _() -> Outcome:
 @row("empty-stop")
 def _() -> Outcome:
     return refused(InvalidRequestError, "Who?", "stop", stop=[""])
+
+
+@row("conclude-sequential")
+def _() -> Outcome:
+    said = "conclude=False asks for the branches alone"
+    return refused(InvalidRequestError, "Who?", said, conclude=False, mode="sequential")
+
+
+@row("wrong-branch-schema")
+def _() -> Outcome:
+    refused(InvalidRequestError, "Who?", "branch_schema", branch_schema={"type": "nothing"})
+    return refused(InvalidRequestError, "Who?", "allowed is a pydantic model", branch_schema=int)
+
+
+@row("schema-and-stop")
+def _() -> Outcome:
+    given = {"question": "Who?", "steps": [{"title": "Ann", "stop": ["."]}]}
+    return refused(InvalidRequestError, given, "'Ann'", branch_schema={"type": "object"})
+
+
+# --------------------------------------------------------- branches with a schema
+
+
+class Short(BaseModel):
+    """A model with a validator that no grammar sees."""
+
+    text: str
+    last: str
+
+    @field_validator("text")
+    @classmethod
+    def _no_x(cls, text: str) -> str:
+        if "x" in text:
+            raise ValueError("there is an x")
+        return text
+
+
+@row("budget-ends-in-json")
+def _() -> Outcome:
+    llm, _ = scripted_llm({**STUDENTS, "####Ann:": '{"text": "…'})
+    result = llm.invoke({"question": "Who?", "steps": ["Ann"]}, branch_schema=Short)
+    (branch,) = result.branches
+    assert (branch.parsed, branch.finish_reason) == (None, "length")
+    assert "raise max_branch_tokens" in str(branch.error)
+    return result
+
+
+@row("schema-validators")
+def _() -> Outcome:
+    llm, _ = scripted_llm({**STUDENTS, "####Ann:": '{"text": "x", "last": ""}'})
+    result = llm.invoke({"question": "Who?", "steps": ["Ann"]}, branch_schema=Short)
+    (branch,) = result.branches
+    assert (branch.parsed, branch.finish_reason) == (None, "error")
+    assert "there is an x" in str(branch.error)
+    return result
+
+
+@row("tool-arguments")
+def _() -> Outcome:
+    tool = ParallelSubtasksTool(llm=scripted_llm({"####Ann:": " x"})[0])
+    task = {"title": "Ann", "prompt": "Look."}
+    call = {"name": tool.name, "id": "1", "type": "tool_call"}
+    told = tool.invoke({**call, "args": {"subtasks": [task, task]}})
+    assert told.status == "error"
+    assert "allowed are 'subtasks'" in told.content
+    mended = tool.invoke({**call, "args": {"subtasks": [task]}})
+    assert mended.status == "success"
+    result: ReasoningResult = mended.artifact
+    return result

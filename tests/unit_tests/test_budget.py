@@ -69,7 +69,7 @@ class TestSharingOut:
         budget = Budget.of(engine(512), 10, DEFAULT)
         openings = [[0] * length for length in lengths]
         try:
-            each = budget.branch(base, openings, 512)
+            each = max(budget.branches(base, openings, [512] * len(openings)))
         except ContextLengthError:
             assert budget.limit - base - budget.conclusion - sum(lengths) < 3 * len(lengths)
             return
@@ -85,11 +85,11 @@ class TestSharingOut:
         """Branches wait where the reserved slots do not hold all of them."""
         few = Budget.of(engine(None, 400), 50, DEFAULT)
         openings = [[0] * length for length in (9, 2, 2, 2, 2, 2, 2, 2)]
-        each = few.branch(60, openings, 512)
+        each = few.branches(60, openings, [512] * 8)
         assert few.parallel(60, openings, each, 32) == 8  # what fits the positions fits at once
-        assert few.parallel(60, openings, 100, 32) == 3
+        assert few.parallel(60, openings, [100] * 8, 32) == 3
         many = Budget.of(engine(None, 100_000), 50, DEFAULT)
-        assert many.parallel(60, openings, 512, 5) == 5
+        assert many.parallel(60, openings, [512] * 8, 5) == 5
 
 
 class TestRefusals:

@@ -10,7 +10,7 @@ import pytest
 
 import langchain_pos
 
-HEAVY = ("torch", "transformers", "xgrammar", "langchain_core", "pydantic", "typer", "rich")
+HEAVY = tuple("torch transformers xgrammar langchain_core langgraph pydantic typer rich".split())
 
 
 def loaded_after(code: str) -> set[str]:
@@ -64,3 +64,10 @@ def test_package_is_typed() -> None:
     from pathlib import Path
 
     assert (Path(spec.submodule_search_locations[0]) / "py.typed").is_file()
+
+
+def test_runnable_and_tool_need_no_torch_before_their_first_question() -> None:
+    """They can be made and drawn where no model is loaded; LangGraph is not imported."""
+    code = "from langchain_pos import ParallelSubtasksTool\nParallelSubtasksTool().llm.get_graph()"
+    assert loaded_after(code).isdisjoint({"torch", "transformers", "xgrammar"})
+    assert "langgraph" not in loaded_after(code)

@@ -26,7 +26,7 @@ BODY = "Let us see.\n####Ann: GPA 3.1, outside\n####Ben: GPA 2.4\n####%%%%\nname
 
 
 class Recorder(BaseCallbackHandler):
-    """Keeps the names of what it is told, and the data of custom events."""
+    """Keeps what it is told of the question's own run, and the data of custom events."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -34,14 +34,17 @@ class Recorder(BaseCallbackHandler):
         self.starts: list[dict[str, Any]] = []
 
     def on_chain_start(self, serialized: Any, inputs: Any, **kwargs: Any) -> None:
-        self.seen.append("start")
-        self.starts.append(kwargs)
+        if kwargs["parent_run_id"] is None:
+            self.seen.append("start")
+            self.starts.append(kwargs)
 
     def on_chain_end(self, outputs: Any, **kwargs: Any) -> None:
-        self.seen.append("end")
+        if kwargs["parent_run_id"] is None:
+            self.seen.append("end")
 
     def on_chain_error(self, error: BaseException, **kwargs: Any) -> None:
-        self.seen.append(f"error: {type(error).__name__}")
+        if kwargs["parent_run_id"] is None:
+            self.seen.append(f"error: {type(error).__name__}")
 
     def on_custom_event(self, name: str, data: Any, **kwargs: Any) -> None:
         self.custom.append((name.removeprefix("parallel_reasoning_"), data))
@@ -246,22 +249,27 @@ class TestCallbacks:
         assert recorder.seen == ["start", "error: InvalidRequestError"]
 
     def test_custom_events_follow_the_stages(self) -> None:
-        """The plan, then each branch as it ends; while streaming, as it begins too."""
+        """The plan, then each branch's beginning and end; while streaming, its text too."""
         llm, _ = scripted_llm(STUDENTS)
         recorder = Recorder()
         llm.invoke("Who?", {"callbacks": [recorder]})
-        assert [name for name, _ in recorder.custom] == ["plan", "branch_end", "branch_end"]
+        names = [name for name, _ in recorder.custom]
+        assert names == ["plan", "branch_start", "branch_start", "branch_end", "branch_end"]
         assert recorder.custom[0][1] == {
             "block": 0,
             "preamble": "Let us see.",
             "titles": ["Ann", "Ben"],
         }
-        data = recorder.custom[1][1]
+        assert recorder.custom[1][1] == {"block": 0, "index": 0, "title": "Ann"}
+        data = recorder.custom[3][1]
         assert (data["title"], data["finish_reason"], data["error"]) == ("Ben", "stop", None)
         streaming = Recorder()
         list(llm.stream("Who?", {"callbacks": [streaming]}))
-        names = [name for name, _ in streaming.custom]
-        assert names == ["plan", "branch_start", "branch_start", "branch_end", "branch_end"]
+        told = [name for name, _ in streaming.custom if name != "branch_token"]
+        assert told == names
+        pieces = [data for name, data in streaming.custom if name == "branch_token"]
+        assert "".join(data["delta"] for data in pieces if data["index"] == 1) == "GPA 2.4"
+        assert pieces[0].keys() == {"block", "index", "title", "delta"}
 
     @pytest.mark.parametrize("call", ["batch", "batch_as_completed"])
     def test_batches_tell_the_same_events(self, call: str) -> None:
@@ -269,7 +277,8 @@ class TestCallbacks:
         llm, _ = scripted_llm(STUDENTS)
         recorder = Recorder()
         list(getattr(llm, call)(["Who?", "Who?"], {"callbacks": [recorder]}))
-        assert sorted(name for name, _ in recorder.custom) == ["branch_end"] * 4 + ["plan"] * 2
+        names = ["branch_end"] * 4 + ["branch_start"] * 4 + ["plan"] * 2
+        assert sorted(name for name, _ in recorder.custom) == names
         assert sorted(recorder.seen) == ["end", "end", "start", "start"]
 
 

@@ -114,10 +114,13 @@ async def test_astream_events_tells_start_stream_end_and_custom_events() -> None
     llm, _ = scripted_llm(STUDENTS)
     events = [event async for event in llm.astream_events("Who?", version="v2")]
     counts = Counter(event["event"] for event in events)
-    assert counts["on_chain_start"] == counts["on_chain_end"] == 1
+    assert counts["on_chain_start"] == counts["on_chain_end"] == 2  # the question, and stage 2
+    assert counts["on_chat_model_start"] == counts["on_chat_model_end"] == 4
+    assert counts["on_chat_model_stream"] > 20
     assert counts["on_chain_stream"] > 20
     names = [event["name"] for event in events if event["event"] == "on_custom_event"]
-    assert names == [
+    assert names.count("parallel_reasoning_branch_token") > 10
+    assert [name for name in names if not name.endswith("_token")] == [
         "parallel_reasoning_plan",
         *["parallel_reasoning_branch_start"] * 2,
         *["parallel_reasoning_branch_end"] * 2,
@@ -133,7 +136,8 @@ async def test_callbacks_and_custom_events_are_told(call: str) -> None:
     given: Any = ["Who?"] if call == "abatch" else "Who?"
     await getattr(llm, call)(given, {"callbacks": [recorder]})
     assert recorder.seen == ["start", "end"]
-    assert [name for name, _ in recorder.custom] == ["plan", "branch_end", "branch_end"]
+    names = [name for name, _ in recorder.custom]
+    assert names == ["plan", "branch_start", "branch_start", "branch_end", "branch_end"]
 
 
 async def test_errors_reach_the_awaiting_task() -> None:
