@@ -9,44 +9,42 @@ from langchain_pos.engine.segments import Ledger, Segment
 
 DRAFT_ROWS = 32
 """Where nothing is measured: free on a CPU with matrix units, and on any GPU."""
-_STEPS = (32, 64, 128, 256)
+_SIZES = (1, 8, 16, 32, 64, 128, 256)
 _DEARER = 1.3
-_PATIENCE = 1.0  # seconds
-_RUNS = 3
+_PATIENCE = 0.5  # seconds
+_LEAST_ROUNDS, _MOST_ROUNDS = 2, 6
 
 
 def free_rows(forward: ForwardPass) -> int:
-    """Rows that cost at most 1.3 times as much as one, as a power of two: `_STEPS`, or less.
+    """Rows that cost at most 1.3 times as much as one: one of 8, 16, 32, 64, 128, 256.
 
-    Takes about a second at most: a model too slow to be measured in that time gets `DRAFT_ROWS`.
+    All sizes are timed in turn, several times, and the fastest pass of each counts, so that what
+    else the machine is doing hits all alike. Takes about half a second at most; a model too slow to be
+    measured in that time gets `DRAFT_ROWS`.
     """
     ledger = Ledger()
     root = forward.forest.root(ledger)
+    best = dict.fromkeys(_SIZES, float("inf"))
     began = time.perf_counter()
     try:
-        one = _seconds(forward, root, 1, runs=_RUNS)
-        if (time.perf_counter() - began) * len(_STEPS) > _PATIENCE:
-            return DRAFT_ROWS
-        free = DRAFT_ROWS // 2
-        for rows in _STEPS:
-            if _seconds(forward, root, rows, runs=_RUNS) > _DEARER * one:
-                return free
-            free = rows
-            if time.perf_counter() - began > _PATIENCE:
-                return free
-        return free
+        _seconds(forward, root, 1)  # sets up what is made when first needed
+        for done in range(_MOST_ROUNDS):
+            for rows in _SIZES:
+                best[rows] = min(best[rows], _seconds(forward, root, rows))
+                late = time.perf_counter() - began > _PATIENCE
+                if late and done < _LEAST_ROUNDS:
+                    return DRAFT_ROWS
+            if late:
+                break
     finally:
         forward.forest.release(root)
+    return max((rows for rows in _SIZES if best[rows] <= _DEARER * best[1]), default=1)
 
 
-def _seconds(forward: ForwardPass, root: Segment, rows: int, *, runs: int) -> float:
-    """The fastest of some passes whose every row is sampled, after one to warm up."""
-    best = float("inf")
-    for run in range(runs + 1):
-        began = time.perf_counter()
-        logits = forward.run([(root, [0] * rows)], [0], [rows - 1])
-        logits.amax(dim=-1).tolist()  # waits for the device
-        if run:
-            best = min(best, time.perf_counter() - began)
-        forward.forest.truncate(root, 0)
-    return best
+def _seconds(forward: ForwardPass, root: Segment, rows: int) -> float:
+    """A pass whose every row is sampled."""
+    began = time.perf_counter()
+    logits = forward.run([(root, [0] * rows)], [0], [rows - 1])
+    logits.amax(dim=-1).tolist()  # waits for the device
+    forward.forest.truncate(root, 0)
+    return time.perf_counter() - began

@@ -15,8 +15,8 @@ from tests.engine.tiny import tiny_engine
 
 @pytest.mark.parametrize(
     ("base", "dearer_from", "expected"),
-    [(0.01, 33, 32), (0.01, 65, 64), (0.01, 200, 128), (0.01, 999, 256), (0.01, 2, 16),
-     (9.0, 999, DRAFT_ROWS), (0.05, 999, 256)],
+    [(0.001, 33, 32), (0.001, 65, 64), (0.001, 200, 128), (0.001, 999, 256), (0.001, 2, 1),
+     (0.001, 10, 8), (9.0, 999, DRAFT_ROWS), (0.03, 999, 256), (0.08, 999, DRAFT_ROWS)],
 )  # fmt: skip
 def test_the_last_step_before_a_pass_gets_dear(
     monkeypatch: pytest.MonkeyPatch, base: float, dearer_from: int, expected: int
@@ -42,7 +42,7 @@ def test_an_engine_measures_unless_it_is_told() -> None:
     told = tiny_engine(draft_rows=7)
     assert told.scheduler.draft_rows == 7
     measured = tiny_engine(draft_rows=None)
-    assert measured.scheduler.draft_rows in {16, 32, 64, 128, 256}
+    assert measured.scheduler.draft_rows in {1, 8, 16, 32, 64, 128, 256}
     assert measured.slots_in_use == 0
     assert isinstance(measured, Engine)
     assert measured.describe()["draft_rows"] == str(measured.scheduler.draft_rows)
