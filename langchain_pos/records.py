@@ -11,11 +11,13 @@ choice is taken) and a forward pass for each of its tokens when it is right.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from itertools import takewhile
 
 _LONGEST_TITLE = 120
 _LEAST_LEFT = 3
 _AROUND = 24
+_LOOKED_AT = 4
 
 
 def next_titles(text: str, titles: Sequence[str], most: int) -> list[str]:
@@ -34,19 +36,20 @@ def next_titles(text: str, titles: Sequence[str], most: int) -> list[str]:
         >>> next_titles("named Ann is 1\\nnamed Ben is 2\\nnamed Cleo is 3", ["Ann", "Ben"], 5)
         ['Cleo']
     """
-    if len(titles) < 2:
+    places = _places(text, titles[-_LOOKED_AT:])
+    if len(places) < 2:
         return []
-    first, second = titles[-2:]
-    at_first = text.find(first)
-    at_second = text.find(second, at_first + len(first)) if at_first >= 0 else -1
-    if at_second < 0:
-        return []
-    left = _common_end(text[:at_first], text[at_first + len(first) : at_second])
-    right = _common_start(text[at_first + len(first) :], text[at_second + len(second) :])
+    # What several records have in common by chance, such as how the one before ends, is no
+    # pattern: more than two are looked at, and a line's beginning is the farthest to the left.
+    lefts, rights = ([text[:start] for start, _ in places], [text[end:] for _, end in places])
+    left = reduce(_common_end, lefts[1:], lefts[0][-_AROUND:])
+    right = reduce(_common_start, rights[1:], rights[0][:_AROUND])
+    line = left.rpartition("\n")[2]
+    left = line if len(line) >= _LEAST_LEFT else left
     if len(left) < _LEAST_LEFT or not right:
         return []
     found: list[str] = []
-    end = at_second + len(second)
+    end = places[-1][1]
     while len(found) < most:
         start = text.find(left, end)
         if start < 0:
@@ -58,6 +61,19 @@ def next_titles(text: str, titles: Sequence[str], most: int) -> list[str]:
             break
         found.append(title)
     return found
+
+
+def _places(text: str, titles: Sequence[str]) -> list[tuple[int, int]]:
+    """Where the last titles stand, one behind the other; as many as do."""
+    places: list[tuple[int, int]] = []
+    end = len(text)
+    for title in reversed(titles):
+        start = text.rfind(title, 0, end) if places else text.find(title)
+        if start < 0:
+            break
+        places.insert(0, (start, start + len(title)))
+        end = start
+    return places
 
 
 def _common_start(left: str, right: str) -> str:

@@ -61,3 +61,23 @@ def test_the_papers_questions(paper_data: Path) -> None:
             total += len(names) - 2
     assert total > 1500
     assert right == total
+
+
+def test_what_two_records_have_in_common_by_chance_is_no_pattern() -> None:
+    """How the record before ends, alike for two of them, does not hide the others."""
+    ends = ["sea.", "tea.", "hills.", "pea.", "end"]
+    names = ["Ann", "Ben", "Cleo", "Dora", "Egon"]
+    lines = [
+        f"The student named {name} is {20 + place} and likes {end}"
+        for place, (name, end) in enumerate(zip(names, ends, strict=True))
+    ]
+    text = "\n".join(lines)
+    assert next_titles(text, names[:3], 4) == names[3:]
+    assert next_titles(text, names[:2], 4) == names[2:]
+    assert next_titles(" / ".join(lines), names[:4], 4) == names[4:]
+
+
+def test_a_title_that_begins_like_another_is_found_in_its_own_place() -> None:
+    """Places are looked for one behind the other, from the last title backwards."""
+    text = "named Li is 1\nnamed Lily is 2\nnamed Lin is 3\nnamed Lina is 4\nnamed Bo is 5\n"
+    assert next_titles(text, ["Li", "Lily"], 9)[:1] == ["Lin"]
