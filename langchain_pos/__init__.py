@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from langchain_pos.errors import (
         ContextLengthError,
         InvalidRequestError,
+        MissingExtraError,
         ModelLoadError,
         NonFiniteLogitsError,
         OutOfSlotsError,
@@ -53,6 +54,7 @@ _MODULES = {
     "errors": (
         "ContextLengthError",
         "InvalidRequestError",
+        "MissingExtraError",
         "ModelLoadError",
         "NonFiniteLogitsError",
         "OutOfSlotsError",
@@ -86,6 +88,7 @@ __all__ = [
     "ContextLengthError",
     "Engine",
     "InvalidRequestError",
+    "MissingExtraError",
     "ModelLoadError",
     "NonFiniteLogitsError",
     "OutOfSlotsError",
