@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from langchain_pos.demo import demo_question
+    from langchain_pos.documents import DocumentsAnswer, Reading, read_documents_chain
     from langchain_pos.embedded import embedded_model_path
     from langchain_pos.engine.completion import Completion, TokenUsage
     from langchain_pos.engine.engine import Engine
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "demo": ("demo_question",),
+    "documents": ("DocumentsAnswer", "Reading", "read_documents_chain"),
     "embedded": ("embedded_model_path",),
     "engine.completion": ("Completion", "TokenUsage"),
     "engine.engine": ("Engine",),
@@ -86,6 +88,7 @@ __all__ = [
     "BranchResult",
     "Completion",
     "ContextLengthError",
+    "DocumentsAnswer",
     "Engine",
     "InvalidRequestError",
     "MissingExtraError",
@@ -97,6 +100,7 @@ __all__ = [
     "Plan",
     "PlanFormatError",
     "PlanParser",
+    "Reading",
     "Reasoner",
     "ReasoningChunk",
     "ReasoningPrompts",
@@ -112,6 +116,7 @@ __all__ = [
     "__version__",
     "demo_question",
     "embedded_model_path",
+    "read_documents_chain",
 ]
 
 
