@@ -130,7 +130,7 @@ def read_documents_chain(
                 "question": found["question"],
             }
         )
-        return as_request(asked).model_copy(update={"steps": tuple(titles)})
+        return ReasoningRequest.model_validate({**dict(as_request(asked)), "steps": titles})
 
     def readings(found: dict[str, Any]) -> list[Reading]:
         documents, result = found["documents"], found["result"]

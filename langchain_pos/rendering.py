@@ -96,19 +96,15 @@ def remarks(result: ReasoningResult) -> list[str]:
     said = []
     if result.fallback_reason:
         said.append(f"answered sequentially ({result.fallback_reason})")
-    ending = ENDINGS.get(result.finish_reason)
-    if ending:
-        said.append(f"conclusion: {_with_error(ending, result.error)}")
+    if ending := _ending(result):
+        said.append(f"conclusion: {ending}")
     return said
 
 
-def _with_error(ending: str, error: str | None) -> str:
-    return f"{ending}: {error}" if error else ending
-
-
-def _ending(branch: BranchResult) -> str:
-    ending = ENDINGS.get(branch.finish_reason, "")
-    return _with_error(ending, branch.error) if ending else ""
+def _ending(written: BranchResult | ReasoningResult) -> str:
+    """How a text ended, and what was wrong with it; empty when it ended by itself."""
+    parts = (ENDINGS.get(written.finish_reason), written.error)
+    return ": ".join(part for part in parts if part)
 
 
 def _steps(block: Block) -> Iterator[tuple[str, BranchResult | None]]:

@@ -149,7 +149,7 @@ def test_the_schemas_say_what_goes_in_and_comes_out() -> None:
     chain, _ = shelf_chain()
     assert chain.get_input_jsonschema()["type"] == "string"
     keys = {"question", "documents", "result", "readings", "unknown_citations"}
-    assert set(chain.get_output_jsonschema()["properties"]) == keys
+    assert set(chain.get_output_jsonschema()["$defs"]["DocumentsAnswer"]["properties"]) == keys
 
 
 def test_the_shipped_model_reads_documents() -> None:
