@@ -99,7 +99,7 @@ def read_documents_chain(
         InvalidRequestError: the prompt lacks a variable. When the chain runs: the retriever finds
             nothing, or more documents than `max_branches`.
 
-    Example:
+    Examples:
         >>> chain = read_documents_chain(retriever, ParallelReasoningLLM())  # doctest: +SKIP
         >>> answer = chain.invoke("Which document names the animal deer?")  # doctest: +SKIP
         >>> [r.document for r in answer["readings"] if r.cited]  # doctest: +SKIP
@@ -174,7 +174,7 @@ def cited_numbers(text: str, label: str = LABEL) -> list[int]:
     Cited is "Document 3", "documents 1, 2 and 4", "Documents 2-4", and any number in square
     brackets: "[3]", "[1, 2]".
 
-    Example:
+    Examples:
         >>> cited_numbers("Documents 1 and 3 [5, 3] say so, in 12 words.")
         [1, 3, 5]
     """
