@@ -140,7 +140,7 @@ def test_the_graph_shows_the_way() -> None:
     """`get_graph` names the steps."""
     chain, _ = shelf_chain()
     drawn = chain.get_graph().draw_mermaid()
-    for name in ("question", "Shelf", "PromptTemplate", "ParallelReasoningLLM", "readings"):
+    for name in ("question", "Shelf", "PromptTemplate", "readings"):
         assert name in drawn
 
 
