@@ -22,8 +22,8 @@ pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built site."""
     folder = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(folder)],
+    done = subprocess.run(  # not `-q`, which hides warnings from `--strict` as well
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(folder)],
         capture_output=True,
         text=True,
         check=False,
