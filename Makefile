@@ -1,7 +1,7 @@
 # Every target makes its own .venv when there is none. The first two are all that a reader needs:
 #   make demo    ten branches of one answer, written at once by the shipped model
 #   make test    the tests
-# Others: lint, format, typecheck, train, build, clean. See `make help`.
+# Others: lint, format, typecheck, docs, train, build, clean. See `make help`.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -15,11 +15,11 @@ JOBS   ?= 2
 # Passed on to the command: make test ARGS="-k plan", make train ARGS="--steps 12000"
 ARGS   ?=
 
-SOURCES := $(wildcard langchain_pos tests training benchmarks examples)
+SOURCES := $(wildcard langchain_pos tests training benchmarks examples docs)
 
 .DEFAULT_GOAL := demo
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format typecheck train build clean help
+.PHONY: demo test lint format typecheck docs train build clean help
 
 demo: $(VENV)/.installed  ## answer the question that ships with the package, in parallel and sequentially
 	$(BIN)/langchain-pos demo $(ARGS)
@@ -39,6 +39,9 @@ format: $(VENV)/.installed-dev  ## mend style
 typecheck: $(VENV)/.installed-dev  ## strict mypy
 	$(BIN)/mypy $(ARGS)
 
+docs: $(VENV)/.installed-dev  ## the documentation in site/; fails on a broken link (no network)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
 train: $(VENV)/.installed-dev  ## train the shipped model again; resumes where it stopped
 	$(BIN)/python -m training.train --resume $(ARGS)
 
@@ -46,7 +49,7 @@ build: $(VENV)/.installed-dev  ## a wheel in dist/
 	$(PIP) wheel --no-deps -w dist .
 
 clean:  ## remove what these targets made
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,5 +63,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install -c constraints.txt $(PIP_ARGS) -e '.[test,lint,train]'
+	$(PIP) install -c constraints.txt $(PIP_ARGS) -e '.[test,lint,docs,train]'
 	@touch $@

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from langchain_pos.demo import demo_question
+    from langchain_pos.documents import DocumentsAnswer, Reading, read_documents_chain
     from langchain_pos.embedded import embedded_model_path
     from langchain_pos.engine.completion import Completion, TokenUsage
     from langchain_pos.engine.engine import Engine
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from langchain_pos.errors import (
         ContextLengthError,
         InvalidRequestError,
+        MissingExtraError,
         ModelLoadError,
         NonFiniteLogitsError,
         OutOfSlotsError,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "demo": ("demo_question",),
+    "documents": ("DocumentsAnswer", "Reading", "read_documents_chain"),
     "embedded": ("embedded_model_path",),
     "engine.completion": ("Completion", "TokenUsage"),
     "engine.engine": ("Engine",),
@@ -54,6 +57,7 @@ _MODULES = {
     "errors": (
         "ContextLengthError",
         "InvalidRequestError",
+        "MissingExtraError",
         "ModelLoadError",
         "NonFiniteLogitsError",
         "OutOfSlotsError",
@@ -86,8 +90,10 @@ __all__ = [
     "BranchResult",
     "Completion",
     "ContextLengthError",
+    "DocumentsAnswer",
     "Engine",
     "InvalidRequestError",
+    "MissingExtraError",
     "ModelLoadError",
     "NonFiniteLogitsError",
     "OutOfSlotsError",
@@ -97,6 +103,7 @@ __all__ = [
     "Plan",
     "PlanFormatError",
     "PlanParser",
+    "Reading",
     "Reasoner",
     "ReasoningChunk",
     "ReasoningPrompts",
@@ -112,6 +119,7 @@ __all__ = [
     "__version__",
     "demo_question",
     "embedded_model_path",
+    "read_documents_chain",
 ]
 
 

@@ -26,6 +26,8 @@ from rich.table import Table
 from rich.text import Text
 
 from langchain_pos.errors import ParallelReasoningError
+from langchain_pos.plain import clean
+from langchain_pos.rendering import ENDINGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,18 +39,7 @@ PANEL_WIDTH = 28
 REFRESHES_PER_SECOND = 8
 """Few enough that drawing takes no time from decoding."""
 
-_ENDINGS = {
-    "length": "cut off at its token budget",
-    "cancelled": "cancelled",
-    "error": "failed",
-}
 _COLOURS = {"stop": "green", "length": "yellow", "cancelled": "yellow", "error": "red"}
-_CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-
-
-def clean(text: str) -> str:
-    """`text` without control characters, so that no model steers the terminal."""
-    return text.translate(_CONTROLS)
 
 
 @dataclass
@@ -69,7 +60,7 @@ class BranchView:
 
     def note(self) -> str:
         """How it ended, in brackets; empty when it ended by itself or has not ended."""
-        ending = _ENDINGS.get(self.finish_reason or "")
+        ending = ENDINGS.get(self.finish_reason or "")
         if ending is None:
             return ""
         return f"[{ending}: {self.error}]" if self.error else f"[{ending}]"

@@ -72,5 +72,12 @@ class NonFiniteLogitsError(ParallelReasoningError, ArithmeticError):
     """
 
 
+class MissingExtraError(ParallelReasoningError, ImportError):
+    """Something optional is used whose package is not installed.
+
+    Remedy: install the extra that the message names, for instance `langchain-pos[plot]`.
+    """
+
+
 class RequestCancelled(ParallelReasoningError):
     """The request was cancelled while another thread still waited for it."""

@@ -54,7 +54,7 @@ class ParallelReasoningLLM(
     The model is loaded when it is first needed. One instance serves many threads and tasks;
     their questions share forward passes.
 
-    Example:
+    Examples:
         >>> llm = ParallelReasoningLLM()  # the shipped model
         >>> llm.invoke("Here are 10 students' resumes: …").conclusion
         'name: Lily Wilson'

@@ -10,11 +10,17 @@ ReasoningChunk     a piece of a result while it is written; pieces add up to the
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from langchain_pos.engine.completion import DraftUsage, FinishReason, TokenUsage
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import Console
+
+    from langchain_pos.timeline import SequentialEstimate
 
 Mode = Literal["parallel", "sequential"]
 Stage = Literal["plan", "expand", "conclude"]
@@ -254,6 +260,67 @@ class ReasoningResult(_Frozen):
         """The whole answer as one text, in the paper's form."""
         parts = [*(block.text for block in self.blocks), self.conclusion]
         return "\n".join(part for part in parts if part)
+
+    # ------------------------------------------------------------------ to look at
+
+    def sequential_estimate(self) -> SequentialEstimate | None:
+        """What plain sequential decoding would have cost; None if answered that way, or untimed."""
+        from langchain_pos.timeline import SequentialEstimate
+
+        return SequentialEstimate.of(self)
+
+    def pretty_print(self, console: Console | None = None) -> None:
+        """Print plan, branches, conclusion, a timeline and the figures, like a message's.
+
+        Args:
+            console: a rich console; by default one on the standard output.
+        """
+        from langchain_pos.rendering import pretty_print
+
+        pretty_print(self, console)
+
+    def plot_timeline(self) -> Figure:
+        """A matplotlib figure of the stages and branches over time; needs `langchain-pos[plot]`.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+            InvalidRequestError: the result holds no timings.
+        """
+        from langchain_pos.plotting import plot_timeline
+
+        return plot_timeline(self)
+
+    def plot_mask(
+        self,
+        block: int = 0,
+        *,
+        granularity: Literal["token", "segment"] = "token",
+        max_prompt_tokens: int | None = 16,
+        max_branch_tokens: int | None = 6,
+    ) -> Figure:
+        """A matplotlib figure of who saw whom in stage 2; needs `langchain-pos[plot]`.
+
+        See `langchain_pos.plotting.plot_mask`.
+        """
+        from langchain_pos.plotting import plot_mask
+
+        return plot_mask(
+            self,
+            block,
+            granularity=granularity,
+            max_prompt_tokens=max_prompt_tokens,
+            max_branch_tokens=max_branch_tokens,
+        )
+
+    def _repr_html_(self) -> str:
+        from langchain_pos.rendering import to_html
+
+        return to_html(self)
+
+    def _repr_markdown_(self) -> str:
+        from langchain_pos.rendering import to_markdown
+
+        return to_markdown(self)
 
 
 class ReasoningChunk(ReasoningResult):

@@ -233,7 +233,7 @@ class Engine:
             "error" and says why; the others are whole.
 
         Raises:
-            as `generate`, for what concerns all branches.
+            InvalidRequestError: as `generate`, and so on, for what concerns all branches.
         """
         longest = max((len(opening) for opening in openings), default=0)
         if not openings or not all(openings):

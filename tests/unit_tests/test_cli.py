@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from langchain_pos.cli_live import AnswerView, clean, show_stream
+from langchain_pos.cli_live import AnswerView, show_stream
 from langchain_pos.demo import DEMO_ANSWER, demo_question
+from langchain_pos.plain import clean
 from langchain_pos.schema import ReasoningChunk, ReasoningResult
 from tests.unit_tests.fake_runnable import BODIES, FakeLLM, llm, parallel_chunks, run
 

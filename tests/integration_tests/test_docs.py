@@ -1,0 +1,58 @@
+"""Every Python block of README and `docs/` runs, on the shipped model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+from langchain_pos.settings import ReasoningSettings
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SYBIL = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()])
+
+
+def blocks(page: Path) -> int:
+    """How many Python blocks a page has, counted without the library."""
+    return len(re.findall(r"^```python$", page.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def test_there_are_pages_with_blocks() -> None:
+    """The pages are found, so that the test below cannot pass by finding nothing."""
+    names = {page.name for page in PAGES if blocks(page)}
+    assert names >= {"README.md", "index.md", "chains.md", "documents.md", "streaming.md"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_blocks_of_a_page_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From top to bottom in one namespace; what a page asserts holds."""
+    monkeypatch.chdir(tmp_path)  # where a block may write files
+    document = SYBIL.parse(page)
+    examples = list(document.examples())
+    code = [example for example in examples if "source" in example.region.lexemes]
+    assert len(code) == blocks(page), "a block is not in a form that is found"
+    for example in examples:
+        example.evaluate()
+
+
+def test_every_link_between_pages_has_its_target() -> None:
+    """README links to files of the repository; the site's own links are checked by its build."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = [t for t in re.findall(r"\]\(([^)#]+)", text) if not t.startswith("http")]
+    assert targets
+    for target in targets:
+        assert (ROOT / target).exists(), target
+
+
+def test_every_setting_is_in_the_guide() -> None:
+    """The tuning page says of each setting when to turn it."""
+    page = (ROOT / "docs" / "guides" / "tuning.md").read_text(encoding="utf-8")
+    rows = "\n".join(line for line in page.splitlines() if line.startswith("| `"))
+    for name in ReasoningSettings.model_fields:
+        assert re.search(rf"`{name}\b", rows), name
