@@ -10,12 +10,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from langchain_pos.chat_models import ChatParallelReasoning
     from langchain_pos.demo import demo_question
     from langchain_pos.embedded import embedded_model_path
     from langchain_pos.engine.completion import Completion, TokenUsage
     from langchain_pos.engine.engine import Engine
     from langchain_pos.engine.sampling import SamplingParams
     from langchain_pos.errors import (
+        AnswerTimeoutError,
         ContextLengthError,
         InvalidRequestError,
         ModelLoadError,
@@ -46,12 +48,14 @@ if TYPE_CHECKING:
     __version__: str
 
 _MODULES = {
+    "chat_models": ("ChatParallelReasoning",),
     "demo": ("demo_question",),
     "embedded": ("embedded_model_path",),
     "engine.completion": ("Completion", "TokenUsage"),
     "engine.engine": ("Engine",),
     "engine.sampling": ("SamplingParams",),
     "errors": (
+        "AnswerTimeoutError",
         "ContextLengthError",
         "InvalidRequestError",
         "ModelLoadError",
@@ -82,8 +86,10 @@ _MODULES = {
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "AnswerTimeoutError",
     "Block",
     "BranchResult",
+    "ChatParallelReasoning",
     "Completion",
     "ContextLengthError",
     "Engine",
