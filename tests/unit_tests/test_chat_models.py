@@ -214,6 +214,7 @@ class TestMessages:
             ({"logprobs": True, "mode": "parallel"}, "sequential"),
             ({"nonsense": 1}, "nonsense"),
             ({"tool_choice": "any"}, "bind_tools"),
+            ({"conclude": False}, "ParallelReasoningLLM"),
             ({"response_format": {"type": "xml"}}, "response_format"),
         ],
     )
