@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from langchain_pos.chat_models import ChatParallelReasoning
     from langchain_pos.demo import demo_question
     from langchain_pos.documents import DocumentsAnswer, Reading, read_documents_chain
     from langchain_pos.embedded import embedded_model_path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from langchain_pos.engine.engine import Engine
     from langchain_pos.engine.sampling import SamplingParams
     from langchain_pos.errors import (
+        AnswerTimeoutError,
         ContextLengthError,
         InvalidRequestError,
         MissingExtraError,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _MODULES = {
+    "chat_models": ("ChatParallelReasoning",),
     "demo": ("demo_question",),
     "documents": ("DocumentsAnswer", "Reading", "read_documents_chain"),
     "embedded": ("embedded_model_path",),
@@ -55,6 +58,7 @@ _MODULES = {
     "engine.engine": ("Engine",),
     "engine.sampling": ("SamplingParams",),
     "errors": (
+        "AnswerTimeoutError",
         "ContextLengthError",
         "InvalidRequestError",
         "MissingExtraError",
@@ -86,8 +90,10 @@ _MODULES = {
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "AnswerTimeoutError",
     "Block",
     "BranchResult",
+    "ChatParallelReasoning",
     "Completion",
     "ContextLengthError",
     "DocumentsAnswer",

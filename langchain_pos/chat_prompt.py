@@ -6,9 +6,10 @@ user's text are encoded apart, and only the template's special tokens are specia
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from langchain_pos.engine.text import encode_continuation, encode_text
 from langchain_pos.errors import InvalidRequestError
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
 Message = tuple[str, str]
 """Role ("system", "user" or "assistant") and text."""
+Turn = dict[str, Any]
+"""A message as chat templates take it: `role`, `content`, and `tool_calls` or `tool_call_id`."""
+
+_MARK = re.compile("\ue000(\\d+)\ue001")
+"""Stands where a message's text goes: private-use characters around its number."""
 
 _PLAIN_ROLES = {"system": "", "user": "Question: ", "assistant": "Answer: "}
 
@@ -32,34 +38,97 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     Raises:
         InvalidRequestError: the template refuses the messages; its own words are given.
     """
+    return encode_turns(tokenizer, [{"role": role, "content": text} for role, text in messages])
+
+
+def encode_turns(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Turn],
+    tools: Sequence[dict[str, Any]] = (),
+) -> list[int]:
+    """As `encode_prompt`, for turns that may hold tool calls, with tools for the template."""
     if not getattr(tokenizer, "chat_template", None):
-        return _plain_prompt(tokenizer, messages)
-    contents = [text for _, text in messages]
-    if not _spells_special_token(tokenizer, contents):
-        text = _render(tokenizer, messages)
+        return _plain_prompt(tokenizer, [(turn["role"], turn["content"]) for turn in turns])
+    marked, texts = _mark(turns)
+    if not _spells_special_token(tokenizer, texts):
+        text = _render(tokenizer, turns, tools)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    # A private-use character marks where each message's text goes.
-    marks = [f"\ue000{index}\ue001" for index in range(len(messages))]
-    marked = [(role, mark) for (role, _), mark in zip(messages, marks, strict=True)]
     ids: list[int] = []
-    for piece in re.split("(\ue000\\d+\ue001)", _render(tokenizer, marked)):
-        if piece in marks:
-            ids += encode_continuation(tokenizer, contents[marks.index(piece)])
+    for place, piece in enumerate(_MARK.split(_render(tokenizer, marked, tools))):
+        if place % 2:
+            ids += encode_continuation(tokenizer, texts[int(piece)])
         elif piece:
             ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
     return ids
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
-    chat = [{"role": role, "content": text} for role, text in messages]
+def is_rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Turn],
+    tools: Sequence[dict[str, Any]] = (),
+) -> bool:
+    """Whether the template takes these turns and tools, and leaves nothing of them out."""
+    marked, texts = _mark(turns)
+    try:
+        text = _render(tokenizer, marked, tools)
+        shows_tools = not tools or text != _render(tokenizer, marked, ())
+    except InvalidRequestError:
+        return False
+    calls = [call["function"]["name"] for turn in turns for call in turn.get("tool_calls", ())]
+    seen = {int(place) for place in _MARK.findall(text)}
+    return shows_tools and seen == set(range(len(texts))) and all(name in text for name in calls)
+
+
+def _mark(turns: Sequence[Turn]) -> tuple[list[Turn], list[str]]:
+    """The turns with a mark in place of each text, and the texts by their marks' numbers."""
+    texts: list[str] = []
+
+    def mark(text: str) -> str:
+        if not text:  # templates ask whether there is any
+            return ""
+        texts.append(text)
+        return f"\ue000{len(texts) - 1}\ue001"
+
+    def mark_leaves(value: Any) -> Any:
+        if isinstance(value, str):  # a template writes arguments as JSON
+            return mark(json.dumps(value, ensure_ascii=False)[1:-1])
+        if isinstance(value, dict):
+            return {key: mark_leaves(item) for key, item in value.items()}
+        return [mark_leaves(item) for item in value] if isinstance(value, list) else value
+
+    marked = []
+    for turn in turns:
+        copy = {**turn, "content": mark(turn["content"])}
+        if "tool_calls" in turn:
+            copy["tool_calls"] = [
+                {
+                    **call,
+                    "function": {
+                        **call["function"],
+                        "arguments": mark_leaves(call["function"]["arguments"]),
+                    },
+                }
+                for call in turn["tool_calls"]
+            ]
+        marked.append(copy)
+    return marked, texts
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], tools: Sequence[dict[str, Any]]
+) -> str:
     try:
         # A model that may think aloud first (Qwen3) would do so inside the skeleton; templates
         # that know no thinking pay no heed to the setting.
         rendered = tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            list(turns),
+            tools=list(tools) or None,
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
         )
     except Exception as error:  # jinja2 raises what the template's author wrote
-        roles = ", ".join(role for role, _ in messages)
+        roles = ", ".join(turn["role"] for turn in turns)
         raise InvalidRequestError(
             f"the model's chat template refuses these messages ({roles}): {error}"
         ) from error

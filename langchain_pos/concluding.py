@@ -22,6 +22,7 @@ from langchain_pos.trunk import Trunk
 
 if TYPE_CHECKING:
     from langchain_pos.budget import Budget
+    from langchain_pos.engine.constraints import Constraint
     from langchain_pos.engine.decoding import DecodingSequence, Feed, Steps
     from langchain_pos.engine.engine import Engine
     from langchain_pos.progress import Progress
@@ -66,6 +67,7 @@ class Concluder:
         seed: the request's seed.
         budget: what fits.
         progress: is told the text and counts the tokens.
+        constraint: the language that a conclusion must belong to; then it opens no further block.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Concluder:
         seed: int,
         budget: Budget,
         progress: Progress,
+        constraint: Constraint | None = None,
     ) -> None:
         self._engine = engine
         self._settings = settings
@@ -83,6 +86,7 @@ class Concluder:
         self._seed = seed
         self._budget = budget
         self._progress = progress
+        self._constraint = constraint
 
     def conclude(
         self,
@@ -114,7 +118,7 @@ class Concluder:
             first = reuse(self._engine, trunk, branches, grown)
         else:
             trunk.settle(joined)
-        may_open = block < self._settings.max_blocks
+        may_open = block < self._settings.max_blocks and self._constraint is None
         budget = self._budget.conclusion
         return (yield from self._write(trunk, budget, may_open=may_open, first=first))
 
@@ -148,6 +152,7 @@ class Concluder:
             sampling=self._sampling,
             seed=derive_seed(self._seed, "conclusion", settled),
             stop=self._settings.stop,
+            constraint=self._constraint,
             strip=not so_far,
             context_ids=before,
             on_text=told.push,

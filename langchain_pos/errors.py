@@ -79,5 +79,12 @@ class MissingExtraError(ParallelReasoningError, ImportError):
     """
 
 
+class AnswerTimeoutError(ParallelReasoningError, TimeoutError):
+    """An answer took longer than the `timeout` of the chat model; what it held is free again.
+
+    Remedy: a longer `timeout`, or smaller budgets.
+    """
+
+
 class RequestCancelled(ParallelReasoningError):
     """The request was cancelled while another thread still waited for it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from langchain_pos.errors import ModelLoadError
 
@@ -23,10 +24,13 @@ class LoadedEngines:
         self._lock = threading.Lock()
         self._engines: list[tuple[str | None, dict[str, Any], Engine]] = []
         self._given: tuple[str | None, Engine] | None = None
+        self.identity: str | None = None
+        """Tells given engines apart in cache keys: two models of one name may differ in weights."""
 
     def give(self, name: str | None, options: dict[str, Any], engine: Engine) -> None:
         """Keep an engine that exists already."""
         self._given = name, engine
+        self.identity = uuid4().hex
         self._engines.append((name, options, engine))
 
     def get(self, name: str | None, options: dict[str, Any]) -> Engine:

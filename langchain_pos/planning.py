@@ -12,10 +12,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
+from tenacity import IterState, Retrying, retry_if_exception_type, stop_after_attempt
 
 from langchain_pos.engine.completion import DraftUsage
 from langchain_pos.engine.constraints import Constraint
@@ -36,6 +36,27 @@ if TYPE_CHECKING:
     from langchain_pos.settings import ReasoningSettings
 
 _RETRY_TEMPERATURE = 0.7
+
+
+class _Retrying(Retrying):
+    """Keeps its state itself, where tenacity keeps it in the thread.
+
+    A request is stepped by whichever thread drives the engine, so its attempts move between
+    threads.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._figures: dict[str, Any] = {}
+        self._state = IterState()
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        return self._figures
+
+    @property
+    def iter_state(self) -> IterState:
+        return self._state
 
 
 class Planner:
@@ -91,7 +112,7 @@ class Planner:
         """
         wrong: str | None = None
         asked: list[list[int]] = []
-        retrying = Retrying(
+        retrying = _Retrying(
             stop=stop_after_attempt(self._settings.max_plan_attempts),
             retry=retry_if_exception_type(PlanFormatError),
             reraise=True,

@@ -45,6 +45,7 @@ class Progress:
             )
         self.attempts = 0
         self.output_tokens = 0
+        self.stage_tokens: dict[Stage, int] = {"plan": 0, "expand": 0, "conclude": 0}
         self.drafts = DraftUsage()
         self._queued_at = time.perf_counter()
         self._started_at = self._queued_at
@@ -66,13 +67,15 @@ class Progress:
 
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:
-        """Time and forward passes inside count for `stage`."""
+        """Time, forward passes and tokens inside count for `stage`."""
         began, passes = time.perf_counter(), self._request.passes
+        tokens = self.output_tokens
         try:
             yield
         finally:
             self._seconds[stage] += time.perf_counter() - began
             self._passes[stage] += self._request.passes - passes
+            self.stage_tokens[stage] += self.output_tokens - tokens
 
     # -------------------------------------------------------------------- spans
 

@@ -32,6 +32,7 @@ from langchain_pos.errors import (
     NonFiniteLogitsError,
     PlanFormatError,
 )
+from langchain_pos.form import PLAIN, AnswerForm
 from langchain_pos.planning import Planner, given_plan
 from langchain_pos.progress import Progress
 from langchain_pos.prompts import ReasoningPrompts, opening, prompts_for
@@ -101,9 +102,10 @@ class Reasoner:
         *,
         deltas: bool = False,
         spans: bool = False,
+        form: AnswerForm = PLAIN,
     ) -> Answer:
         """What `submit` does without queueing it: `Answer.submit` does that, at once."""
-        return Answer(self, ask, settings, deltas=deltas, spans=spans)
+        return Answer(self, ask, settings, deltas=deltas, spans=spans, form=form)
 
 
 class Answer:
@@ -117,13 +119,16 @@ class Answer:
         *,
         deltas: bool,
         spans: bool = False,
+        form: AnswerForm = PLAIN,
     ) -> None:
         self.engine = reasoner.engine
+        self.form = form
         self.ask = ask
         self.settings = settings
         self.prompts = reasoner.prompts or prompts_for(ask.question)
         self.model_name = reasoner.model_name
         self.progress = Progress(deltas=deltas, spans=spans)
+        self.written_ids: tuple[int, ...] = ()  # of an ordinary answer
         self.sampling = SamplingParams(
             temperature=settings.temperature,
             top_k=settings.top_k,
@@ -148,6 +153,8 @@ class Answer:
         self.prompt_ids = self._plan_prompt(None) if parallel else self.sequential_ids
         longest = max(len(self.prompt_ids), len(self.sequential_ids))
         self.budget = Budget.of(self.engine, longest, settings, self.given)
+        if form.constraint is not None:
+            self.engine.constraints.state(form.constraint)  # compiled here, while others decode
 
     def submit(self) -> Request[ReasoningResult]:
         """Queue it."""
@@ -172,7 +179,13 @@ class Answer:
             return (yield from self.answer_sequentially(reason))
 
         concluder = Concluder(
-            self.engine, self.settings, self.sampling, self.seed, self.budget, self.progress
+            self.engine,
+            self.settings,
+            self.sampling,
+            self.seed,
+            self.budget,
+            self.progress,
+            self.form.constraint,
         )
         blocks: list[Block] = []
         while plan is not None:
@@ -389,15 +402,18 @@ class Answer:
             seed=derive_seed(self.seed, "sequential"),
             stop=self.settings.stop,
             strip=True,
+            constraint=self.form.constraint,
             on_text=self.progress.conclusion_text,
             context_ids=known,
             lookup=PromptLookup(known) if self.settings.drafts else None,
+            logprobs=self.form.logprobs,
         )
         with self.progress.stage("conclude"):
             self.progress.open("conclude", [])
             yield from decode([sequence])
+            self.progress.output_tokens += len(sequence.token_ids)
         done = sequence.completion()
-        self.progress.output_tokens += len(done.token_ids)
+        self.written_ids = done.token_ids
         self.progress.drafts += done.drafts
         if done.error is not None:
             raise NonFiniteLogitsError(done.error)
@@ -462,6 +478,8 @@ class Answer:
     def _encode(self, text: str) -> list[int]:
         messages = self._messages(text)
         self.progress.prompt(messages)
+        if self.form.encode is not None:
+            return self.form.encode(text)
         return encode_prompt(self.engine.tokenizer, messages)
 
     def _messages(self, text: str) -> list[tuple[str, str]]:

@@ -7,8 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForChainRun,
@@ -20,14 +19,12 @@ from langchain_core.runnables.config import (
     get_config_list,
     run_in_executor,
 )
-from pydantic import ConfigDict, Field
-from pydantic.json_schema import SkipJsonSchema
+from pydantic import ConfigDict
 
 from langchain_pos.asked import Asked, answer_all
 from langchain_pos.graph import reasoning_graph
 from langchain_pos.inputs import ReasoningInput, as_request, sum_up
-from langchain_pos.loaded import LoadedEngines
-from langchain_pos.prompts import ReasoningPrompts, load_prompts
+from langchain_pos.local_model import LocalModel
 from langchain_pos.schema import ReasoningChunk, ReasoningResult
 from langchain_pos.settings import ReasoningSettings
 from langchain_pos.tracing import RunTracer
@@ -35,15 +32,14 @@ from langchain_pos.tracing import RunTracer
 if TYPE_CHECKING:
     from langchain_core.runnables.graph import Graph
 
-    from langchain_pos.engine.engine import Engine
-    from langchain_pos.reasoner import Answer, Reasoner
+    from langchain_pos.reasoner import Answer
 
 _AsyncChunks = AsyncGenerator[ReasoningChunk, None]
 _Manager = CallbackManagerForChainRun | AsyncCallbackManagerForChainRun
 
 
 class ParallelReasoningLLM(
-    RunnableSerializable[ReasoningInput, ReasoningResult], ReasoningSettings
+    LocalModel, RunnableSerializable[ReasoningInput, ReasoningResult], ReasoningSettings
 ):
     """Answers a question by parallel reasoning on a local model.
 
@@ -60,109 +56,7 @@ class ParallelReasoningLLM(
         'name: Lily Wilson'
     """
 
-    model: str | None = None
-    """Folder or Hugging Face hub name; None is the model that ships with the package."""
-    dtype: str = "auto"
-    """"auto" (the checkpoint's) or a torch dtype's name."""
-    device: str = "auto"
-    """"auto", "cpu", "cuda", "cuda:1", "mps"."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub."""
-    attn_implementation: str = "auto"
-    """"auto", "sdpa" or "eager"."""
-    max_slots: int | None = Field(default=None, ge=1)
-    """KV-cache slots to hold at most; None takes what fits in half of the free memory."""
-    draft_rows: int | None = Field(default=None, ge=1)
-    """Rows of a forward pass that drafts may fill; None: measured when the model is loaded."""
-    prefix_cache_tokens: int = Field(default=16384, ge=0)
-    """Tokens of questions whose keys and values are kept for later ones that begin alike."""
-    cuda_graphs: bool | None = None
-    """Record forward passes as CUDA graphs; None: where the model lies on one CUDA device."""
-    pack_weights: bool | None = None
-    """Rewrite the weights for faster steps on a CPU; None: unless the model was given loaded."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model."""
-    use_safetensors: bool = True
-    """Refuse pickled weights."""
-    model_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """For transformers' `from_pretrained`: `device_map`, `quantization_config`, …"""
-    prompts: ReasoningPrompts | None = None
-    """What is said to the model; None: its own wording if its folder carries one, else English or
-    Chinese by the question's script."""
-
-    engines: SkipJsonSchema[LoadedEngines] = Field(
-        default_factory=LoadedEngines, exclude=True, repr=False
-    )
-    """The loaded model, shared by the copies that LangChain makes; leave it alone."""
-
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
-
-    # ------------------------------------------------------------------ the model
-
-    @classmethod
-    def from_model(cls, model: Any, tokenizer: Any, **fields: Any) -> Self:
-        """A runnable over a transformers model and tokenizer that are loaded already."""
-        from langchain_pos.engine.engine import Engine
-
-        return cls.from_engine(
-            Engine(
-                model,
-                tokenizer,
-                attn_implementation=fields.get("attn_implementation", "auto"),
-                max_slots=fields.get("max_slots"),
-                draft_rows=fields.get("draft_rows"),
-                prefix_cache_tokens=fields.get("prefix_cache_tokens", 16384),
-                cuda_graphs=fields.get("cuda_graphs"),
-                pack_weights=bool(fields.get("pack_weights")),
-            ),
-            **fields,
-        )
-
-    @classmethod
-    def from_engine(cls, engine: Engine, **fields: Any) -> Self:
-        """A runnable over an engine; several may share one, and its forward passes."""
-        name = str(getattr(engine.model, "name_or_path", "") or "") or None
-        runnable = cls(**{"model": name, **fields})
-        runnable.engines.give(name, runnable._load_options(), engine)
-        return runnable
-
-    @property
-    def engine(self) -> Engine:
-        """The engine; loads the model if need be.
-
-        Raises:
-            ModelLoadError, UnsupportedModelError: it cannot serve.
-        """
-        return self.engines.get(self.model, self._load_options())
-
-    @property
-    def reasoner(self) -> Reasoner:
-        """The three stages over `engine`."""
-        from langchain_pos.reasoner import Reasoner
-
-        engine = self.engine
-        name = self.model or str(getattr(engine.model, "name_or_path", "") or "")
-        folder = Path(name).expanduser() if name else None
-        if folder is None or not folder.is_dir():
-            return Reasoner(engine, prompts=self.prompts, model_name=name)
-        prompts = self.prompts or load_prompts(folder)
-        return Reasoner(engine, prompts=prompts, model_name=folder.name)
-
-    def _load_options(self) -> dict[str, Any]:
-        return {
-            "dtype": self.dtype,
-            "device": self.device,
-            "revision": self.revision,
-            "attn_implementation": self.attn_implementation,
-            "max_slots": self.max_slots,
-            "draft_rows": self.draft_rows,
-            "prefix_cache_tokens": self.prefix_cache_tokens,
-            "cuda_graphs": self.cuda_graphs,
-            "pack_weights": self.pack_weights,
-            "trust_remote_code": self.trust_remote_code,
-            "use_safetensors": self.use_safetensors,
-            **self.model_kwargs,
-        }
 
     # ------------------------------------------------------------------ one question
 

@@ -48,6 +48,22 @@ class DraftUsage:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """How likely the model held one token of a completion to be.
+
+    Attributes:
+        token_id: the token.
+        logprob: natural logarithm of its probability, before temperature, penalties and grammar;
+            0 for a token that a grammar wrote without asking the model.
+        top: the likeliest tokens at this place with theirs, the likeliest first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Completion:
     """One finished sequence.
 

@@ -6,10 +6,12 @@ Three nouns in order, as in xgrammar, which does the work: a `Constraint` is a s
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import xgrammar
@@ -25,11 +27,13 @@ class Constraint:
     """A language that a completion must belong to.
 
     Attributes:
-        kind: "ebnf" (xgrammar's dialect), "json_schema" or "regex".
-        text: the grammar, the schema as JSON text, or the regular expression.
+        kind: "ebnf" (xgrammar's dialect), "json_schema" (JSON on one line, spaced as `json.dumps`
+            does), "regex", or "structural_tag" (xgrammar's JSON form of texts with tags; schemas
+            in it are held to as under "json_schema").
+        text: the grammar, the schema or tags as JSON text, or the regular expression.
     """
 
-    kind: Literal["ebnf", "json_schema", "regex"]
+    kind: Literal["ebnf", "json_schema", "regex", "structural_tag"]
     text: str
 
 
@@ -69,26 +73,53 @@ class ConstraintCompiler:
             "ebnf": self._compiler.compile_grammar,
             "json_schema": lambda schema: self._compiler.compile_grammar(_json_grammar(schema)),
             "regex": self._compiler.compile_regex,
+            "structural_tag": lambda tag: self._compiler.compile_structural_tag(_safe_tag(tag)),
         }
         try:
             return compilers[constraint.kind](constraint.text)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
+            reason = _PLACE_IN_SOURCE.sub("", str(error)).strip()
             raise InvalidRequestError(
-                f"this {constraint.kind} constraint cannot be compiled: {error}"
+                f"this {constraint.kind} constraint cannot be compiled: {reason}"
             ) from error
 
 
-def _json_grammar(schema: str) -> xgrammar.Grammar:
-    """The grammar of a JSON schema, on one line, without what JSON forbids in strings.
+_PLACE_IN_SOURCE = re.compile(r"^\[[\d:]+\] \S+:\d+: ")
+_ESCAPE_RULE = re.compile(r"^basic_escape ::= .*$", re.MULTILINE)
 
-    xgrammar 0.2 lets control characters through where a string's length is bounded, and
-    everywhere the bytes of half a surrogate pair, which no tokenizer decodes to one character.
+
+def _json_grammar(schema: str) -> str:
+    """The grammar of a JSON schema, on one line: what it allows can be read and written again.
+
+    Three things that xgrammar 0.2 allows in strings are taken out. Where the length is bounded,
+    control characters would pass, which JSON forbids. An escape may be half of a surrogate pair,
+    which is no character; the characters themselves need no escape. And the bytes of such a half
+    count as one character there, but are decoded as three U+FFFD, so a bound would not hold.
+    (A string with a `pattern` is xgrammar's own affair: it may hold those bytes.)
+    Numbers are bounded where Python's end: an integer has 200 digits, an exponent two.
     """
     grammar = str(xgrammar.Grammar.from_json_schema(schema, any_whitespace=False))
-    strict = r"[^\0-\x1f\"\\\r\n\uD800-\uDFFF]"
     for character in (r"[^\"\\\r\n]", r"[^\0-\x1f\"\\\r\n]"):
-        grammar = grammar.replace(character, strict)
-    return xgrammar.Grammar.from_ebnf(grammar)
+        grammar = grammar.replace(character, r"[^\0-\x1f\"\\\r\n\ud800-\udfff]")
+    grammar = grammar.replace("[1-9] [0-9]*", "[1-9] [0-9]{0,199}")
+    exponent = "basic_number_4 basic_number_digits"
+    grammar = grammar.replace(f"{exponent}{{1, -1}}", f"{exponent}{{1, 2}}")
+    return _ESCAPE_RULE.sub(lambda _: r"""basic_escape ::= (([\"\\/bfnrt]))""", grammar)
+
+
+def _safe_tag(text: str) -> str:
+    """A structural tag whose schemas are replaced by their `_json_grammar`s."""
+
+    def walk(part: Any) -> Any:
+        if isinstance(part, list):
+            return [walk(item) for item in part]
+        if not isinstance(part, dict):
+            return part
+        if part.get("type") == "json_schema" and "json_schema" in part:
+            return {"type": "grammar", "grammar": _json_grammar(json.dumps(part["json_schema"]))}
+        return {key: walk(value) for key, value in part.items()}
+
+    return json.dumps(walk(json.loads(text)))
 
 
 class ConstraintState:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from langchain_pos.engine.completion import Completion, DraftUsage, FinishReason, TokenUsage
 from langchain_pos.engine.constraints import ConstraintState
-from langchain_pos.engine.sampling import RowSampling, SamplingParams
+from langchain_pos.engine.sampling import Logprobs, RowSampling, SamplingParams
 from langchain_pos.engine.segments import Segment
 from langchain_pos.engine.speculation import (
     NO_DRAFT,
@@ -89,6 +89,7 @@ class DecodingSequence:
         lookup: what drafts are looked up in; None for no drafts.
         guess: asked for a draft before `lookup` is; may return an empty one.
         on_token: called after each token; may `force` text.
+        logprobs: told how likely each token was.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class DecodingSequence:
         lookup: PromptLookup | None = None,
         guess: Callable[[DecodingSequence], Draft] | None = None,
         on_token: Callable[[DecodingSequence], None] | None = None,
+        logprobs: Logprobs | None = None,
     ) -> None:
         self.segment = segment
         self.prompt_ids = tuple(prompt_ids)
@@ -125,6 +127,7 @@ class DecodingSequence:
         self._lookup = None if lookup is None else PromptLookup(prompt_ids, lookup)
         self._guess = guess
         self._on_token = on_token or (lambda sequence: None)
+        self._logprobs = logprobs
         self._draft = NO_DRAFT
         self._draft_length = DraftLength()
         self.drafts = DraftUsage()
@@ -152,7 +155,9 @@ class DecodingSequence:
         if self._sampling.repetition_penalty != 1:
             history = (*self._context, *self.token_ids)
         step = len(self.token_ids)
-        sampling = RowSampling(self._sampling, self._seed, step, history, self.constraint)
+        sampling = RowSampling(
+            self._sampling, self._seed, step, history, self.constraint, self._logprobs
+        )
         if self._begin is None:
             self._begin = self.segment.end
         self._draft, draft_sampling = (
@@ -234,8 +239,9 @@ class DecodingSequence:
             history = (*history, token_id) if history else history
             free = place + 1 >= len(draft) or draft.expected[place + 1] is not None
             ahead = state.fork() if state is not None and free else None
+            step = sampling.step + place + 1
             rows.append(
-                RowSampling(self._sampling, self._seed, sampling.step + place + 1, history, ahead)
+                RowSampling(self._sampling, self._seed, step, history, ahead, self._logprobs)
             )
         return draft.shortened(len(rows)), rows
 

@@ -17,7 +17,7 @@ from langchain_pos.engine.forward import ForwardPass
 from langchain_pos.engine.loading import load, prepare
 from langchain_pos.engine.measuring import DRAFT_ROWS, free_rows
 from langchain_pos.engine.packing import PackedModelError, can_pack, pack
-from langchain_pos.engine.sampling import SamplingParams, derive_seed
+from langchain_pos.engine.sampling import Logprobs, SamplingParams, derive_seed
 from langchain_pos.engine.scheduler import Request, Scheduler
 from langchain_pos.engine.segments import Segment
 from langchain_pos.engine.speculation import Draft, PromptLookup
@@ -297,6 +297,7 @@ class Engine:
         lookup: PromptLookup | None = None,
         guess: Callable[[DecodingSequence], Draft] | None = None,
         on_token: Callable[[DecodingSequence], None] | None = None,
+        logprobs: Logprobs | None = None,
     ) -> DecodingSequence:
         """A sequence for this tokenizer and its EOS; see `DecodingSequence`."""
         return DecodingSequence(
@@ -315,6 +316,7 @@ class Engine:
             lookup=lookup,
             guess=guess,
             on_token=on_token,
+            logprobs=logprobs,
         )
 
     def fork(self, segment: Segment, at: int | None = None) -> Segment:

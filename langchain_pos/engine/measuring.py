@@ -19,8 +19,8 @@ def free_rows(forward: ForwardPass) -> int:
     """Rows that cost at most 1.3 times as much as one: one of 8, 16, 32, 64, 128, 256.
 
     All sizes are timed in turn, several times, and the fastest pass of each counts, so that what
-    else the machine is doing hits all alike. Takes about half a second at most; a model too slow to be
-    measured in that time gets `DRAFT_ROWS`.
+    else the machine is doing hits all alike. Takes about half a second at most; a model too slow
+    to be measured in that time gets `DRAFT_ROWS`.
     """
     ledger = Ledger()
     root = forward.forest.root(ledger)

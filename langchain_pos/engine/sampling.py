@@ -22,6 +22,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from langchain_pos.engine.completion import TokenLogprob
 from langchain_pos.engine.constraints import ConstraintState, apply_constraints
 from langchain_pos.errors import InvalidRequestError, NonFiniteLogitsError
 
@@ -83,6 +84,35 @@ class SamplingParams:
         return warpers
 
 
+class Logprobs:
+    """Collects the log-probabilities of one sequence's tokens while they are sampled.
+
+    Args:
+        top: alternatives to keep at each place; may be 0.
+    """
+
+    def __init__(self, top: int = 0) -> None:
+        self.top = top
+        self._seen: dict[int, TokenLogprob] = {}  # by the token's place
+
+    def note(self, step: int, token_id: int, logprobs: torch.Tensor) -> None:
+        """Keep what `[vocabulary]` log-probabilities say of the token sampled at a place.
+
+        A place that is sampled once more, behind a rejected draft, is overwritten.
+        """
+        values, ids = logprobs.topk(min(self.top, len(logprobs)))
+        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+        self._seen[step] = TokenLogprob(token_id, float(logprobs[token_id]), top)
+
+    def of(self, token_ids: Sequence[int]) -> list[TokenLogprob]:
+        """One entry for each token of a finished sequence."""
+        seen = [self._seen.get(place) for place in range(len(token_ids))]
+        return [
+            found if found is not None and found.token_id == token_id else TokenLogprob(token_id, 0)
+            for token_id, found in zip(token_ids, seen, strict=True)
+        ]
+
+
 @dataclass(frozen=True)
 class RowSampling:
     """What one row of logits is sampled with.
@@ -93,6 +123,7 @@ class RowSampling:
         step: the token's place in its completion, from 0.
         history: tokens so far, prompt included, for the repetition penalty.
         constraint: the grammar's state, None for free text.
+        logprobs: told how likely the token was; None where nobody asks.
     """
 
     params: SamplingParams
@@ -100,6 +131,7 @@ class RowSampling:
     step: int
     history: Sequence[int] = ()
     constraint: ConstraintState | None = None
+    logprobs: Logprobs | None = None
 
     @property
     def plain(self) -> bool:
@@ -131,6 +163,8 @@ def sample(logits: torch.Tensor, rows: Sequence[RowSampling]) -> list[int | NonF
     Returns:
         a token id for each row, or the error for a row without a single usable logit.
     """
+    asked = [index for index, row in enumerate(rows) if row.logprobs is not None]
+    logprobs = logits[asked].float().log_softmax(dim=-1) if asked else None
     # 1. The likeliest token is all that most rows want. The model's own failures show here too,
     #    before a grammar turns logits into minus infinity.
     best, tokens = likeliest(logits)
@@ -146,6 +180,11 @@ def sample(logits: torch.Tensor, rows: Sequence[RowSampling]) -> list[int | NonF
 
     # 3. One copy to the host.
     chosen_tokens, failures = torch.stack([tokens, broken.to(tokens.dtype)]).tolist()
+    if logprobs is not None:
+        for index, told in zip(asked, logprobs.cpu(), strict=True):
+            sink = rows[index].logprobs
+            if sink is not None and not failures[index]:
+                sink.note(rows[index].step, chosen_tokens[index], told)
     return [
         NonFiniteLogitsError(
             "the model returned NaN or infinite logits, or none for what the grammar allows; try "

@@ -270,3 +270,72 @@ def test_json_is_on_one_line_and_readable(
     schema = {"type": "object", "properties": {"s": string}, "required": ["s"]}
     state = engine.constraints.state(Constraint("json_schema", json.dumps(schema)))
     assert state._matcher.accept_string(text) is allowed
+
+
+@pytest.mark.parametrize("least", [0, 3])
+def test_bounded_strings_can_be_read(engine: Engine, least: int) -> None:
+    """No control characters, no half characters: it parses, and the bounds hold once decoded."""
+    text = {"type": "string", "minLength": least, "maxLength": 6}
+    schema = {"type": "object", "properties": {"a": text, "b": text}, "required": ["a", "b"]}
+    for seed in range(40):
+        done = write(engine, "json_schema", json.dumps(schema), seed)
+        assert done.finish_reason == "stop"
+        assert all(least <= len(value) <= 6 for value in json.loads(done.text).values())
+
+
+def test_free_strings_hold_no_half_of_a_surrogate_pair(engine: Engine) -> None:
+    """What is written can be encoded again."""
+    schema = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 3}
+    ended = 0
+    for seed in range(40):
+        done = write(engine, "json_schema", json.dumps(schema), seed, budget=300)
+        if done.finish_reason == "stop":  # a string without a bound may go on
+            json.dumps(json.loads(done.text), ensure_ascii=False).encode()
+            ended += 1
+    assert ended > 10
+
+
+def test_tags(engine: Engine) -> None:
+    """Between the tags a schema holds; its trigger may come at any place of free text."""
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    tag = {
+        "type": "tag",
+        "begin": "<call>",
+        "content": {"type": "json_schema", "json_schema": schema},
+        "end": "</call>",
+    }
+    forced = {"type": "tags_with_separator", "tags": [tag], "separator": ",", "at_least_one": True}
+    for seed in range(12):
+        text = json.dumps({"type": "structural_tag", "format": forced | {"stop_after_first": True}})
+        done = write(engine, "structural_tag", text, seed)
+        found = re.fullmatch(r"<call>(.*)</call>", done.text)
+        assert found
+        assert isinstance(json.loads(found[1])["a"], bool)
+    free = {"type": "triggered_tags", "triggers": ["<call>"], "tags": [tag]}
+    constraint = Constraint(
+        "structural_tag", json.dumps({"type": "structural_tag", "format": free})
+    )
+    state = engine.constraints.state(constraint)
+    assert state.accept_text("some text <call>")
+    assert not state.fork().accept_text("x")
+    assert state.accept_text('{"a": true}</call> more')
+
+
+@pytest.mark.parametrize("text", ["{", '{"type": "structural_tag", "format": {"type": "no"}}'])
+def test_tags_that_cannot_be_read(engine: Engine, text: str) -> None:
+    """They are refused, with the reason."""
+    with pytest.raises(InvalidRequestError, match="structural_tag constraint"):
+        engine.constraints.state(Constraint("structural_tag", text))
+
+
+def test_numbers_end(engine: Engine) -> None:
+    """No integer that Python refuses to read, and no float that is infinite."""
+    grammar = Constraint("json_schema", json.dumps({"type": "number"}))
+    digits = engine.constraints.state(grammar)
+    assert digits.accept_text("9" * 200)
+    assert not digits.fork().accept_text("9")
+    assert digits.accept_text("e+99")
+    assert not digits.accept_text("9")
+    integer = engine.constraints.state(Constraint("json_schema", json.dumps({"type": "integer"})))
+    assert integer.accept_text("-" + "9" * 200)
+    assert not integer.accept_text("9")

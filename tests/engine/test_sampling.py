@@ -12,13 +12,17 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from langchain_pos.engine import Engine, SamplingParams
+from langchain_pos.engine.decoding import Steps, decode
 from langchain_pos.engine.sampling import (
+    Logprobs,
     RowSampling,
     derive_seed,
     inverse_cdf,
     sample,
     uniform,
 )
+from langchain_pos.engine.scheduler import Request
+from langchain_pos.engine.speculation import PromptLookup
 from langchain_pos.errors import InvalidRequestError, NonFiniteLogitsError
 from tests.engine.tiny import ids, said, tiny_engine, tiny_model
 
@@ -236,3 +240,45 @@ def test_a_row_of_minus_infinity_is_broken_and_one_with_a_token_is_not() -> None
         first, second = sample(logits.clone(), [RowSampling(params, 0, 0)] * 2)
         assert isinstance(first, NonFiniteLogitsError)
         assert second == 3
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+@pytest.mark.parametrize("drafts", [False, True])
+def test_logprobs_are_the_models_own(temperature: float, drafts: bool) -> None:
+    """Those of one pass over the whole text, whatever is sampled with and however it is drafted."""
+    engine = tiny_engine()
+    prompt = ids(6) * 3  # repeats, so that there is something to draft
+    told = Logprobs(top=3)
+
+    def steps(request: Request[Any]) -> Steps[Any]:
+        sequence = engine.sequence(
+            engine.scheduler.root(request),
+            prompt,
+            max_new_tokens=12,
+            sampling=SamplingParams(temperature=temperature, repetition_penalty=1.2),
+            seed=5,
+            lookup=PromptLookup() if drafts else None,
+            logprobs=told,
+        )
+        yield from decode([sequence])
+        return sequence.completion()
+
+    done = engine.run(steps, reserve=len(prompt) + 12)
+    with torch.no_grad():
+        logits = engine.model(torch.tensor([[*prompt, *done.token_ids]])).logits[0].float()
+    wanted = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+    for row, seen in zip(wanted, told.of(done.token_ids), strict=True):
+        assert seen.logprob == pytest.approx(float(row[seen.token_id]), abs=1e-3)
+        top = row.topk(3)
+        assert [value for _, value in seen.top] == pytest.approx(top.values.tolist(), abs=1e-3)
+
+
+def test_logprobs_of_tokens_that_nobody_sampled() -> None:
+    """What a grammar wrote has probability one, and no alternatives."""
+    told = Logprobs(top=2)
+    told.note(0, 7, torch.tensor([0.5, 0.25, 0.25]).log().repeat(4))
+    seen, other, forced = told.of([7]), told.of([8]), told.of([7, 9])
+    assert seen[0].logprob == pytest.approx(math.log(0.25))
+    assert len(seen[0].top) == 2
+    assert (other[0].logprob, other[0].top) == (0, ())
+    assert (forced[1].logprob, forced[1].top) == (0, ())

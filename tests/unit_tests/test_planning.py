@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from langchain_pos import ParallelReasoningLLM
 from langchain_pos.errors import NonFiniteLogitsError, PlanFormatError
 from langchain_pos.grammar import PREAMBLE_CLOSE
+from langchain_pos.inputs import as_request
+from langchain_pos.settings import ReasoningSettings
 from tests.unit_tests.models import STUDENTS, TOKENIZERS, Script, scripted_llm
 
 ASKED = "Who?\n\nAnswer:\n"
@@ -215,3 +218,20 @@ class TestOtherTokenizers:
             texts.add(llm.invoke(question).text)
         assert len(texts) == 1
         assert texts.pop().endswith("name: Ben")
+
+
+def test_attempts_move_between_threads() -> None:
+    """Each pass may be driven by another thread; the next attempt follows all the same."""
+    llm, _ = scripted_llm({ASKED: [TWICE, GOOD], **REST, "(": GOOD})
+    request = llm.reasoner.submit(as_request("Who?"), ReasoningSettings.of(llm))
+    scheduler = llm.engine.scheduler
+
+    def one_pass() -> None:
+        before = request.passes
+        scheduler.wait(lambda: request.passes > before or request.done)
+
+    while not request.done:
+        thread = Thread(target=one_pass)
+        thread.start()
+        thread.join()
+    assert request.result().plan_attempts == 2
