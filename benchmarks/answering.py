@@ -166,7 +166,7 @@ class Answering:
 
         def steps(request: Request[_Planned]) -> Steps[_Planned]:
             asked.request = request  # type: ignore[assignment]
-            asked.progress.begin(request)  # type: ignore[arg-type]
+            asked.progress.begin(request, len(asked.prompt_ids))  # type: ignore[arg-type]
             plan, trunk, _ = yield from asked.plan()
             titles = plan.titles if plan is not None else ()
             openings = [trunk.encode(opening(title)) for title in titles]
