@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import closing
+from contextlib import aclosing, closing
 from typing import TYPE_CHECKING
-
-from langchain_core.runnables.config import run_in_executor
 
 from langchain_pos.errors import RequestCancelled
 from langchain_pos.schema import ReasoningChunk, ReasoningResult
 from langchain_pos.tracing import RunTracer, arun, run
+from langchain_pos.waiting import aevents
 
 if TYPE_CHECKING:
     from langchain_pos.engine.scheduler import Request, Scheduler
@@ -55,29 +53,17 @@ class Asked:
 
     async def achunks(self) -> AsyncGenerator[ReasoningChunk, None]:
         """The same; the passes run in a worker thread, one await for each."""
-        request, scheduler = self.request, self.scheduler
         try:
-            while True:
-                await run_in_executor(
-                    None, scheduler.wait, lambda: bool(request.events) or request.done
-                )
-                while request.events:
-                    event = request.events.popleft()
+            async with aclosing(aevents(self.scheduler, self.request)) as events:
+                async for event in events:
                     if isinstance(event, ReasoningChunk):
                         yield event
                     elif self._tracer is not None:
                         await arun(self._tracer.tell(event))
-                if request.done and not request.events:
-                    request.result()
-                    return
         except BaseException as error:
             if self._tracer is not None:
                 await arun(self._tracer.fail(error))
             raise
-        finally:
-            scheduler.cancel(request)
-            while not request.done:  # a pass is under way; its slots are free when it is over
-                await asyncio.sleep(0.001)
 
     def take_events(self) -> None:
         """Tell the tracer what has happened; nobody wants the chunks."""

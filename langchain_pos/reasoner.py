@@ -3,6 +3,7 @@
     reason
       ├─ plan       stage 1   the model writes a skeleton under a grammar (planning.py)
       ├─ expand     stage 2   a branch for each step; all decode together, one token each a pass
+      │                       (expanding.py)
       └─ conclude   stage 3   join, decode on; a step opens another block → back to stage 1
                               (concluding.py)
 
@@ -13,17 +14,13 @@ knowing of one another, and closing the generator cancels the question.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from langchain_pos.budget import Budget, no_gain
 from langchain_pos.chat_prompt import encode_prompt
 from langchain_pos.concluding import Concluder, Conclusion
-from langchain_pos.contracts import Closer, contract_for
-from langchain_pos.engine.constraints import Constraint
-from langchain_pos.engine.decoding import Feed, decode
+from langchain_pos.contracts import contract_for
+from langchain_pos.engine.decoding import decode
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
 from langchain_pos.engine.speculation import PromptLookup
 from langchain_pos.errors import (
@@ -32,26 +29,22 @@ from langchain_pos.errors import (
     NonFiniteLogitsError,
     PlanFormatError,
 )
+from langchain_pos.expanding import Expander
 from langchain_pos.form import PLAIN, AnswerForm
 from langchain_pos.planning import Planner, given_plan
 from langchain_pos.progress import Progress
-from langchain_pos.prompts import ReasoningPrompts, opening, prompts_for
+from langchain_pos.prompts import ReasoningPrompts, prompts_for
 from langchain_pos.schema import (
-    BODY_PLACEHOLDER,
-    END_MARK,
-    STEP_MARK,
     Block,
-    BranchResult,
     Plan,
     ReasoningChunk,
     ReasoningRequest,
     ReasoningResult,
-    Step,
 )
 from langchain_pos.trunk import Trunk
 
 if TYPE_CHECKING:
-    from langchain_pos.engine.decoding import DecodingSequence, Steps
+    from langchain_pos.engine.decoding import Steps
     from langchain_pos.engine.engine import Engine
     from langchain_pos.engine.scheduler import Request
     from langchain_pos.settings import ReasoningSettings
@@ -144,10 +137,6 @@ class Answer:
         if ask.steps is not None and settings.mode == "parallel":
             self.given = given_plan(ask.steps, settings.max_branches)
         self.contract = contract_for(settings.branch_schema, self.given)
-        self.constraint: Constraint | None = None
-        if self.contract is not None:
-            self.constraint = Constraint("json_schema", self.contract.json_schema)
-            self.engine.constraints.state(self.constraint)  # compiled here, before any work
         self.sequential_ids = self._encode(self.prompts.for_sequential(ask.question))
         parallel = settings.mode == "parallel"
         self.prompt_ids = self._plan_prompt(None) if parallel else self.sequential_ids
@@ -155,6 +144,9 @@ class Answer:
         self.budget = Budget.of(self.engine, longest, settings, self.given)
         if form.constraint is not None:
             self.engine.constraints.state(form.constraint)  # compiled here, while others decode
+        common = self.engine, settings, self.sampling, self.seed, self.budget, self.progress
+        self.expander = Expander(*common, self.contract)
+        self.concluder = Concluder(*common, form.constraint)
 
     def submit(self) -> Request[ReasoningResult]:
         """Queue it."""
@@ -178,15 +170,6 @@ class Answer:
         if plan is None:
             return (yield from self.answer_sequentially(reason))
 
-        concluder = Concluder(
-            self.engine,
-            self.settings,
-            self.sampling,
-            self.seed,
-            self.budget,
-            self.progress,
-            self.form.constraint,
-        )
         blocks: list[Block] = []
         while plan is not None:
             # Stage 2. All branches together.
@@ -194,7 +177,7 @@ class Answer:
             self.progress.tell(ReasoningChunk(stage="plan", blocks=tuple(_bare(blocks))))
             with self.progress.stage("expand"):
                 self.progress.open("expand", blocks)
-                branches = yield from self.expand(trunk, blocks)
+                branches, grown = yield from self.expander.expand(trunk, blocks)
             blocks[-1] = Block(plan=plan, branches=branches)
             self.progress.close(blocks[-1])
             if not self.settings.conclude:
@@ -202,9 +185,8 @@ class Answer:
 
             # Stage 3. The conclusion. It may open a further block: back to stage 1.
             with self.progress.stage("conclude"):
-                grown = [self.grown[index] for index in sorted(self.grown)]
                 self.progress.open("conclude", blocks)
-                conclusion = yield from concluder.conclude(trunk, branches, grown, len(blocks))
+                conclusion = yield from self.concluder.conclude(trunk, branches, grown, len(blocks))
                 self.progress.close(conclusion)
             plan = None
             if conclusion.title is not None:
@@ -215,7 +197,7 @@ class Answer:
                 if plan is None:
                     with self.progress.stage("conclude"):
                         self.progress.open("conclude", blocks, conclusion.text)
-                        conclusion = yield from concluder.conclude_on(trunk, conclusion)
+                        conclusion = yield from self.concluder.conclude_on(trunk, conclusion)
                         self.progress.close(conclusion)
         return self._result(tuple(blocks), conclusion)
 
@@ -225,13 +207,13 @@ class Answer:
         """The caller's steps or the model's plan, and the trunk that the branches grow on."""
         if self.given is not None:
             trunk = self._new_trunk(None)
-            self._lay_out(trunk, self.given)  # refuses what does not fit
+            self.expander.lay_out(trunk, self.given)  # refuses what does not fit
             return self.given, trunk, None
         planner = self._planner()
         try:
             plan, trunk = yield from planner.plan(self._new_trunk, self.budget.plan)
             if plan is not None:
-                self._lay_out(trunk, plan)
+                self.expander.lay_out(trunk, plan)
         except (PlanFormatError, ContextLengthError) as error:
             if self.settings.on_plan_failure == "raise":
                 raise
@@ -257,130 +239,13 @@ class Answer:
         try:
             plan = yield from planner.plan_further(trunk, so_far, title, max_tokens)
             if plan is not None:
-                self._lay_out(trunk, plan)
+                self.expander.lay_out(trunk, plan)
         except (PlanFormatError, ContextLengthError):  # e.g. one title twice, or no room for all
             return None
         finally:
             self.progress.output_tokens += planner.output_tokens
             self.progress.drafts += planner.drafts
         return plan
-
-    # ------------------------------------------------------------------ stage 2
-
-    def expand(self, trunk: Trunk, blocks: list[Block]) -> Steps[tuple[BranchResult, ...]]:
-        """Fork a branch for each step at the trunk's end, and decode them together."""
-        steps = blocks[-1].plan.steps
-        # 1. What a branch sees besides the trunk, how it opens, and how long it may get.
-        outline, openings, budgets = self._lay_out(trunk, blocks[-1].plan)
-        seen = [*trunk.token_ids, *outline]
-        parallel = self.budget.parallel(
-            len(seen), openings, budgets, self.settings.max_parallel_branches
-        )
-
-        lookup = PromptLookup(seen) if self.settings.drafts else None
-
-        # 2. A sequence for each step, made when its turn comes: one that waits holds no slots.
-        results = [BranchResult(index=index, title=step.title) for index, step in enumerate(steps)]
-        running: dict[DecodingSequence, tuple[int, float, Closer | None]] = {}
-        self.grown: dict[int, DecodingSequence] = {}
-
-        def sequences() -> Iterator[DecodingSequence]:
-            for index, (ids, step) in enumerate(zip(openings, steps, strict=True)):
-                seed, closer = step.seed, None
-                if seed is None:
-                    seed = derive_seed(self.seed, "branch", len(blocks), index)
-                if self.contract is not None:
-                    closer = Closer(budgets[index], trunk.encode)
-                self.progress.branch_start(blocks, index)
-                sequence = self.engine.sequence(
-                    self.engine.fork(trunk.segment, at=trunk.end + len(outline)),
-                    ids,
-                    max_new_tokens=budgets[index],
-                    sampling=self._sampling_of(step),
-                    seed=seed,
-                    # In JSON, `####` and stop texts are text like any other.
-                    stop=() if closer else (STEP_MARK, *self.settings.stop, *step.stop),
-                    constraint=self.constraint,
-                    strip=closer is None,
-                    context_ids=seen,
-                    on_text=partial(self.progress.branch_text, blocks, index),
-                    on_token=closer,
-                    lookup=lookup,
-                )
-                running[sequence] = index, self.progress.now, closer
-                yield sequence
-
-        def ended(sequence: DecodingSequence) -> None:
-            index, started, closer = running.pop(sequence)
-            if self.settings.join == "reuse" and self.settings.conclude:
-                self.grown[index] = sequence
-            else:
-                self.engine.release(sequence.segment)
-            results[index] = self._branch(index, steps[index].title, sequence, started, closer)
-            self.progress.output_tokens += len(sequence.token_ids)
-            self.progress.drafts += sequence.drafts
-            self.progress.branch_end(blocks, results[index], sequence.forward_passes)
-
-        # 3. What of the trunk is not fed yet goes along with the openings, in the same pass.
-        unfed = [*trunk.unfed, *outline]
-        first = [Feed(trunk.segment, unfed)] if unfed else []
-        yield from decode(sequences(), first=first, max_parallel=parallel, on_end=ended)
-        self.engine.truncate(trunk.segment, trunk.end)
-        return tuple(results)
-
-    def _lay_out(self, trunk: Trunk, plan: Plan) -> tuple[list[int], list[list[int]], list[int]]:
-        """What the branches see besides the trunk, their openings, and the budget of each.
-
-        Besides the trunk they see nothing (the paper), or the outline.
-
-        Raises:
-            ContextLengthError: there is no room for all of them.
-        """
-        outline: list[int] = []
-        if self.settings.visibility == "titles":
-            lines = [f"{opening(title)}{BODY_PLACEHOLDER}\n" for title in plan.titles]
-            outline = trunk.encode("".join([*lines, END_MARK, "\n"]))
-        openings = [
-            trunk.encode(opening(step.title, step.prompt), lead=not outline) for step in plan.steps
-        ]
-        base = len(trunk.token_ids) + len(outline)
-        wanted = [step.max_tokens or self.settings.max_branch_tokens for step in plan.steps]
-        return outline, openings, self.budget.branches(base, openings, wanted)
-
-    def _sampling_of(self, step: Step) -> SamplingParams:
-        if step.temperature is None:
-            return self.sampling
-        return replace(self.sampling, temperature=step.temperature)
-
-    def _branch(
-        self,
-        index: int,
-        title: str,
-        sequence: DecodingSequence,
-        started: float,
-        closer: Closer | None,
-    ) -> BranchResult:
-        done = sequence.completion()
-        reason, error, parsed = done.finish_reason, done.error, None
-        if closer is not None and closer.closed:
-            reason = "length"
-        if self.contract is not None and error is None and done.text:
-            parsed, error = self.contract.read(done.text, done.finish_reason)
-            if error is not None and reason == "stop":
-                reason = "error"
-        if not done.text and error is None:  # never an empty answer as if it were one
-            reason, error = "error", f"the branch ended ({reason}) without writing any text"
-        return BranchResult(
-            index=index,
-            title=title,
-            text=done.text,
-            finish_reason=reason,
-            usage=done.usage,
-            started=started,
-            ended=self.progress.now,
-            error=error,
-            parsed=parsed,
-        )
 
     # ------------------------------------------------------- the ordinary way
 

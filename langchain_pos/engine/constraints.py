@@ -1,7 +1,8 @@
 """Grammars compiled for a tokenizer: which tokens may come next.
 
 Three nouns in order, as in xgrammar, which does the work: a `Constraint` is a specification, a
-`CompiledConstraint` is it for one tokenizer, a `ConstraintState` is it for one sequence.
+`CompiledConstraint` is it for one tokenizer, a `ConstraintState` is it for one sequence. It is
+imported only where a grammar is used: the rest of the engine runs without it.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import xgrammar
 
 from langchain_pos.errors import InvalidRequestError
 
 if TYPE_CHECKING:
+    import xgrammar
     from transformers import PreTrainedTokenizerBase
 
 
@@ -53,6 +54,8 @@ class ConstraintCompiler:
         vocabulary: int,
         stop_token_ids: Sequence[int],
     ) -> None:
+        import xgrammar
+
         info = xgrammar.TokenizerInfo.from_huggingface(
             tokenizer, vocab_size=vocabulary, stop_token_ids=list(stop_token_ids) or None
         )
@@ -98,6 +101,8 @@ def _json_grammar(schema: str) -> str:
     (A string with a `pattern` is xgrammar's own affair: it may hold those bytes.)
     Numbers are bounded where Python's end: an integer has 200 digits, an exponent two.
     """
+    import xgrammar
+
     grammar = str(xgrammar.Grammar.from_json_schema(schema, any_whitespace=False))
     for character in (r"[^\"\\\r\n]", r"[^\0-\x1f\"\\\r\n]"):
         grammar = grammar.replace(character, r"[^\0-\x1f\"\\\r\n\ud800-\udfff]")
@@ -126,6 +131,8 @@ class ConstraintState:
     """How far one sequence has come in its grammar."""
 
     def __init__(self, compiled: xgrammar.CompiledGrammar, vocabulary: int) -> None:
+        import xgrammar
+
         self._matcher = xgrammar.GrammarMatcher(compiled)
         self._stop_token_ids = list(self._matcher.stop_token_ids)
         self._vocabulary = vocabulary
@@ -137,6 +144,8 @@ class ConstraintState:
         Where it is complete and may yet go on, as a number can, EOS or the next digit is the
         model's choice.
         """
+        import xgrammar
+
         if not self._matcher.is_completed():
             return False
         bitmask = xgrammar.allocate_token_bitmask(1, self._vocabulary)
@@ -182,12 +191,14 @@ def apply_constraints(logits: torch.Tensor, states: Sequence[ConstraintState | N
         logits: `[R, vocabulary]`.
         states: the grammar's state of each row, None for a free one.
     """
+    if all(state is None for state in states):
+        return
+    import xgrammar
+
     rows = []
     bitmask = xgrammar.allocate_token_bitmask(len(states), logits.shape[-1])
     for index, state in enumerate(states):
         if state is not None:
             state.fill(bitmask, index)
             rows.append(index)
-    if not rows:
-        return
     xgrammar.apply_token_bitmask_inplace(logits, bitmask.to(logits.device), indices=rows)

@@ -71,3 +71,14 @@ def test_runnable_and_tool_need_no_torch_before_their_first_question() -> None:
     code = "from langchain_pos import ParallelSubtasksTool\nParallelSubtasksTool().llm.get_graph()"
     assert loaded_after(code).isdisjoint({"torch", "transformers", "xgrammar"})
     assert "langgraph" not in loaded_after(code)
+
+
+def test_the_engine_needs_torch_and_transformers_alone() -> None:
+    """Its benchmarks run on a bare GPU machine; grammars alone need xgrammar."""
+    code = (
+        "import sys\n"
+        "for name in ('xgrammar', 'pydantic', 'langchain_core', 'typer', 'rich', 'tenacity'):\n"
+        "    sys.modules[name] = None\n"
+        "import langchain_pos.engine.engine\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
