@@ -50,13 +50,18 @@ def pack(model: nn.Module) -> int:
     count = 0
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
-            # Subclasses may mean something else; quantised layers are such.
-            if type(layer) is nn.Linear and layer.weight.dtype == torch.bfloat16:
+            # Subclasses, of the layer or of its weight's tensor, mean something else: quantised
+            # ones are such, and may call themselves bfloat16.
+            if type(layer) is nn.Linear and _is_plain(layer.weight):
                 setattr(parent, name, PackedLinear(layer))
                 count += 1
         if _is_gated_mlp(parent):
             _fuse(parent)
     return count
+
+
+def _is_plain(weight: torch.Tensor) -> bool:
+    return type(weight.data) is torch.Tensor and weight.dtype == torch.bfloat16
 
 
 class PackedLinear(nn.Module):

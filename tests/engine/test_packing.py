@@ -130,3 +130,20 @@ def test_branches_of_a_packed_model_are_isolated() -> None:
     together = engine.decode_branches(prefix, openings, max_new_tokens=12)
     changed = engine.decode_branches(prefix, [openings[0], [40], [41, 42, 43]], max_new_tokens=12)
     assert changed[0].token_ids == together[0].token_ids
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantised_model_is_loaded_by_transformers_own_config(tmp_path: Path) -> None:
+    """Its quantised layers stay as they are, though they call themselves bfloat16 `Linear`s."""
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    half().save_pretrained(tmp_path)
+    byte_level().save_pretrained(tmp_path)
+    quantized = TorchAoConfig(Int8WeightOnlyConfig())
+    engine = Engine.load(str(tmp_path), quantization_config=quantized)
+    layers = engine.model.model.layers
+    assert all(type(layer.mlp.up_proj) is nn.Linear for layer in layers)
+    assert engine.describe()["probe"] == "passed"
+    done = engine.decode_branches(list(range(5, 30)), [[7], [8, 9]], max_new_tokens=6)
+    assert all(completion.token_ids for completion in done)
