@@ -39,6 +39,8 @@ class LocalModel(BaseModel):
     """Tokens of questions whose keys and values are kept for later ones that begin alike."""
     cuda_graphs: bool | None = None
     """Record forward passes as CUDA graphs; None: where the model lies on one CUDA device."""
+    compile_model: bool = False
+    """Run small forward passes through `torch.compile`: a long start, then faster passes."""
     pack_weights: bool | None = None
     """Rewrite the weights for faster steps on a CPU; None: unless the model was given loaded."""
     trust_remote_code: bool = False
@@ -70,6 +72,7 @@ class LocalModel(BaseModel):
                 draft_rows=fields.get("draft_rows"),
                 prefix_cache_tokens=fields.get("prefix_cache_tokens", 16384),
                 cuda_graphs=fields.get("cuda_graphs"),
+                compile_model=bool(fields.get("compile_model")),
                 pack_weights=bool(fields.get("pack_weights")),
             ),
             **fields,
@@ -118,6 +121,7 @@ class LocalModel(BaseModel):
             "draft_rows": self.draft_rows,
             "prefix_cache_tokens": self.prefix_cache_tokens,
             "cuda_graphs": self.cuda_graphs,
+            "compile_model": self.compile_model,
             "pack_weights": self.pack_weights,
             "trust_remote_code": self.trust_remote_code,
             "use_safetensors": self.use_safetensors,

@@ -50,6 +50,8 @@ class Engine:
             begin alike, at most, and at most a quarter of the slots; 0 keeps none.
         cuda_graphs: record small passes as CUDA graphs; None does so where the whole model lies on
             one CUDA device. Elsewhere True runs the same fixed shapes unrecorded, for tests.
+        compile_model: run small passes through `torch.compile`, in fixed shapes; every shape is
+            compiled when it is first needed, which takes long. Nothing is packed then.
         pack_weights: rewrite the weights in place for faster steps on the CPU, where that gains
             anything; the model can then neither be saved nor moved. See `engine/packing.py`.
 
@@ -69,13 +71,14 @@ class Engine:
         draft_rows: int | None = DRAFT_ROWS,
         prefix_cache_tokens: int = PREFIX_CACHE_TOKENS,
         cuda_graphs: bool | None = None,
+        compile_model: bool = False,
         pack_weights: bool = False,
     ) -> None:
         backend(tokenizer)  # refuses slow tokenizers before any work
         self.model = model
         self.tokenizer = tokenizer
         self.parameters = sum(p.numel() for p in model.parameters())
-        packed = pack(model) if pack_weights and can_pack(model) else 0
+        packed = pack(model) if pack_weights and can_pack(model) and not compile_model else 0
         self.weights = f"{packed} layers packed" if packed else "as loaded"
         try:
             found = prepare(model, attn_implementation)
@@ -88,7 +91,8 @@ class Engine:
             model,
             mask_form=found.mask_form,
             max_slots=slots,
-            graphs=_can_record(model) if cuda_graphs is None else cuda_graphs,
+            graphs=compile_model or (_can_record(model) if cuda_graphs is None else cuda_graphs),
+            compiled=compile_model,
         )
         kept = min(prefix_cache_tokens, slots // 4)
         if draft_rows is None:
@@ -112,6 +116,7 @@ class Engine:
         draft_rows: int | None = None,
         prefix_cache_tokens: int = PREFIX_CACHE_TOKENS,
         cuda_graphs: bool | None = None,
+        compile_model: bool = False,
         pack_weights: bool | None = None,
         trust_remote_code: bool = False,
         use_safetensors: bool = True,
@@ -140,6 +145,7 @@ class Engine:
                 draft_rows=draft_rows,
                 prefix_cache_tokens=prefix_cache_tokens,
                 cuda_graphs=cuda_graphs,
+                compile_model=compile_model,
                 pack_weights=packed,
             )
 

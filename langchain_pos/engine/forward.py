@@ -7,6 +7,7 @@ the pass's rows, their positions, the forest's mask, and a cache that knows the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -20,6 +21,7 @@ from langchain_pos.errors import InvalidRequestError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_SHAPES = 256
 MaskForm = Literal["by_layer_type", "single"]
 """How a model takes its mask: a dict by layer type, or one tensor for all layers."""
 
@@ -33,6 +35,7 @@ class ForwardPass:
         max_slots: slots that may ever exist.
         graphs: run small passes in fixed shapes, recorded on CUDA; see `engine/graphs.py`. The
             logits of a pass are then valid until the next one.
+        compiled: run the fixed shapes through `torch.compile`.
 
     Attributes:
         model: transformers model in eval mode.
@@ -53,6 +56,7 @@ class ForwardPass:
         mask_form: MaskForm = "single",
         max_slots: int = 1 << 30,
         graphs: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
@@ -62,6 +66,8 @@ class ForwardPass:
         self.cache = SlotCache()
         self.graphs: StepGraphs | None = None
         self.no_graphs = "" if graphs else "off"
+        # Fixed shapes are compiled, others are not: each new shape would be compiled anew.
+        self._fixed_model = torch.compile(model, dynamic=False) if compiled else model
         if graphs:
             self.graphs = StepGraphs(self._fixed_step, self.device, self._addresses)
         self.mask_form = mask_form
@@ -180,7 +186,14 @@ class ForwardPass:
 
     def _fixed_step(self, layout: torch.Tensor, extent: int) -> torch.Tensor:
         token_ids, position_ids, slots, segments, keep = layout.unbind(0)
-        return self._compute(token_ids, position_ids, slots, segments, keep, extent=extent)
+        run = partial(
+            self._compute, token_ids, position_ids, slots, segments, keep, extent=extent, fixed=True
+        )
+        if self._fixed_model is self.model:
+            return run()
+        # As many shapes as there are buckets, and not the few that torch has in mind.
+        with torch._dynamo.config.patch(recompile_limit=_SHAPES):
+            return run()
 
     def _addresses(self) -> tuple[int, ...]:
         return self.forest.addresses() + self.cache.addresses()
@@ -194,6 +207,7 @@ class ForwardPass:
         keep: torch.Tensor,
         *,
         extent: int,
+        fixed: bool = False,
     ) -> torch.Tensor:
         """What the device does in a pass; nothing in it waits for the host.
 
@@ -204,6 +218,7 @@ class ForwardPass:
             segments: whose they are, int64 `[Q]`.
             keep: rows whose logits are wanted, int64 `[R]`.
             extent: slots that attention reads, from 0.
+            fixed: the shapes are those of a bucket.
 
         Returns:
             logits in the model's dtype, `[R, vocabulary]`.
@@ -217,7 +232,7 @@ class ForwardPass:
         seen = seen | (owner == NOBODY)[:, None]
 
         # 2. The model. Logits only where they are wanted: a vocabulary is wide.
-        output = self.model(
+        output = (self._fixed_model if fixed else self.model)(
             input_ids=token_ids[None],
             position_ids=position_ids[None],
             attention_mask=self._model_mask(seen, position),

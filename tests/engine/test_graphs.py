@@ -137,6 +137,20 @@ def test_nan_stays_with_whom_it_belongs_to() -> None:
         weights[marked] = row
 
 
+def test_fixed_shapes_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one piece for each shape; here by torch's own tracer, without a C++ compiler."""
+    expected = tiny_engine().decode_branches(PREFIX, OPENINGS[:4], max_new_tokens=5)
+    compile_with = torch.compile
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda model, **options: compile_with(model, backend="eager", fullgraph=True, **options),
+    )
+    engine = tiny_engine(compile_model=True)
+    assert engine.decode_branches(PREFIX, OPENINGS[:4], max_new_tokens=5) == expected
+    assert type(engine.forward._fixed_model).__name__ == "OptimizedModule"
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_recorded_graphs_write_what_the_model_writes(dtype: torch.dtype) -> None:

@@ -205,6 +205,7 @@ class TestLoading:
             "draft_rows": None,
             "prefix_cache_tokens": 16384,
             "cuda_graphs": None,
+            "compile_model": False,
             "pack_weights": None,
             "trust_remote_code": False,
             "use_safetensors": True,
