@@ -28,9 +28,6 @@ FOLDED = "langchain_pos_folded"
 
 SPLIT = "langchain_pos_split"
 """Name of the implementation that splits the slots."""
-FINITE = -30000.0
-"""What `SPLIT` adds where nothing is seen. Minus infinity would make a chunk NaN of which a row
-sees nothing; this is far enough below any score, and bfloat16 and float16 can hold it."""
 _CHUNK = 64
 _MOST_CHUNKS = 16
 
@@ -103,8 +100,8 @@ def split_attention_forward(
 ) -> tuple[torch.Tensor, None]:
     """As `folded_attention_forward`, with the slots in chunks side by side.
 
-    The mask's masked places hold `FINITE`. Passes whose slots do not divide into chunks, such as
-    a prefill outside the fixed shapes, are not split.
+    Passes whose slots do not divide into chunks, such as a prefill outside the fixed shapes, are
+    not split.
     """
     batch, heads, queries, dim = query.shape
     kv_heads, slots = key.shape[1:3]
@@ -123,9 +120,13 @@ def split_attention_forward(
     k, v = (x[0].unflatten(1, (chunks, -1)).transpose(0, 1) for x in (key, value))
     mask = attention_mask[0, 0].unflatten(1, (chunks, -1)).transpose(0, 1)[:, None]
     part, lse = _attend(q, k, v, mask.expand(-1, kv_heads, -1, -1), scaling)
-    # 2. Merge: every chunk counts by its share of the whole row's sum of exponentials.
-    weight = torch.softmax(lse.float(), dim=0)[..., None]
-    output = (part.float() * weight).sum(dim=0, keepdim=True).to(query.dtype)
+    # 2. Where a row sees nothing of a chunk, kernels say NaN, or whatever they like.
+    blind = mask.amax(dim=-1).isneginf()
+    lse = lse.float().masked_fill(blind, float("-inf"))
+    part = part.float().masked_fill(blind[..., None], 0.0)
+    # 3. Merge: every chunk counts by its share of the whole row's sum of exponentials.
+    output = (part * torch.softmax(lse, dim=0)[..., None]).sum(dim=0, keepdim=True)
+    output = output.to(query.dtype)
     output = output.reshape(batch, heads, queries, value.shape[-1])
     return output.transpose(1, 2).contiguous(), None
 

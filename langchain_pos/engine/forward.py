@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from langchain_pos.engine.attention import FINITE, FOLDED, SPLIT, fold_mask
+from langchain_pos.engine.attention import FOLDED, SPLIT, fold_mask
 from langchain_pos.engine.graphs import StepGraphs, slots_bucket
 from langchain_pos.engine.kv_cache import SlotCache
 from langchain_pos.engine.segments import NOBODY, Segment, SegmentForest, within
@@ -273,8 +273,7 @@ class ForwardPass:
             seen = seen & within(window, position, self.forest.slot_position[: seen.shape[-1]])
         mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
         implementation = self.config._attn_implementation
-        unseen = FINITE if implementation == SPLIT else float("-inf")
-        mask = mask.masked_fill_(~seen, unseen)[None, None]
+        mask = mask.masked_fill_(~seen, float("-inf"))[None, None]
         if implementation not in (FOLDED, SPLIT):
             return mask
         heads = self.config.num_attention_heads

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from langchain_pos.engine.attention import (
-    FINITE,
     SPLIT,
     chunks_for,
     fold_mask,
@@ -45,11 +44,8 @@ def test_both_ways_are_the_obvious_loop(
     seen[:, 0] = True
     seen[0, 1:] = False
     expected = obvious(query, key, value, seen, scaling or 16**-0.5).float()
-    for attend, unseen in (
-        (folded_attention_forward, float("-inf")),
-        (split_attention_forward, FINITE),
-    ):
-        mask = torch.zeros(1, 1, rows, slots).masked_fill(~seen, unseen)
+    for attend in (folded_attention_forward, split_attention_forward):
+        mask = torch.zeros(1, 1, rows, slots).masked_fill(~seen, float("-inf"))
         mask = fold_mask(mask, heads[0] // heads[1])
         found, _ = attend(MODULE, query, key, value, mask, scaling=scaling)
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

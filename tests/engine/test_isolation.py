@@ -11,12 +11,19 @@ import pytest
 import torch
 
 from langchain_pos.engine import Completion, Engine
+from langchain_pos.engine.attention import SPLIT
 from langchain_pos.engine.forward import ForwardPass
 from langchain_pos.engine.segments import Ledger, Segment
 from langchain_pos.errors import NonFiniteLogitsError
 from tests.engine.tiny import ids, said, tiny_engine
 
-IMPLEMENTATIONS = ("auto", "sdpa", "eager")
+IMPLEMENTATIONS: dict[str, dict[str, Any]] = {
+    "auto": {},
+    "sdpa": {"attn_implementation": "sdpa"},
+    "eager": {"attn_implementation": "eager"},
+    "fixed shapes": {"cuda_graphs": True},
+    "split": {"cuda_graphs": True, "attn_implementation": SPLIT},
+}
 POISON = 380
 """A token id that nothing else in these tests says."""
 
@@ -40,14 +47,14 @@ def test_overwritten_siblings_change_no_bit_at_4096_slots(name: str, implementat
     settings = {"max_position_embeddings": 8192}
     if name != "qwen2":
         settings["sliding_window"] = 700
-    engine = tiny_engine(name, settings=settings, attn_implementation=implementation)
+    engine = tiny_engine(name, settings=settings, **IMPLEMENTATIONS[implementation])
     forward, ledger = engine.forward, Ledger()
     root = forward.forest.root(ledger)
     grow(forward, (root, prompt(1500, 1)))
     branches = [forward.forest.fork(root) for _ in range(5)]
     for index in range(130):  # interleaved, as when they are decoded
         forward.run([(b, prompt(4, 10 * index + i)) for i, b in enumerate(branches)], [])
-    assert forward.forest.extent == 4100
+    assert forward.forest.extent in (4100, 4101)  # one spare slot with fixed shapes
     for index, branch in enumerate(branches):
         siblings = [s for other in branches if other is not branch for s in other.slots]
         asked = [(branch, prompt(1, index))]
@@ -72,9 +79,9 @@ def test_overwritten_siblings_change_no_bit_at_4096_slots(name: str, implementat
 def test_used_slots_leak_nothing(implementation: str) -> None:
     """A request that takes the slots of one that ended answers as on a fresh engine."""
     asked, openings = prompt(30, 1), [prompt(n, n) for n in (4, 2, 6)]
-    fresh = tiny_engine(attn_implementation=implementation)
+    fresh = tiny_engine(**IMPLEMENTATIONS[implementation])
     expected = fresh.decode_branches(asked, openings, max_new_tokens=12)
-    used = tiny_engine(attn_implementation=implementation)
+    used = tiny_engine(**IMPLEMENTATIONS[implementation])
     for seed in range(3):
         used.decode_branches(
             prompt(50 + seed, seed), [prompt(3, 7), prompt(9, 8)], max_new_tokens=20 + seed
@@ -125,7 +132,7 @@ def test_nan_of_one_branch_reaches_no_other(
     implementation: str, layer: int | None, value: float
 ) -> None:
     """The branch that turned to NaN ends with an error; the others are what they always were."""
-    engine = engine_without_poison(attn_implementation=implementation)
+    engine = engine_without_poison(**IMPLEMENTATIONS[implementation])
     openings = [prompt(3, 1), [*prompt(2, 2), POISON], prompt(4, 3)]
     expected = engine.decode_branches(prompt(20, 9), openings, max_new_tokens=10)
     with poisoned(engine, layer, value):
@@ -142,7 +149,7 @@ def test_nan_of_one_branch_reaches_no_other(
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_nan_in_the_prompt_fails_all_that_see_it_and_no_one_else(implementation: str) -> None:
     """NaN in a prompt fed in chunks, without anything sampled, is still noticed by its branches."""
-    engine = engine_without_poison(attn_implementation=implementation, max_rows=8)
+    engine = engine_without_poison(**IMPLEMENTATIONS[implementation], max_rows=8)
     healthy, openings = prompt(20, 9), [prompt(3, 1), prompt(5, 2)]
     expected = engine.decode_branches(healthy, openings, max_new_tokens=10)
     spoilt = [*prompt(9, 4), POISON, *prompt(15, 5)]
