@@ -135,12 +135,12 @@ def test_branches_of_a_packed_model_are_isolated() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_quantised_model_is_loaded_by_transformers_own_config(tmp_path: Path) -> None:
     """Its quantised layers stay as they are, though they call themselves bfloat16 `Linear`s."""
-    from torchao.quantization import Int8WeightOnlyConfig
+    quantization = pytest.importorskip("torchao.quantization")
     from transformers import TorchAoConfig
 
     half().save_pretrained(tmp_path)
     byte_level().save_pretrained(tmp_path)
-    quantized = TorchAoConfig(Int8WeightOnlyConfig())
+    quantized = TorchAoConfig(quantization.Int8WeightOnlyConfig())
     engine = Engine.load(str(tmp_path), quantization_config=quantized)
     layers = engine.model.model.layers
     assert all(type(layer.mlp.up_proj) is nn.Linear for layer in layers)
