@@ -30,13 +30,31 @@ def next_titles(text: str, titles: Sequence[str], most: int) -> list[str]:
 
     Returns:
         as many as the pattern gives; nothing when the last two titles do not occur in the text,
-        one behind the other, in places that look alike.
+        with or without words that all titles share, one behind the other, in places that look
+        alike.
 
     Example:
         >>> next_titles("named Ann is 1\\nnamed Ben is 2\\nnamed Cleo is 3", ["Ann", "Ben"], 5)
         ['Cleo']
     """
-    places = _places(text, titles[-_LOOKED_AT:])
+    last = titles[-_LOOKED_AT:]
+    found = _following(text, last, most)
+    if found or len(last) < 2:
+        return found
+    # The names may stand in a frame of the model's own: "GPA of Ann", "GPA of Ben".
+    left = _whole_words(reduce(_common_start, last[1:], last[0]))
+    right = _whole_words(reduce(_common_start, (t[::-1] for t in last[1:]), last[0][::-1]))[::-1]
+    if not left and not right:
+        return []
+    names = [title[len(left) : len(title) - len(right)] for title in last]
+    if not all(names):
+        return []
+    return [f"{left}{name}{right}" for name in _following(text, names, most)]
+
+
+def _following(text: str, titles: Sequence[str], most: int) -> list[str]:
+    """What stands where the titles stand, in the records behind the last of them."""
+    places = _places(text, titles)
     if len(places) < 2:
         return []
     # What several records have in common by chance, such as how the one before ends, is no
@@ -74,6 +92,11 @@ def _places(text: str, titles: Sequence[str]) -> list[tuple[int, int]]:
         places.insert(0, (start, start + len(title)))
         end = start
     return places
+
+
+def _whole_words(start: str) -> str:
+    """A beginning without the word that it breaks off in."""
+    return start[: max(start.rfind(gap) for gap in " ,;-(") + 1]
 
 
 def _common_start(left: str, right: str) -> str:

@@ -81,3 +81,19 @@ def test_a_title_that_begins_like_another_is_found_in_its_own_place() -> None:
     """Places are looked for one behind the other, from the last title backwards."""
     text = "named Li is 1\nnamed Lily is 2\nnamed Lin is 3\nnamed Lina is 4\nnamed Bo is 5\n"
     assert next_titles(text, ["Li", "Lily"], 9)[:1] == ["Lin"]
+
+
+@pytest.mark.parametrize("frame", ["GPA of {}", "{} (student)", "Check: {} - GPA", "A {}"])
+def test_names_in_a_frame_of_the_models_own(frame: str) -> None:
+    """Words that all titles share are no part of the record; names that begin alike are."""
+    names = ["Anna", "Andy", "Anton", "Anke", "Berta"]
+    text = "\n".join(f"The student named {name} is 20." for name in names)
+    titles = [frame.format(name) for name in names]
+    assert next_titles(text, titles[:2], 9) == titles[2:]
+    assert next_titles(text, titles[:3], 1) == titles[3:4]
+
+
+def test_titles_that_are_alike_altogether_guess_nothing() -> None:
+    """Nothing is left of them without their frame."""
+    assert next_titles("a a a", ["step of", "step of "], 3) == []
+    assert next_titles("GPA of x", ["GPA of", "GPA of"], 3) == []
