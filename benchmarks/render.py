@@ -105,9 +105,10 @@ def main() -> None:
     parts = [HEAD]
     for device, suffix in (("On a CPU", ""), ("On a GPU", ".gpu")):
         found = [
-            f"#{text}\n\n{section(json.loads(path.read_text()))}\n"
+            "\n\n".join([f"#{text}", *(section(json.loads(path.read_text())) for path in paths)])
+            + "\n"
             for name, text in WHAT.items()
-            if (path := RESULTS / f"{name}{suffix}.json").is_file()
+            if (paths := results(name, suffix))
         ]
         if found:
             parts += [f"## {device}\n", *found]
@@ -115,6 +116,16 @@ def main() -> None:
             parts.append(f"## {device}\n\nNo figures yet: nothing here has been run on CUDA.\n")
     PAGE.write_text("\n".join(parts))
     print(f"written to {PAGE}")
+
+
+def results(name: str, suffix: str) -> list[Path]:
+    """A benchmark's files: its own, and those of runs with `--name NAME_something`."""
+    return sorted(
+        path
+        for path in RESULTS.glob(f"{name}*{suffix}.json")
+        if path.name.removesuffix(".json").endswith(".gpu") == bool(suffix)
+        and path.name.removeprefix(name)[0] in "._"
+    )
 
 
 def section(result: dict[str, Any]) -> str:
