@@ -153,12 +153,20 @@ class ChatCall:
 
     async def achunks(self) -> AsyncGenerator[ChatGenerationChunk, None]:
         """See `chunks`; the passes run beside the event loop."""
+        async with aclosing(self.anews()) as news:
+            async for _, written in news:
+                for chunk in written:
+                    yield chunk
+
+    async def anews(
+        self,
+    ) -> AsyncGenerator[tuple[ReasoningChunk | None, list[ChatGenerationChunk]], None]:
+        """Each piece of reasoning with the message chunks it gives; None with the last of them."""
         request = self._submit()
         async with aclosing(aevents(self._engine.scheduler, request, self._timeout)) as news:
             async for chunk in news:
-                for written in self._write(chunk):
-                    yield written
-        yield self._last(request.result())
+                yield chunk, list(self._write(chunk))
+        yield None, [self._last(request.result())]
 
     def _submit(self) -> Request[ReasoningResult]:
         request = self._answer.submit()
