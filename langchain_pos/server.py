@@ -15,8 +15,9 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -227,7 +228,7 @@ class Guard:
                 )
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        right = hmac.compare_digest(given.strip().encode("utf-8", "replace"), self._key)
+        right = hmac.compare_digest(given.strip().encode("latin-1"), self._key)
         if scheme.lower() != "bearer" or not right:
             raise ApiError(
                 401,
@@ -329,11 +330,17 @@ class PosServer(uvicorn.Server):
     """uvicorn that, told to end, refuses new requests and finishes those under way.
 
     A second signal ends it at once.
+
+    Attributes:
+        model_name: what clients call the model.
+        service: what its routes share.
     """
 
-    def __init__(self, config: uvicorn.Config, gate: Gate) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
-        self._gate = gate
+        self.model_name = service.name
+        self.service = service
+        self._gate = service.gate
         self._until: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -359,17 +366,15 @@ def make_server(
     chat: ChatParallelReasoning,
     *,
     host: str = "127.0.0.1",
-    port: int = 8000,
     api_key: str | None = None,
     limits: ServerLimits | None = None,
     model_name: str | None = None,
 ) -> PosServer:
-    """A server that is ready to `run`, or to `serve` on a loop of one's own.
+    """A server that is ready to `run(sockets=[bind(host, port)])`.
 
     Args:
         chat: see `create_app`.
-        host: address to listen on.
-        port: 0 takes a free one.
+        host: address that it will listen on.
         api_key: wanted where `host` is not this machine's loopback.
         limits: see `create_app`.
         model_name: see `create_app`.
@@ -383,18 +388,35 @@ def make_server(
             "(--api-key, or LANGCHAIN_POS_API_KEY), or listen on 127.0.0.1"
         )
     app = create_app(chat, api_key=api_key, limits=limits, model_name=model_name)
-    gate: Gate = app.state.service.gate
-    most = gate.limits.max_concurrency + gate.limits.max_queue
+    service: Service = app.state.service
+    most = service.gate.limits.max_concurrency + service.gate.limits.max_queue
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
-        log_level="info",
+        log_level="warning",
         limit_concurrency=4 * most + 64,  # connections, those that send slowly included
         timeout_graceful_shutdown=2,
         server_header=False,
     )
-    return PosServer(config, gate)
+    return PosServer(config, service)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket to run a server on: `server.run(sockets=[bind(host, port)])`.
+
+    Raises:
+        InvalidRequestError: the address is not to be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except (OSError, OverflowError) as error:
+        bound.close()
+        raise InvalidRequestError(
+            f"cannot listen on {host!r}, port {port} ({error}); give another --host or --port"
+        ) from error
+    return bound
 
 
 def is_loopback(host: str) -> bool:
@@ -422,4 +444,4 @@ def _told(error: ApiError) -> Response:
     return JSONResponse(error.body, status_code=error.status, headers=error.headers)
 
 
-__all__: Sequence[str] = ("PosServer", "ServerLimits", "create_app", "make_server")
+__all__ = ["PosServer", "ServerLimits", "bind", "create_app", "make_server"]

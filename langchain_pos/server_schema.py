@@ -33,7 +33,7 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "verbosity": ((), "say it in the prompt"),
     "web_search_options": ((), "give the model a tool"),
 }
-"""Fields of OpenAI's API that are not to be had: what they may hold besides null, what else to do."""
+"""Fields of OpenAI's API that are not to be had: what they may hold besides null; what to do."""
 
 
 class _Body(BaseModel):
