@@ -68,6 +68,7 @@ def tool_server() -> Iterator[Running]:
         f"7<|im_end|>\n{ASKED}": "It is 7.",
         f"</tool_response><|im_end|>\n{ASKED}": "It is 7.",
         f"Fits?<|im_end|>\n{ASKED}": '{"fits": true}',
+        f"}}<|im_end|>\n{ASKED}": '{"fits": true}',  # behind a schema that the model is told
     }
     chat, _ = qwen_chat(rules)
     with running(chat) as found:
@@ -288,7 +289,7 @@ class TestToolsAndForms:
         """The second turn of an agent, with the first one's message as the client got it."""
         messages: Any = [{"role": "user", "content": "What is 3 + 4?"}]
         with tool_server.client() as client:
-            first = client.chat.completions.create(model=MODEL, messages=messages, tools=[ADD])
+            first = client.chat.completions.create(model=MODEL, messages=messages, tools=[ADD, NOW])
             said = first.choices[0].message
             assert said.tool_calls
             messages += [said.model_dump()]
@@ -296,7 +297,9 @@ class TestToolsAndForms:
                 {"role": "tool", "tool_call_id": call.id, "content": "7"}
                 for call in said.tool_calls
             ]
-            second = client.chat.completions.create(model=MODEL, messages=messages, tools=[ADD])
+            second = client.chat.completions.create(
+                model=MODEL, messages=messages, tools=[ADD, NOW]
+            )
         assert second.choices[0].message.content == "It is 7."
 
     def test_response_format(self, tool_server: Running) -> None:
@@ -306,7 +309,7 @@ class TestToolsAndForms:
             parsed = client.chat.completions.parse(
                 model=MODEL, messages=messages, response_format=Verdict
             )
-        assert isinstance(parsed.choices[0].message.parsed, Verdict)
+        assert parsed.choices[0].message.parsed == Verdict(fits=True)
         found = tool_server.ask("Fits?", response_format={"type": "json_object"})
         assert json.loads(found.choices[0].message.content) == {"fits": True}
 
