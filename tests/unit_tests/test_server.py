@@ -64,8 +64,7 @@ def server() -> Iterator[Running]:
 def tool_server() -> Iterator[Running]:
     """A server whose model, asked, calls two tools; behind a result it answers."""
     rules = {
-        ASKED: f"Let me add. {CALL}\n{OTHER}",
-        f"7<|im_end|>\n{ASKED}": "It is 7.",
+        f"?<|im_end|>\n{ASKED}": f"Let me add. {CALL}\n{OTHER}",
         f"</tool_response><|im_end|>\n{ASKED}": "It is 7.",
         f"Fits?<|im_end|>\n{ASKED}": '{"fits": true}',
         f"}}<|im_end|>\n{ASKED}": '{"fits": true}',  # behind a schema that the model is told
