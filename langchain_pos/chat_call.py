@@ -43,6 +43,9 @@ class ChatCall:
         kwargs: what was given for this call.
         deltas: tell the answer piece by piece.
 
+    Attributes:
+        queued: whether the engine has taken it; it fits.
+
     Raises:
         InvalidRequestError: something of it is not possible.
         ContextLengthError, OutOfSlotsError: it does not fit.
@@ -57,6 +60,7 @@ class ChatCall:
         *,
         deltas: bool,
     ) -> None:
+        self.queued = False
         given = dict(kwargs)
         for ignored in ("stream", "strict"):  # langchain-core's; answers are strict either way
             given.pop(ignored, None)
@@ -170,6 +174,7 @@ class ChatCall:
 
     def _submit(self) -> Request[ReasoningResult]:
         request = self._answer.submit()
+        self.queued = True
         belongs_to_batch(self._engine.scheduler, request)
         return request
 

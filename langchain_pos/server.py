@@ -101,7 +101,7 @@ class Answer(Response):
             asked.model, include_usage=bool(options and options.include_usage)
         )
         self._started = False  # the response
-        self._decoding = False
+        self._call: ChatCall | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gate, metrics = self._service.gate, self._service.metrics
@@ -114,7 +114,8 @@ class Answer(Response):
             else:
                 metrics.requests.labels("499").inc()
         except Exception as raised:
-            error = api_error(raised, started=self._decoding, retry_after=gate.retry_after)
+            queued = self._call is not None and self._call.queued
+            error = api_error(raised, queued=queued, retry_after=gate.retry_after)
             if not self._started:
                 raise error from raised
             metrics.broken.labels("error").inc()
@@ -146,7 +147,7 @@ class Answer(Response):
         asked, gate = self._asked, self._service.gate
         began = time.monotonic()
         async with gate.place():
-            call = await asyncio.to_thread(
+            self._call = await asyncio.to_thread(
                 ChatCall,
                 self._service.chat,
                 self._messages,
@@ -154,9 +155,8 @@ class Answer(Response):
                 self._options,
                 deltas=bool(asked.stream),
             )
-            async with aclosing(call.anews()) as news:
+            async with aclosing(self._call.anews()) as news:
                 async for each in news:
-                    self._decoding = True
                     yield each
         self._service.metrics.seconds.observe(time.monotonic() - began)
         if self._writer.last is not None:

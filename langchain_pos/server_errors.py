@@ -67,12 +67,12 @@ class ApiError(Exception):
         return b"data: " + json.dumps(self.body).encode() + b"\n\n"
 
 
-def api_error(error: BaseException, *, started: bool = False, retry_after: int = 1) -> ApiError:
+def api_error(error: BaseException, *, queued: bool = False, retry_after: int = 1) -> ApiError:
     """Any error as a client sees it; what is none of ours is logged and told without details.
 
     Args:
         error: what was raised.
-        started: whether decoding had begun, so that too little memory is no fault of the request.
+        queued: whether the engine had taken the request, so that it fits when others hold less.
         retry_after: seconds until there may be more memory.
     """
     message = str(error)
@@ -81,7 +81,7 @@ def api_error(error: BaseException, *, started: bool = False, retry_after: int =
             return error
         case ContextLengthError():
             return ApiError(400, message, "context_length_exceeded", param="messages")
-        case OutOfSlotsError() if started:
+        case OutOfSlotsError() if queued:
             return ApiError(503, message, "out_of_memory", retry_after=retry_after)
         case OutOfSlotsError():
             return ApiError(400, message, "out_of_slots")
