@@ -1,6 +1,6 @@
 """An OpenAI-compatible HTTP server over `ChatParallelReasoning`; `langchain-pos serve` runs it.
 
-    Guard            host, API key; counts requests by status     (every request)
+    Guard            host, API key; counts requests by status     (server_guard.py)
       └─ create_app  /v1/chat/completions, /v1/models, /health, /metrics
            └─ Answer reads the chat model's chunks, writes OpenAI's (server_answers.py)
     Gate             who is answered, who waits, who is refused   (server_limits.py)
@@ -12,8 +12,6 @@ Requests share the engine's forward passes: each is a `ChatCall` that waits in a
 from __future__ import annotations
 
 import asyncio
-import hmac
-import ipaddress
 import json
 import socket
 import time
@@ -34,11 +32,11 @@ from langchain_pos.server_schema import ChatRequest
 try:
     import uvicorn
     from fastapi import FastAPI
-    from starlette.datastructures import Headers
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
     from starlette.responses import JSONResponse, Response
 
+    from langchain_pos.server_guard import Guard, is_loopback, told
     from langchain_pos.server_metrics import Metrics
 except ImportError as error:
     raise MissingExtraError(
@@ -48,7 +46,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from langchain_core.outputs import ChatGenerationChunk
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import Receive, Scope, Send
 
     from langchain_pos.chat_models import ChatParallelReasoning
     from langchain_pos.schema import ReasoningChunk
@@ -186,57 +184,6 @@ async def _end_stream(send: Send, error: ApiError) -> None:
         logger.warning("a client did not read the end of its stream")
 
 
-class Guard:
-    """Around the app: who may ask at all, and how many got which status.
-
-    Without an API key the server is for this machine alone, so requests must also be addressed to
-    it by a loopback name: a web page that has its own name point here is refused.
-    """
-
-    def __init__(self, app: ASGIApp, *, service: Service, api_key: str | None) -> None:
-        self._app = app
-        self._service = service
-        self._key = None if api_key is None else api_key.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        counted = scope["path"] == ANSWERS
-
-        async def noted(message: Message) -> None:
-            if counted and message["type"] == "http.response.start":
-                self._service.metrics.requests.labels(str(message["status"])).inc()
-            await send(message)
-
-        try:
-            if scope["path"] != "/health":
-                self._check(Headers(scope=scope))
-        except ApiError as error:
-            await _told(error)(scope, receive, noted)
-            return
-        await self._app(scope, receive, noted)
-
-    def _check(self, headers: Headers) -> None:
-        if self._key is None:
-            if not is_loopback(_without_port(headers.get("host", ""))):
-                raise ApiError(
-                    403,
-                    f"the host {headers.get('host')!r} is not this machine; without an API key "
-                    "only localhost, 127.0.0.1 and [::1] are answered",
-                    "wrong_host",
-                )
-            return
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        right = hmac.compare_digest(given.strip().encode("latin-1"), self._key)
-        if scheme.lower() != "bearer" or not right:
-            raise ApiError(
-                401,
-                "the API key is missing or wrong; send the server's as 'Authorization: Bearer …'",
-                "invalid_api_key",
-            )
-
-
 def create_app(
     chat: ChatParallelReasoning,
     *,
@@ -271,20 +218,20 @@ def create_app(
 
     app = FastAPI(openapi_url=None, lifespan=lifespan)
     app.state.service = service
-    app.add_middleware(Guard, service=service, api_key=api_key)
+    app.add_middleware(Guard, path=ANSWERS, requests=service.metrics.requests, api_key=api_key)
 
     @app.exception_handler(Exception)
     async def _fault(_: Request, raised: Exception) -> Response:
-        return _told(api_error(raised))
+        return told(api_error(raised))
 
     @app.exception_handler(ApiError)
     async def _refused(_: Request, raised: Exception) -> Response:
-        return _told(api_error(raised))
+        return told(api_error(raised))
 
     @app.exception_handler(HTTPException)
     async def _no_route(request: Request, raised: Exception) -> Response:
         status = getattr(raised, "status_code", 404)
-        return _told(
+        return told(
             ApiError(
                 status,
                 f"{request.method} {request.url.path} is not possible; there are POST {ANSWERS}, "
@@ -419,29 +366,9 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine, as seen from this machine alone."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
-
-
 def _served_name(chat: ChatParallelReasoning) -> str:
     name = chat._model_name(chat.model)
     return Path(name).name if Path(name).expanduser().is_dir() else name
-
-
-def _told(error: ApiError) -> Response:
-    return JSONResponse(error.body, status_code=error.status, headers=error.headers)
 
 
 __all__ = ["PosServer", "ServerLimits", "bind", "create_app", "make_server"]
