@@ -36,6 +36,7 @@ class Guard:
         self._key = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check and count a request, or pass on what is none."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

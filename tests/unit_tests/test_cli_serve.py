@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from langchain_pos import demo_question
 from langchain_pos.cli import app
 from langchain_pos.errors import InvalidRequestError
-from langchain_pos.server import bind, create_app, make_server
+from langchain_pos.server import create_app, make_server
 from langchain_pos.server_guard import is_loopback
 from tests.unit_tests.chat_models import scripted_chat
 
@@ -107,14 +107,6 @@ def test_a_key_opens_other_hosts_and_an_empty_one_is_none() -> None:
     assert make_server(chat, host="0.0.0.0", api_key="secret").model_name
     with pytest.raises(InvalidRequestError, match="empty"):
         create_app(chat, api_key=" ")
-
-
-def test_a_port_that_is_taken_is_an_error_with_a_remedy() -> None:
-    """One line, not a traceback."""
-    with bind("127.0.0.1", 0) as taken:
-        taken.listen()
-        with pytest.raises(InvalidRequestError, match="another --host or --port"):
-            bind("127.0.0.1", taken.getsockname()[1])
 
 
 @pytest.mark.parametrize(

@@ -374,19 +374,6 @@ class TestAround:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.stdout.strip() == "[]", done.stderr
 
-    def test_without_the_extra_the_error_says_what_to_install(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """`MissingExtraError`, not a bare ImportError."""
-        import sys
-
-        from langchain_pos.errors import MissingExtraError
-
-        monkeypatch.delitem(sys.modules, "langchain_pos.server")
-        monkeypatch.setitem(sys.modules, "uvicorn", None)
-        with pytest.raises(MissingExtraError, match=r"langchain-pos\[serve\]"):
-            __import__("langchain_pos.server")
-
     def test_the_shipped_model_answers(self) -> None:
         """The students' question over HTTP, as the chat model answers it alone."""
         from langchain_pos import demo_question

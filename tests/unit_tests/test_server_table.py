@@ -441,7 +441,8 @@ def _(_: pytest.MonkeyPatch) -> list[Outcome]:
         with server.http() as asking:
             given = body("Long?", stream=True, **LONG)
             with asking.stream("POST", URL, json=given) as answer:
-                next(answer.iter_lines())
+                lines = answer.iter_lines()  # dropped, it would close the connection
+                assert next(lines)
                 halt.inside.wait()
         until(lambda: live[0].cancelled)
         assert server.chat.engine.slots_in_use > 0
