@@ -142,7 +142,15 @@ class InThread:
 @row("invalid-json")
 def _(_: pytest.MonkeyPatch) -> list[Outcome]:
     json = {"Content-Type": "application/json"}
-    bodies = [b"", b"{", b"{'model': 1}", b"\xff\xfe", b'{"a":' * 100_000, b"[" * 100_000]
+    bodies = [
+        b"",
+        b'{"model": "\\ud800"}',
+        b"{",
+        b"{'model': 1}",
+        b"\xff\xfe",
+        b'{"a":' * 100_000,
+        b"[" * 100_000,
+    ]
     with served() as (server, _):
         return [raw(server.post(content=each, headers=json)) for each in bodies]
 
