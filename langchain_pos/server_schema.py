@@ -11,7 +11,8 @@ import difflib
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from langchain_core.messages import BaseMessage, convert_to_messages
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import from_json
 
 from langchain_pos.schema import GivenStep
 from langchain_pos.server_errors import ApiError
@@ -66,6 +67,13 @@ class CalledFunction(_Part):
     name: str
     arguments: str
 
+    @field_validator("arguments")
+    @classmethod
+    def _are_an_object(cls, arguments: str) -> str:
+        if not isinstance(from_json(arguments or "{}"), dict):
+            raise ValueError("the arguments of a call must be a JSON object")
+        return arguments
+
 
 class CallSpec(_Part):
     """See `CalledFunction`."""
@@ -73,6 +81,19 @@ class CallSpec(_Part):
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
+
+
+class NamedFunction(_Part):
+    """A tool's name."""
+
+    name: str
+
+
+class NamedChoice(_Part):
+    """The tool that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
 
 
 class MessageSpec(_Part):
@@ -107,7 +128,7 @@ class ChatRequest(_Body):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tools: list[ToolSpec] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: str | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
     # Our own.
@@ -182,7 +203,23 @@ class ChatRequest(_Body):
                 "invalid_value",
                 param="max_tokens",
             )
+        if asked.steps is not None and not asked._reasons():
+            raise ApiError(
+                400,
+                "steps are for parallel answers, and this one would be sequential; leave them out, "
+                "or ask for reasoning_mode='parallel' (not with logprobs)",
+                "invalid_value",
+                param="steps",
+            )
         return asked
+
+    def _reasons(self) -> bool:
+        """Whether branches may come first; see `ChatParallelReasoning.mode`."""
+        if self.reasoning_mode in ("parallel", "sequential"):
+            return self.reasoning_mode == "parallel"
+        form = self.response_format is not None and self.response_format.get("type") != "text"
+        tools = bool(self.tools) and self.tool_choice != "none"
+        return not (form or tools or self.logprobs)
 
     @property
     def stops(self) -> list[str] | None:
@@ -201,7 +238,7 @@ class ChatRequest(_Body):
         except (KeyError, NotImplementedError, TypeError, ValueError) as error:
             raise ApiError(
                 400,
-                f"the messages cannot be read ({error}); give them in OpenAI's form",
+                f"the messages cannot be read ({' '.join(str(error).split())}); give them in OpenAI's form",
                 "invalid_value",
                 param="messages",
             ) from error
@@ -221,7 +258,7 @@ class ChatRequest(_Body):
         options: dict[str, Any] = {
             name: value
             for name in (
-                *("temperature", "top_p", "seed", "logprobs", "top_logprobs", "tool_choice"),
+                *("temperature", "top_p", "seed", "logprobs", "top_logprobs"),
                 *("parallel_tool_calls", "response_format", "steps", "max_branches"),
                 *("max_branch_tokens", "top_k", "min_p", "repetition_penalty"),
             )
@@ -231,6 +268,10 @@ class ChatRequest(_Body):
             options["mode"] = self.reasoning_mode
         if self.tools is not None:
             options["tools"] = [tool.model_dump(exclude_none=True) for tool in self.tools]
+        if isinstance(self.tool_choice, NamedChoice):
+            options["tool_choice"] = self.tool_choice.model_dump()
+        elif self.tool_choice is not None:
+            options["tool_choice"] = self.tool_choice
         if most is not None:
             options["max_tokens"] = most
         elif chat.max_tokens is None:

@@ -157,6 +157,8 @@ def _(_: pytest.MonkeyPatch) -> list[Outcome]:
 
 @row("wrong-type")
 def _(_: pytest.MonkeyPatch) -> list[Outcome]:
+    cut = {"name": "add", "arguments": 'unfinished: {"a": 3'}
+    unfinished = {"id": "1", "type": "function", "function": cut}
     wrong: list[dict[str, Any]] = [
         {"temperature": "hot"},
         {"temperature": -1},
@@ -173,6 +175,10 @@ def _(_: pytest.MonkeyPatch) -> list[Outcome]:
         {"max_tokens": 5, "max_completion_tokens": 6},
         {"stream_options": {"include_usage": True}},
         {"reasoning_mode": "fast"},
+        {"tool_choice": {}},
+        {"steps": ["a", "b"], "reasoning_mode": "sequential"},
+        {"steps": ["a", "b"], "response_format": {"type": "json_object"}},
+        {"messages": [{"role": "assistant", "tool_calls": [unfinished]}]},
     ]
     with served() as (server, _):
         return [seen(server, body(**each) if each else {}) for each in wrong]
