@@ -236,9 +236,10 @@ class ChatRequest(_Body):
             dumped = [each.model_dump(exclude_none=True) for each in self.messages]
             return convert_to_messages([{"content": "", **each} for each in dumped])
         except (KeyError, NotImplementedError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
             raise ApiError(
                 400,
-                f"the messages cannot be read ({' '.join(str(error).split())}); give them in OpenAI's form",
+                f"the messages cannot be read ({reason}); give them in OpenAI's form",
                 "invalid_value",
                 param="messages",
             ) from error
