@@ -147,11 +147,14 @@ class Gate:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
                 raise ClientGone
+            if task.cancelled() and self._aborted:  # before it had begun
+                raise self._ending()
             return task.result()
         finally:
             gone.cancel()
             task.cancel()
             await asyncio.gather(task, gone, return_exceptions=True)
+            work.close()
             self._tasks.discard(task)
 
     async def _in_time(self, work: Coroutine[Any, Any, T]) -> T:

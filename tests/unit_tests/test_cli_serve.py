@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from langchain_pos import demo_question
 from langchain_pos.cli import app
 from langchain_pos.errors import InvalidRequestError
 from langchain_pos.server import create_app, make_server
+from langchain_pos.server_errors import ApiError
 from langchain_pos.server_guard import is_loopback
 from tests.unit_tests.chat_models import scripted_chat
 
@@ -109,6 +111,24 @@ def test_a_key_opens_other_hosts_and_an_empty_one_is_none() -> None:
         create_app(chat, api_key=" ")
 
 
+async def test_a_second_signal_ends_the_server_without_waiting() -> None:
+    """The first one drains, as long as something is under way."""
+    chat, _ = scripted_chat({})
+    server = make_server(chat)
+    never = asyncio.Event()
+    receive = asyncio.Event().wait
+    under_way = asyncio.create_task(
+        server.service.gate.while_connected(receive, never.wait())  # type: ignore[arg-type]
+    )
+    await asyncio.sleep(0)
+    server.handle_exit(signal.SIGTERM, None)
+    assert not await server.on_tick(1)
+    server.handle_exit(signal.SIGTERM, None)
+    assert await server.on_tick(2)
+    with pytest.raises(ApiError, match="shutting down"):
+        await under_way
+
+
 @pytest.mark.parametrize(
     ("host", "own"),
     [
@@ -130,8 +150,6 @@ def test_loopback(host: str, own: bool) -> None:
 
 def test_the_error_body_is_json() -> None:
     """With every field that OpenAI's has."""
-    from langchain_pos.server_errors import ApiError
-
     error = ApiError(400, "wrong", "invalid_value", param="n")
     fields = json.loads(error.event.removeprefix(b"data: "))["error"]
     assert fields == {
