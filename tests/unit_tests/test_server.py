@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
@@ -17,7 +19,7 @@ from pydantic import BaseModel, SecretStr
 from langchain_pos import ReasoningResult
 from langchain_pos.chat_models import ChatParallelReasoning
 from tests.unit_tests.chat_models import scripted_chat
-from tests.unit_tests.models import STUDENTS, without_clocks
+from tests.unit_tests.models import STUDENTS, Halt, without_clocks
 from tests.unit_tests.serving import MODEL, URL, Running, body, running
 from tests.unit_tests.test_chat_tools import CALL, OTHER, qwen_chat
 
@@ -247,20 +249,21 @@ class TestAnswers:
             alone = whole(server.ask())
             passes = len(script.passes)
 
-            async def together() -> list[Any]:
-                async with server.async_client() as client:
-                    messages: Any = [{"role": "user", "content": "Who?"}]
-                    return await asyncio.gather(
-                        *(
-                            client.chat.completions.create(model=MODEL, messages=messages)
-                            for _ in range(8)
-                        )
-                    )
+            scheduler = server.chat.engine.scheduler
+            halt = Halt(script, passes)  # until all of them are there
 
-            answers = asyncio.run(together())
-            assert [whole(answer) for answer in answers] == [alone] * 8
-            assert len(script.passes) - passes < 8 * passes
-            assert any(len({feed.segment for feed in fed}) > 4 for fed in script.passes)
+            def ask(_: int) -> dict[str, Any]:
+                return whole(server.ask())
+
+            with ThreadPoolExecutor(8) as pool:
+                answers = [pool.submit(ask, place) for place in range(8)]
+                halt.inside.wait()
+                while len(scheduler._live) + len(scheduler._incoming) < 8:
+                    time.sleep(0.005)
+                halt.go_on.set()
+                assert [answer.result() for answer in answers] == [alone] * 8
+            assert len(script.passes) - passes < 2 * passes
+            assert max(len(fed) for fed in script.passes) == 16, "two branches of each"
             assert server.at_rest()
 
 
