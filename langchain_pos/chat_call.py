@@ -43,6 +43,9 @@ class ChatCall:
         kwargs: what was given for this call.
         deltas: tell the answer piece by piece.
 
+    Attributes:
+        queued: whether the engine has taken it; it fits.
+
     Raises:
         InvalidRequestError: something of it is not possible.
         ContextLengthError, OutOfSlotsError: it does not fit.
@@ -57,6 +60,7 @@ class ChatCall:
         *,
         deltas: bool,
     ) -> None:
+        self.queued = False
         given = dict(kwargs)
         for ignored in ("stream", "strict"):  # langchain-core's; answers are strict either way
             given.pop(ignored, None)
@@ -153,15 +157,24 @@ class ChatCall:
 
     async def achunks(self) -> AsyncGenerator[ChatGenerationChunk, None]:
         """See `chunks`; the passes run beside the event loop."""
+        async with aclosing(self.anews()) as news:
+            async for _, written in news:
+                for chunk in written:
+                    yield chunk
+
+    async def anews(
+        self,
+    ) -> AsyncGenerator[tuple[ReasoningChunk | None, list[ChatGenerationChunk]], None]:
+        """Each piece of reasoning with the message chunks it gives; None with the last of them."""
         request = self._submit()
         async with aclosing(aevents(self._engine.scheduler, request, self._timeout)) as news:
             async for chunk in news:
-                for written in self._write(chunk):
-                    yield written
-        yield self._last(request.result())
+                yield chunk, list(self._write(chunk))
+        yield None, [self._last(request.result())]
 
     def _submit(self) -> Request[ReasoningResult]:
         request = self._answer.submit()
+        self.queued = True
         belongs_to_batch(self._engine.scheduler, request)
         return request
 

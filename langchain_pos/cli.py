@@ -1,4 +1,4 @@
-"""The command `langchain-pos`: ask, batch, demo, bench, doctor.
+"""The command `langchain-pos`: ask, batch, demo, bench, serve, doctor.
 
 Exit codes:
 
@@ -16,27 +16,34 @@ the commands that need them, so `--help` is quick.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from langchain_pos.errors import (
-    InvalidRequestError,
-    ModelLoadError,
-    ParallelReasoningError,
-    UnsupportedModelError,
+from langchain_pos.cli_options import (
+    EXIT_FAILED,
+    BudgetOption,
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    SeedOption,
+    SequentialOption,
+    TemperatureOption,
+    exit_codes,
+    quiet_libraries,
+    say,
 )
+from langchain_pos.cli_serve import serve
+from langchain_pos.errors import InvalidRequestError, ParallelReasoningError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from langchain_pos.runnable import ParallelReasoningLLM
     from langchain_pos.schema import Mode, ReasoningResult
-
-EXIT_FAILED, EXIT_USAGE, EXIT_MODEL, EXIT_FAULT, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
 
 MODES: tuple[Mode, ...] = ("parallel", "sequential")
 
@@ -49,26 +56,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", "-m", help="Folder or hub name; without it, the shipped model."),
-]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; chosen if left out.")]
-DtypeOption = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float16; chosen if left out.")
-]
-BudgetOption = Annotated[
-    int | None, typer.Option(min=1, help="Most tokens that one branch may write.")
-]
-TemperatureOption = Annotated[
-    float | None, typer.Option(min=0.0, help="0, the default, always takes the likeliest token.")
-]
-SeedOption = Annotated[int | None, typer.Option(help="Seed, for a temperature above 0.")]
-SequentialOption = Annotated[
-    bool, typer.Option("--sequential", help="Answer the ordinary way, one token after another.")
-]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 def main() -> None:
@@ -121,7 +108,7 @@ def ask(
     debug: DebugOption = False,
 ) -> None:
     """Answer one question; a terminal shows its branches side by side while they are written."""
-    with _exit_codes(debug):
+    with exit_codes(debug):
         text = _read_question(question, file)
         request: str | dict[str, Any] = text
         if steps:
@@ -177,7 +164,7 @@ def batch(
     Rows that OUT.JSONL already has are skipped, so the same command goes on where it was stopped.
     A question that fails keeps its row, with its error.
     """
-    with _exit_codes(debug):
+    with exit_codes(debug):
         from langchain_pos.cli_batch import BatchFile
 
         work = BatchFile.open(source, target, retry_failed=retry_failed)
@@ -191,7 +178,7 @@ def batch(
                 dtype=dtype,
             )
             work.answer(llm, _console(stderr=True), _mode(sequential), max_concurrency)
-        _say(work.summary())
+        say(work.summary())
         if work.failed:
             raise typer.Exit(EXIT_FAILED)
 
@@ -204,7 +191,7 @@ def demo(
     debug: DebugOption = False,
 ) -> None:
     """Answer a question that ships with the package, in parallel and sequentially."""
-    with _exit_codes(debug):
+    with exit_codes(debug):
         from langchain_pos.cli_live import comparison, show_stream
         from langchain_pos.demo import DEMO_ANSWER, demo_question
 
@@ -237,7 +224,7 @@ def bench(
     debug: DebugOption = False,
 ) -> None:
     """Measure parallel against sequential on this machine; recommend max_parallel_branches."""
-    with _exit_codes(debug):
+    with exit_codes(debug):
         from langchain_pos.bench import measure
         from langchain_pos.cli_bench import show, write
         from langchain_pos.demo import demo_question
@@ -250,6 +237,9 @@ def bench(
             write(json_file, result)
 
 
+app.command()(serve)
+
+
 @app.command()
 def doctor(
     model: ModelOption = None,
@@ -258,7 +248,7 @@ def doctor(
     debug: DebugOption = False,
 ) -> None:
     """Say what this machine has, and whether a model passes the probe on it."""
-    with _exit_codes(debug):
+    with exit_codes(debug):
         for key, value in _machine().items():
             typer.echo(f"{key:16} {value}")
         try:
@@ -272,15 +262,9 @@ def doctor(
 
 def _make_llm(settings: dict[str, Any]) -> ParallelReasoningLLM:
     """The runnable with the settings that were given; the one place that tests replace."""
-    from huggingface_hub.utils.logging import set_verbosity_error
-    from huggingface_hub.utils.tqdm import enable_progress_bars
-    from transformers.utils.logging import disable_progress_bar
-
     from langchain_pos.runnable import ParallelReasoningLLM
 
-    disable_progress_bar()  # of reading weights; that of a download is wanted
-    enable_progress_bars()
-    set_verbosity_error()  # its retries; the last one's error is ours to tell
+    quiet_libraries()
     return ParallelReasoningLLM(**settings)
 
 
@@ -327,18 +311,13 @@ def _is_live(console: Console) -> bool:
     return console.file.isatty() and not console.is_dumb_terminal
 
 
-def _say(message: str) -> None:
-    """One line on stderr."""
-    typer.echo(f"langchain-pos: {' '.join(message.split())}", err=True)
-
-
 def _report(results: Iterable[ReasoningResult]) -> None:
     """Say what should be known about answers; leave with an exit code if one has failed."""
     from langchain_pos.cli_live import faults, remarks
 
     results = list(results)
     for line in [line for result in results for line in (*remarks(result), *faults(result))]:
-        _say(line)
+        say(line)
     if any(faults(result) for result in results):
         raise typer.Exit(EXIT_FAILED)
 
@@ -358,30 +337,3 @@ def _machine() -> dict[str, str]:
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     found["cuda"] = ", ".join(gpus) or "none found"
     return found
-
-
-@contextmanager
-def _exit_codes(debug: bool) -> Iterator[None]:
-    """Turn errors into one line and an exit code; with `debug`, let them through."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        _say("interrupted")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    except (typer.Exit, typer.Abort, BrokenPipeError):
-        raise
-    except Exception as error:
-        if debug:
-            raise
-        code = EXIT_FAULT
-        message = str(error)
-        if isinstance(error, (ModelLoadError, UnsupportedModelError)):
-            code = EXIT_MODEL
-        elif isinstance(error, InvalidRequestError):
-            code = EXIT_USAGE
-        elif isinstance(error, ParallelReasoningError):
-            code = EXIT_FAILED
-        else:
-            message = f"{type(error).__name__}: {error} (--debug shows the traceback)"
-        _say(message)
-        raise typer.Exit(code) from None

@@ -1,0 +1,81 @@
+"""What the commands share: their options, exit codes, and one line on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from langchain_pos.errors import (
+    InvalidRequestError,
+    ModelLoadError,
+    ParallelReasoningError,
+    UnsupportedModelError,
+)
+
+EXIT_FAILED, EXIT_USAGE, EXIT_MODEL, EXIT_FAULT, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Folder or hub name; without it, the shipped model."),
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; chosen if left out.")]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16; chosen if left out.")
+]
+BudgetOption = Annotated[
+    int | None, typer.Option(min=1, help="Most tokens that one branch may write.")
+]
+TemperatureOption = Annotated[
+    float | None, typer.Option(min=0.0, help="0, the default, always takes the likeliest token.")
+]
+SeedOption = Annotated[int | None, typer.Option(help="Seed, for a temperature above 0.")]
+SequentialOption = Annotated[
+    bool, typer.Option("--sequential", help="Answer the ordinary way, one token after another.")
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def say(message: str) -> None:
+    """One line on stderr."""
+    typer.echo(f"langchain-pos: {' '.join(message.split())}", err=True)
+
+
+def quiet_libraries() -> None:
+    """Let transformers and the hub say nothing but what a user waits for."""
+    from huggingface_hub.utils.logging import set_verbosity_error
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of reading weights; that of a download is wanted
+    enable_progress_bars()
+    set_verbosity_error()  # its retries; the last one's error is ours to tell
+
+
+@contextmanager
+def exit_codes(debug: bool) -> Iterator[None]:
+    """Turn errors into one line and an exit code; with `debug`, let them through."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("interrupted")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except (typer.Exit, typer.Abort, BrokenPipeError):
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        code = EXIT_FAULT
+        message = str(error)
+        if isinstance(error, (ModelLoadError, UnsupportedModelError)):
+            code = EXIT_MODEL
+        elif isinstance(error, InvalidRequestError):
+            code = EXIT_USAGE
+        elif isinstance(error, ParallelReasoningError):
+            code = EXIT_FAILED
+        else:
+            message = f"{type(error).__name__}: {error} (--debug shows the traceback)"
+        say(message)
+        raise typer.Exit(code) from None

@@ -1,0 +1,95 @@
+"""`langchain-pos serve`: the chat model behind an OpenAI-compatible HTTP server."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from langchain_pos.cli_options import (
+    BudgetOption,
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    exit_codes,
+    quiet_libraries,
+    say,
+)
+
+
+def serve(
+    model: ModelOption = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but this machine's wants an API key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="LANGCHAIN_POS_API_KEY",
+            show_default=False,
+            help="What clients must send. The environment hides it from `ps`.",
+        ),
+    ] = None,
+    served_model_name: Annotated[
+        str | None, typer.Option(help="What clients call the model; by default its name.")
+    ] = None,
+    max_concurrency: Annotated[
+        int, typer.Option(min=1, help="Requests answered at once; further ones wait.")
+    ] = 16,
+    max_queue: Annotated[int, typer.Option(min=0, help="Requests that wait at most.")] = 64,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of an answer's text that may be asked for.")
+    ] = 4096,
+    max_body_bytes: Annotated[int, typer.Option(min=1024, help="Bytes of a request.")] = 2 * 2**20,
+    request_seconds: Annotated[
+        float, typer.Option(min=0.001, help="From a request to the end of its answer.")
+    ] = 600,
+    drain_seconds: Annotated[
+        float, typer.Option(min=0, help="For answers under way when told to end.")
+    ] = 30,
+    max_branches: Annotated[int, typer.Option(min=2, help="Most steps of one plan.")] = 64,
+    max_branch_tokens: BudgetOption = None,
+    max_slots: Annotated[
+        int | None, typer.Option(min=1, help="KV-cache slots; half of the free memory if left out.")
+    ] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Serve the model over HTTP, as OpenAI's API: /v1/chat/completions, /v1/models.
+
+    SIGTERM or Ctrl+C refuses new requests and finishes those under way; a second one ends at once.
+    """
+    with exit_codes(debug):
+        from langchain_pos.chat_models import ChatParallelReasoning
+        from langchain_pos.server import ServerLimits, bind, make_server
+
+        quiet_libraries()
+        given = {
+            "model": model,
+            "max_branches": max_branches,
+            "max_branch_tokens": max_branch_tokens,
+            "max_slots": max_slots,
+            "device": device,
+            "dtype": dtype,
+        }
+        server = make_server(
+            ChatParallelReasoning(**{k: v for k, v in given.items() if v is not None}),
+            host=host,
+            api_key=api_key,
+            limits=ServerLimits(
+                max_concurrency=max_concurrency,
+                max_queue=max_queue,
+                max_tokens=max_tokens,
+                max_body_bytes=max_body_bytes,
+                request_seconds=request_seconds,
+                drain_seconds=drain_seconds,
+            ),
+            model_name=served_model_name,
+        )
+        socket = bind(host, port)
+        name = f"[{host}]" if ":" in host else host
+        say(f"http://{name}:{socket.getsockname()[1]}/v1 serves {server.model_name}")
+        server.run(sockets=[socket])

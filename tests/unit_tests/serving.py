@@ -1,0 +1,90 @@
+"""A real server on loopback for tests: uvicorn in a thread, on a port that was free."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from openai import AsyncOpenAI, OpenAI
+
+from langchain_pos import ChatParallelReasoning
+from langchain_pos.server import PosServer, ServerLimits, Service, bind, make_server
+
+MODEL = "scripted"
+URL = "/v1/chat/completions"
+
+
+def body(question: str = "Who?", **fields: Any) -> dict[str, Any]:
+    """A request with one question."""
+    return {"model": MODEL, "messages": [{"role": "user", "content": question}], **fields}
+
+
+@dataclass
+class Running:
+    """A server that runs."""
+
+    server: PosServer
+    service: Service
+    chat: ChatParallelReasoning
+    url: str
+    key: str = "none"
+
+    def client(self, **fields: Any) -> OpenAI:
+        """OpenAI's client; it asks once."""
+        fields = {"api_key": self.key, "max_retries": 0, **fields}
+        return OpenAI(base_url=f"{self.url}/v1", **fields)
+
+    def async_client(self) -> AsyncOpenAI:
+        """The same for asyncio."""
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0)
+
+    def http(self) -> httpx.Client:
+        """A bare client, for what OpenAI's would not send."""
+        return httpx.Client(base_url=self.url, timeout=60)
+
+    def post(self, json: Any = None, **fields: Any) -> httpx.Response:
+        """A bare request for an answer."""
+        with self.http() as http:
+            return http.post(URL, json=json, **fields)
+
+    def ask(self, question: str = "Who?", **extra: Any) -> Any:
+        """An answer, by OpenAI's client; of a stream, all chunks."""
+        messages: Any = [{"role": "user", "content": question}]
+        with self.client() as client:
+            found = client.chat.completions.create(model=MODEL, messages=messages, **extra)
+            return list(found) if extra.get("stream") else found
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A value of `/metrics`; 0 where it has none yet."""
+        value = self.service.metrics.registry.get_sample_value(f"langchain_pos_{name}", labels)
+        return value or 0.0
+
+    def at_rest(self) -> bool:
+        """Nothing is held, nobody waits; comes as soon as a pass under way is over."""
+        while not self.service.gate.idle or self.chat.engine.slots_in_use:
+            time.sleep(0.005)
+        return self.service.gate.running == self.service.gate.waiting == 0
+
+
+@contextmanager
+def running(
+    chat: ChatParallelReasoning, *, api_key: str | None = None, **limits: Any
+) -> Iterator[Running]:
+    """Serve `chat` while inside."""
+    server = make_server(chat, api_key=api_key, limits=ServerLimits(**limits), model_name=MODEL)
+    socket = bind("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{socket.getsockname()[1]}"
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.005)
+        yield Running(server, server.service, chat, url, api_key or "none")
+    finally:
+        server.should_exit = True
+        thread.join()

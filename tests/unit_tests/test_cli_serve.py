@@ -1,0 +1,160 @@
+"""`langchain-pos serve` as a process: what it refuses, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+from typer.testing import CliRunner
+
+from langchain_pos import demo_question
+from langchain_pos.cli import app
+from langchain_pos.errors import InvalidRequestError
+from langchain_pos.server import create_app, make_server
+from langchain_pos.server_errors import ApiError
+from langchain_pos.server_guard import is_loopback
+from tests.unit_tests.chat_models import scripted_chat
+
+RUNNER = CliRunner()
+COMMAND = "from langchain_pos.cli import main; main()"
+
+
+def started(*options: str) -> tuple[subprocess.Popen[str], str]:
+    """The command as a process, and its address once it has said it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "serve", "--port", "0", *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"(http://\S+)/v1 serves (\S+)", line):
+            return process, found[1]
+    raise AssertionError(f"it ended with {process.wait()} before it listened")
+
+
+def test_sigterm_under_load_finishes_what_is_under_way() -> None:
+    """Accepted streams are whole, the process ends with 0, and nobody listens any more."""
+    process, url = started("--served-model-name", "shipped", "--drain-seconds", "120")
+    streams: list[list[Any]] = [[], []]
+    begun = [threading.Event() for _ in streams]
+
+    def ask(place: int) -> None:
+        with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+            chunks = client.chat.completions.create(
+                model="shipped",
+                messages=[{"role": "user", "content": demo_question()}],
+                stream=True,
+            )
+            for chunk in chunks:
+                streams[place].append(chunk)
+                begun[place].set()
+
+    threads = [threading.Thread(target=ask, args=(place,)) for place in range(len(streams))]
+    for thread in threads:
+        thread.start()
+    for event in begun:
+        event.wait()
+    process.send_signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join()
+    assert process.wait() == 0
+    for chunks in streams:
+        assert chunks[-1].choices[0].finish_reason == "stop"
+        assert len(chunks[-1].reasoning["blocks"][0]["branches"]) == 10
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/health")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org", ""])
+def test_another_host_wants_an_api_key(host: str) -> None:
+    """Before the model is loaded: exit code 2, and the way out in one line."""
+    done = RUNNER.invoke(app, ["serve", "--host", host], env={"LANGCHAIN_POS_API_KEY": None})
+    assert done.exit_code == 2
+    assert "LANGCHAIN_POS_API_KEY" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reaches the server; the help does not show it."""
+    seen: list[Any] = []
+
+    def stop(_: Any, **given: Any) -> None:
+        seen.append(given)
+        raise InvalidRequestError("far enough")
+
+    monkeypatch.setattr("langchain_pos.server.make_server", stop)
+    env = {"LANGCHAIN_POS_API_KEY": "secret"}
+    done = RUNNER.invoke(app, ["serve", "--host", "0.0.0.0", "--max-queue", "3"], env=env)
+    assert done.exit_code == 2
+    assert seen[0]["api_key"] == "secret"
+    assert seen[0]["limits"].max_queue == 3
+    assert "secret" not in RUNNER.invoke(app, ["serve", "--help"], env=env).output
+
+
+def test_a_key_opens_other_hosts_and_an_empty_one_is_none() -> None:
+    """`make_server` takes any address with a key; blanks are no key."""
+    chat, _ = scripted_chat({})
+    assert make_server(chat, host="0.0.0.0", api_key="secret").model_name
+    with pytest.raises(InvalidRequestError, match="empty"):
+        create_app(chat, api_key=" ")
+
+
+async def test_a_second_signal_ends_the_server_without_waiting() -> None:
+    """The first one drains, as long as something is under way."""
+    chat, _ = scripted_chat({})
+    server = make_server(chat)
+    never = asyncio.Event()
+    receive = asyncio.Event().wait
+    under_way = asyncio.create_task(
+        server.service.gate.while_connected(receive, never.wait())  # type: ignore[arg-type]
+    )
+    await asyncio.sleep(0)
+    server.handle_exit(signal.SIGTERM, None)
+    assert not await server.on_tick(1)
+    server.handle_exit(signal.SIGTERM, None)
+    assert await server.on_tick(2)
+    with pytest.raises(ApiError, match="shutting down"):
+        await under_way
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.8.8", True),
+        ("::1", True),
+        ("LocalHost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("localhost.example.org", False),
+        ("127.0.0.1.example.org", False),
+        ("", False),
+    ],
+)
+def test_loopback(host: str, own: bool) -> None:
+    """Names and addresses that only this machine can mean."""
+    assert is_loopback(host) is own
+
+
+def test_the_error_body_is_json() -> None:
+    """With every field that OpenAI's has."""
+    error = ApiError(400, "wrong", "invalid_value", param="n")
+    fields = json.loads(error.event.removeprefix(b"data: "))["error"]
+    assert fields == {
+        "message": "wrong",
+        "type": "invalid_request_error",
+        "param": "n",
+        "code": "invalid_value",
+    }
