@@ -172,7 +172,9 @@ class ForwardPass:
         extent = min(slots_bucket(self.forest.extent), self.forest.capacity)
         self.cache.make_room(extent, self.forest.max_slots)
         if self.forest.freed:
-            self.forest.unlabel(torch.tensor(self.forest.freed).to(self.device))
+            pinned = self.device.type == "cuda"
+            freed = torch.tensor(self.forest.freed, dtype=torch.int64, pin_memory=pinned)
+            self.forest.unlabel(freed.to(self.device, non_blocking=True))
         self.forest.send_reach()
         try:
             return self.graphs.run(tokens, positions, slots, segments, wanted, extent)

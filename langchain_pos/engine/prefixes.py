@@ -43,10 +43,6 @@ class Prefix:
     parent: Prefix | None = None
     users: list[int] = field(default_factory=list)
 
-    def unfed(self, upto: int) -> Sequence[int]:
-        """Its tokens below position `upto` that nobody has fed yet."""
-        return self.tokens[self.segment.end : upto]
-
     def slots(self, upto: int) -> list[int]:
         """The slots of the positions from 0 to `upto`, its ancestors' included."""
         start = min(self.segment.start, upto)

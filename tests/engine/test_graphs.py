@@ -115,26 +115,16 @@ def test_a_model_that_cannot_be_recorded_runs_as_it_is(monkeypatch: pytest.Monke
 def test_nan_stays_with_whom_it_belongs_to() -> None:
     """Padding and fixed shapes change nothing about who notices a broken token."""
     engine = tiny_engine(cuda_graphs=True, prefix_cache_tokens=0)
-    layer = engine.model.model.layers[0].self_attn.v_proj
-    original = layer.forward
-    marked = OPENINGS[2][0]
-    weights = engine.model.get_input_embeddings().weight
-
-    def poisoned(states: torch.Tensor) -> torch.Tensor:
-        return original(states)
-
+    marked = next(token for token in range(3, 300) if token not in PREFIX)
+    opening, others = [marked, 5], [o for o in OPENINGS if marked not in o]
+    assert others
     with torch.no_grad():
-        row = weights[marked].clone()
-        weights[marked] = float("nan")
-    layer.forward = poisoned
-    others = [opening for opening in OPENINGS if marked not in opening and marked not in PREFIX]
-    if marked in PREFIX:
-        pytest.skip("the marked token stands in the prefix")
-    done = engine.decode_branches(PREFIX, [OPENINGS[2], *others], max_new_tokens=6)
+        engine.model.get_input_embeddings().weight[marked] = float("nan")
+        engine.model.lm_head.weight[marked] = 0  # tied or not, nobody else says it
+    done = engine.decode_branches(PREFIX, [opening, *others], max_new_tokens=6)
     assert done[0].finish_reason == "error"
     assert all(completion.error is None for completion in done[1:])
-    with torch.no_grad():
-        weights[marked] = row
+    assert engine.slots_in_use == 0
 
 
 def test_fixed_shapes_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
