@@ -11,6 +11,10 @@ A GPU that has few heads and few rows to work on stays mostly idle so. There the
 into chunks that are attended to side by side, as if they were a batch, and merged by their
 log-sum-exp ("flash decoding"): `SPLIT`. Which of the two is faster is measured when a model is
 loaded onto a GPU.
+
+Rows of different requests see nothing of each other. When many requests run together, their rows
+are attended to group by group, each with the slots of its own request, where that is less work than
+to let the mask hide the others' slots; see `engine/grouping.py`.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ FOLDED = "langchain_pos_folded"
 
 SPLIT = "langchain_pos_split"
 """Name of the implementation that splits the slots."""
+GROUPED = (FOLDED,)
+"""Implementations that attend to rows in groups; see `engine/grouping.py`."""
 _CHUNK = 64
 _MOST_CHUNKS = 16
 
@@ -71,6 +77,21 @@ def folded_attention_forward(
             raise ValueError(f"{FOLDED} attention knows no `{wish}`")
     batch, heads, queries, dim = query.shape
     kv_heads = key.shape[1]
+    row_groups = getattr(attention_mask, "row_groups", None)
+    if row_groups is not None:
+        output = query.new_empty(batch, queries, heads, value.shape[-1])
+        for group, mask in row_groups:
+            begin, end = group.rows
+            output[:, begin:end] = folded_attention_forward(
+                module,
+                query[:, :, begin:end],
+                group.of(key, 2),
+                group.of(value, 2),
+                mask,
+                dropout=dropout,
+                scaling=scaling,
+            )[0]
+        return output, None
     groups = heads // kv_heads
     if attention_mask is None or attention_mask.shape[-2] != groups * queries:
         return sdpa_attention_forward(

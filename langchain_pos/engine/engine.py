@@ -93,6 +93,7 @@ class Engine:
             max_slots=slots,
             graphs=compile_model or (_can_record(model) if cuda_graphs is None else cuda_graphs),
             compiled=compile_model,
+            groups_rows=found.groups_rows,
         )
         kept = min(prefix_cache_tokens, slots // 4)
         if draft_rows is None:
@@ -394,7 +395,8 @@ class Engine:
             "device": str(self.forward.device),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "weights": self.weights,
-            "attention": f"{config._attn_implementation} ({self.forward.mask_form} mask)",
+            "attention": f"{config._attn_implementation} ({self.forward.mask_form} mask"
+            + (", requests apart)" if self.forward.groups_rows else ")"),
             "layers": str(config.num_hidden_layers),
             "positions": str(self.context_length or "no limit"),
             "max_slots": str(self.forward.forest.max_slots),

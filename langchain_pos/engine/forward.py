@@ -14,6 +14,7 @@ import torch
 
 from langchain_pos.engine.attention import FOLDED, SPLIT, fold_mask
 from langchain_pos.engine.graphs import StepGraphs, slots_bucket
+from langchain_pos.engine.grouping import LEAST_SAVED, RowGroup, grouped_mask, row_groups, whole
 from langchain_pos.engine.kv_cache import SlotCache
 from langchain_pos.engine.segments import NOBODY, Segment, SegmentForest, within
 from langchain_pos.errors import InvalidRequestError
@@ -36,6 +37,8 @@ class ForwardPass:
         graphs: run small passes in fixed shapes, recorded on CUDA; see `engine/graphs.py`. The
             logits of a pass are then valid until the next one.
         compiled: run the fixed shapes through `torch.compile`.
+        groups_rows: the model passes its mask on to our attention as it is, so that rows may be
+            attended to in groups; the loader finds out.
 
     Attributes:
         model: transformers model in eval mode.
@@ -45,8 +48,11 @@ class ForwardPass:
         vocabulary: token ids that the model has embeddings for.
         graphs: the recorded passes, None where there are none.
         no_graphs: why not.
+        groups_rows: whether rows may be attended to in groups.
+        least_saved: see `row_groups`.
         count: passes run so far.
         rows: rows fed so far, over all passes.
+        pairs: pairs of a row and a slot that attention has looked at so far.
     """
 
     def __init__(
@@ -57,11 +63,14 @@ class ForwardPass:
         max_slots: int = 1 << 30,
         graphs: bool = False,
         compiled: bool = False,
+        groups_rows: bool = False,
     ) -> None:
+        self.groups_rows = groups_rows
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
         embeddings: torch.nn.Parameter = model.get_input_embeddings().weight  # type: ignore[assignment]
         self.device = embeddings.device
+        self.least_saved = LEAST_SAVED["cuda" if self.device.type == "cuda" else "cpu"]
         self.forest = SegmentForest(self.device, max_slots=max_slots, spare_slots=int(graphs))
         self.cache = SlotCache()
         self.graphs: StepGraphs | None = None
@@ -74,6 +83,7 @@ class ForwardPass:
         self.vocabulary = embeddings.shape[0]
         self.count = 0
         self.rows = 0
+        self.pairs = 0
 
     @torch.inference_mode()
     def run(
@@ -137,6 +147,7 @@ class ForwardPass:
             if logits is not None:
                 self.count += 1
                 self.rows += len(tokens)
+                self.pairs += len(tokens) * self.forest.extent
                 return logits[: len(wanted)]
 
         # 3. Otherwise one copy to the device,
@@ -153,9 +164,14 @@ class ForwardPass:
         self.forest.send_reach()
 
         #    and the pass as it comes.
-        logits = self._compute(*on_device[:-1], extent=self.forest.extent)
+        if self.groups_rows:
+            groups = row_groups(feeds, slots, self.forest, self.least_saved)
+        else:
+            groups = whole(len(tokens), self.forest.extent)
+        logits = self._compute(*on_device[:-1], groups, extent=self.forest.extent)
         self.count += 1
         self.rows += len(tokens)
+        self.pairs += sum(group.pairs for group in groups)
         return logits[: len(wanted)]
 
     def _replay(
@@ -187,10 +203,8 @@ class ForwardPass:
             return None
 
     def _fixed_step(self, layout: torch.Tensor, extent: int) -> torch.Tensor:
-        token_ids, position_ids, slots, segments, keep = layout.unbind(0)
-        run = partial(
-            self._compute, token_ids, position_ids, slots, segments, keep, extent=extent, fixed=True
-        )
+        groups = whole(layout.shape[1], extent)
+        run = partial(self._compute, *layout.unbind(0), groups, extent=extent, fixed=True)
         if self._fixed_model is self.model:
             return run()
         # As many shapes as there are buckets, and not the few that torch has in mind.
@@ -207,6 +221,7 @@ class ForwardPass:
         slots: torch.Tensor,
         segments: torch.Tensor,
         keep: torch.Tensor,
+        groups: Sequence[RowGroup],
         *,
         extent: int,
         fixed: bool = False,
@@ -219,6 +234,7 @@ class ForwardPass:
             slots: where the tokens lie, int64 `[Q]`.
             segments: whose they are, int64 `[Q]`.
             keep: rows whose logits are wanted, int64 `[R]`.
+            groups: rows and the slots that they look at.
             extent: slots that attention reads, from 0.
             fixed: the shapes are those of a bucket.
 
@@ -229,15 +245,18 @@ class ForwardPass:
         owner, position = segments.int(), position_ids.int()
         self.forest.label(slots, owner, position)
         self.cache.begin(slots, extent=extent, max_slots=self.forest.max_slots)
-        seen = self.forest.mask(owner, position, extent)
-        # A row that only fills up sees everything: a softmax over nothing would be NaN.
-        seen = seen | (owner == NOBODY)[:, None]
+        seen = [
+            # A row that only fills up sees everything: a softmax over nothing would be NaN.
+            self.forest.mask(owner[b:e], position[b:e], group) | (owner[b:e] == NOBODY)[:, None]
+            for group in groups
+            for b, e in [group.rows]
+        ]
 
         # 2. The model. Logits only where they are wanted: a vocabulary is wide.
         output = (self._fixed_model if fixed else self.model)(
             input_ids=token_ids[None],
             position_ids=position_ids[None],
-            attention_mask=self._model_mask(seen, position),
+            attention_mask=self._model_mask(groups, seen, position, extent),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=keep,
@@ -247,32 +266,47 @@ class ForwardPass:
         #    NaN in a row is enough: its maximum is NaN then.
         self.forest.mark_broken(slots, self.cache.broken())
         logits: torch.Tensor = output.logits[0]
-        logits[:, 0].masked_fill_(self.forest.sees_broken(seen[keep]), float("nan"))
+        if len(groups) == 1:
+            broken = self.forest.sees_broken(seen[0][keep], groups[0])
+        else:
+            broken = torch.cat(list(map(self.forest.sees_broken, seen, groups)))[keep]
+        logits[:, 0].masked_fill_(broken, float("nan"))
         return logits
 
     def _model_mask(
-        self, seen: torch.Tensor, position: torch.Tensor
+        self,
+        groups: Sequence[RowGroup],
+        seen: Sequence[torch.Tensor],
+        position: torch.Tensor,
+        extent: int,
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         """The mask in the form that the model takes, from what each row sees of the slots."""
+
+        def mask(window: int | None) -> torch.Tensor:
+            masks = [
+                self._additive(group, some, position, window)
+                for group, some in zip(groups, seen, strict=True)
+            ]
+            return grouped_mask(groups, masks, extent)
+
         width = getattr(self.config, "sliding_window", None)
         types = set(getattr(self.config, "layer_types", None) or ())
         if self.mask_form == "by_layer_type":
-            return {
-                kind: self._additive(seen, position, width if kind == "sliding_attention" else None)
-                for kind in types
-            }
+            return {kind: mask(width if kind == "sliding_attention" else None) for kind in types}
         slides = not types or types == {"sliding_attention"}
-        return self._additive(seen, position, width if slides else None)
+        return mask(width if slides else None)
 
     def _additive(
-        self, seen: torch.Tensor, position: torch.Tensor, window: int | None
+        self, group: RowGroup, seen: torch.Tensor, position: torch.Tensor, window: int | None
     ) -> torch.Tensor:
-        """0 where a query sees a slot, minus infinity elsewhere: `[1, 1, (G *) Q, extent]`.
+        """0 where a query sees a slot, minus infinity elsewhere: `[1, 1, (G *) rows, slots]`.
 
         `eager` adds its mask, and `sdpa` would turn a bool mask into this one in every layer.
         """
         if window:
-            seen = seen & within(window, position, self.forest.slot_position[: seen.shape[-1]])
+            begin, end = group.rows
+            slot_position = group.of(self.forest.slot_position, 0)
+            seen = seen & within(window, position[begin:end], slot_position)
         mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
         implementation = self.config._attn_implementation
         mask = mask.masked_fill_(~seen, float("-inf"))[None, None]

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from langchain_pos.engine import attention
 from langchain_pos.engine.forward import ForwardPass, MaskForm
-from langchain_pos.engine.segments import Ledger
+from langchain_pos.engine.slots import PAGE, Ledger
 from langchain_pos.errors import ModelLoadError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -198,10 +198,12 @@ class Found:
     Attributes:
         mask_form: how it takes its mask.
         slot_bytes: bytes that the keys and values of one token take.
+        groups_rows: whether requests may be attended to one by one; see `engine/grouping.py`.
     """
 
     mask_form: MaskForm
     slot_bytes: int
+    groups_rows: bool = False
 
 
 def prepare(model: PreTrainedModel, attn_implementation: str) -> Found:
@@ -238,10 +240,11 @@ def prepare(model: PreTrainedModel, attn_implementation: str) -> Found:
                 model.set_attn_implementation(name)
                 with _short_window(text):
                     slot_bytes = probe(model, form)
+                    groups_rows = name in attention.GROUPED and takes_groups(model, form)
             except Exception as error:  # noqa: BLE001  whatever it trips over is the finding
                 failures.append(f"{name}, {form} mask: {' '.join(str(error).split())[:200]}")
                 continue
-            return Found(form, slot_bytes)
+            return Found(form, slot_bytes, groups_rows)
     model.set_attn_implementation(original)
     raise UnsupportedModelError(
         f"{model.config.model_type} does not keep branches apart. Tried: " + "; ".join(failures)
@@ -328,3 +331,33 @@ def probe(model: PreTrainedModel, form: MaskForm) -> int:
     if not torch.equal(before, after):
         raise UnsupportedModelError("a branch changes when its siblings' keys and values change")
     return forward.cache.slot_bytes
+
+
+@torch.inference_mode()
+def takes_groups(model: PreTrainedModel, form: MaskForm) -> bool:
+    """Whether two requests get the same logits when each is attended to with its own slots alone.
+
+    Not so where a model does more with its mask than to hand it to the attention function.
+    """
+    forward = ForwardPass(model, mask_form=form)
+    forward.least_saved = 0
+    forest = forward.forest
+    generator = torch.Generator().manual_seed(11)
+    feeds = [
+        (
+            forest.root(Ledger()),
+            torch.randint(0, forward.vocabulary, (length,), generator=generator),
+        )
+        for length in (PAGE + 3, 5)
+    ]
+    logits = []
+    for forward.groups_rows in (False, True):
+        try:
+            found = forward.run(feeds, range(len(feeds)))
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return False
+        logits.append(found.float())
+        for root, _ in feeds:
+            forest.truncate(root, 0)
+    error = (logits[1] - logits[0]).abs().max().item() / max(logits[0].std().item(), 1e-6)
+    return error < (0.02 if model.dtype == torch.float32 else 0.5)

@@ -8,7 +8,9 @@ from itertools import zip_longest
 
 import torch
 
-from langchain_pos.engine.segments import Ledger, SegmentForest
+from langchain_pos.engine.grouping import whole
+from langchain_pos.engine.segments import SegmentForest
+from langchain_pos.engine.slots import Ledger
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def belt(trunk: int, branches: Sequence[int]) -> MaskPicture:
     ids = torch.tensor([segment.id for segment in fed], dtype=torch.int32)
     where = torch.tensor(positions, dtype=torch.int32)
     forest.label(torch.arange(slots), ids, where)
-    seen = forest.mask(ids, where, slots)
+    seen = forest.mask(ids, where, whole(slots, slots)[0])
     place = {segment: number for number, segment in enumerate([root, *forks])}
     return MaskPicture(
         owners=tuple(place[segment] for segment in fed),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from langchain_pos.engine.forward import ForwardPass
-from langchain_pos.engine.segments import Ledger, Segment
+from langchain_pos.engine.segments import Segment
+from langchain_pos.engine.slots import Ledger
 
 DRAFT_ROWS = 32
 """Where nothing is measured: free on a CPU with matrix units, and on any GPU."""

@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 import torch
 
 from langchain_pos.engine.kv_cache import SlotCache
-from langchain_pos.engine.segments import Ledger, Segment, SegmentForest
+from langchain_pos.engine.segments import Segment, SegmentForest
+from langchain_pos.engine.slots import ROOM, Ledger
 
 LEAST = 64
 """Tokens that must be alike before sharing them is worth a segment."""
@@ -69,7 +70,6 @@ class PrefixCache:
         self.max_parked = max_parked
         self._forest = forest
         self._cache = cache
-        self._ledger = Ledger()
         self._live: list[Prefix] = []
         self._parked: OrderedDict[bytes, _Parked] = OrderedDict()
 
@@ -126,10 +126,11 @@ class PrefixCache:
         return (best, length) if best is not None else (None, 0)
 
     def _new(self, tokens: array[int], parent: Prefix | None, at: int) -> Prefix:
+        ledger = Ledger(expected=len(tokens) - at + ROOM)  # those that stand on it lie behind it
         if parent is None:
-            segment = self._forest.root(self._ledger)
+            segment = self._forest.root(ledger)
         else:
-            segment = self._forest.fork(parent.segment, at=at, owner=self._ledger)
+            segment = self._forest.fork(parent.segment, at=at, owner=ledger)
             parent.users.append(at)
         prefix = Prefix(segment, tokens, parent)
         self._live.append(prefix)

@@ -20,7 +20,8 @@ from langchain_pos.engine.forward import ForwardPass
 from langchain_pos.engine.measuring import DRAFT_ROWS
 from langchain_pos.engine.prefixes import PrefixCache
 from langchain_pos.engine.sampling import RowSampling, sample
-from langchain_pos.engine.segments import Ledger, Segment
+from langchain_pos.engine.segments import Segment
+from langchain_pos.engine.slots import ROOM, Ledger
 from langchain_pos.engine.speculation import NO_DRAFT, Draft, Verified
 from langchain_pos.errors import NonFiniteLogitsError, OutOfSlotsError, RequestCancelled
 
@@ -179,6 +180,7 @@ class Scheduler:
             a segment whose end says how many of `prompt_ids` need not be fed: the root of a new
             tree, or a child of what is shared.
         """
+        request.ledger.expected = min(request.reserve, len(prompt_ids) + ROOM)
         segment, chain, known = self.prefixes.root(request.ledger, prompt_ids)
         ends = [*(prefix.segment.start for prefix in chain), segment.start][1:]
         request._shared += [

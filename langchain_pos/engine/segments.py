@@ -29,6 +29,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from langchain_pos.engine.grouping import RowGroup
+from langchain_pos.engine.slots import Ledger, SlotPool
 from langchain_pos.errors import OutOfSlotsError
 
 UNBOUNDED = torch.iinfo(torch.int32).max
@@ -103,15 +105,6 @@ class Segment:
         return self.start + len(self.slots)
 
 
-@dataclass(eq=False)
-class Ledger:
-    """What one request holds: its segments and how many slots, now and at most."""
-
-    segments: set[Segment] = field(default_factory=set)
-    slots: int = 0
-    peak_slots: int = 0
-
-
 class SegmentForest:
     """Labels of all slots and the reach between all live segments.
 
@@ -126,9 +119,8 @@ class SegmentForest:
         spare_slots: the first so many are never given to a segment.
 
     Attributes:
-        capacity: slots that exist now.
         max_slots: slots that may ever exist.
-        extent: all slots in use lie below this one; attention reads no further.
+        pool: which slots are free, and who holds the others.
         slot_segment: int32 `[capacity]`, on the device.
         slot_position: int32 `[capacity]`, on the device.
         slot_broken: bool `[capacity]`, on the device: the token's keys or values were not finite.
@@ -145,15 +137,11 @@ class SegmentForest:
     ) -> None:
         self.device = device
         self.max_slots = max_slots
-        self.capacity = min(capacity, max_slots)
+        self.pool = SlotPool(capacity, max_slots, spare_slots)
         self.slot_segment = torch.zeros(self.capacity, dtype=torch.int32, device=device)
         self.slot_position = torch.zeros(self.capacity, dtype=torch.int32, device=device)
         self.slot_broken = torch.zeros(self.capacity, dtype=torch.bool, device=device)
-        self._free = list(range(spare_slots, self.capacity))  # heap: the lowest slot is taken first
         self.freed: list[int] = []
-        self._used = [False] * self.capacity
-        self.extent = 0
-        self.slots_in_use = 0
         self._free_ids = list(range(1, 64))
         self._reach = torch.zeros(64, 64, dtype=torch.int32)
         self._device_reach = self._reach.to(device)
@@ -182,6 +170,8 @@ class SegmentForest:
                 "the segment that holds this position"
             )
         child = self._new_segment(at, owner or parent.owner)
+        if child.owner is not parent.owner:
+            child.owner.sees.add(parent.owner)
         self._reach[child.id] = torch.clamp(self._reach[parent.id], max=at)
         self._reach[child.id, child.id] = UNBOUNDED
         return child
@@ -245,44 +235,39 @@ class SegmentForest:
         Raises:
             OutOfSlotsError: fewer than `count` slots are left below `max_slots`.
         """
-        while len(self._free) < count:
-            self._grow(count)
-        taken = [heapq.heappop(self._free) for _ in range(count)]
-        for slot in taken:
-            self._used[slot] = True
-        if taken:
-            self.extent = max(self.extent, max(taken) + 1)
-        self.slots_in_use += count
-        segment.slots.extend(taken)
-        segment.owner.slots += count
-        segment.owner.peak_slots = max(segment.owner.peak_slots, segment.owner.slots)
-        return taken
-
-    def _grow(self, count: int) -> None:
-        size = min(2 * self.capacity, self.max_slots)
-        if size == self.capacity:
+        if count > self.pool.free:
             raise OutOfSlotsError(
-                f"{count} more KV-cache slots are needed, {len(self._free)} of {self.max_slots} "
+                f"{count} more KV-cache slots are needed, {self.pool.free} of {self.max_slots} "
                 "are free; ask for fewer or shorter branches, or raise max_slots"
             )
-        more = torch.zeros(size - self.capacity, dtype=torch.int32, device=self.device)
-        self.slot_segment = torch.cat([self.slot_segment, more])
-        self.slot_position = torch.cat([self.slot_position, more])
-        self.slot_broken = torch.cat([self.slot_broken, more.bool()])
-        for slot in range(self.capacity, size):
-            heapq.heappush(self._free, slot)
-        self._used += [False] * (size - self.capacity)
-        self.capacity = size
+        taken = self.pool.take(segment.owner, count)
+        missing = self.pool.capacity - len(self.slot_segment)
+        if missing:
+            more = torch.zeros(missing, dtype=torch.int32, device=self.device)
+            self.slot_segment = torch.cat([self.slot_segment, more])
+            self.slot_position = torch.cat([self.slot_position, more])
+            self.slot_broken = torch.cat([self.slot_broken, more.bool()])
+        segment.slots.extend(taken)
+        return taken
 
     def _free_slots(self, segment: Segment, slots: Sequence[int]) -> None:
-        for slot in slots:
-            self._used[slot] = False
-            heapq.heappush(self._free, slot)
+        self.pool.give_back(segment.owner, slots)
         self.freed.extend(slots)
-        self.slots_in_use -= len(slots)
-        segment.owner.slots -= len(slots)
-        while self.extent and not self._used[self.extent - 1]:
-            self.extent -= 1
+
+    @property
+    def capacity(self) -> int:
+        """Slots that exist now."""
+        return self.pool.capacity
+
+    @property
+    def extent(self) -> int:
+        """All slots in use lie below this one; attention reads no further."""
+        return self.pool.extent
+
+    @property
+    def slots_in_use(self) -> int:
+        """Slots that segments hold."""
+        return self.pool.in_use
 
     # ---------------------------------------------------------------- one pass
 
@@ -317,13 +302,15 @@ class SegmentForest:
         self.slot_segment.index_copy_(0, slots, segments)
         self.slot_position.index_copy_(0, slots, positions)
 
-    def mask(self, segments: torch.Tensor, positions: torch.Tensor, extent: int) -> torch.Tensor:
-        """Which of the slots below `extent` each query sees: bool `[Q, extent]`."""
+    def mask(
+        self, segments: torch.Tensor, positions: torch.Tensor, group: RowGroup
+    ) -> torch.Tensor:
+        """Which of the group's slots each query sees: bool `[Q, slots]`."""
         return visible(
             segments,
             positions,
-            self.slot_segment[:extent],
-            self.slot_position[:extent],
+            group.of(self.slot_segment, 0),
+            group.of(self.slot_position, 0),
             self._device_reach,
         )
 
@@ -345,6 +332,6 @@ class SegmentForest:
         self.label(where, torch.full_like(positions, segment.id), positions)
         self.mark_broken(where, torch.zeros_like(positions, dtype=torch.bool))
 
-    def sees_broken(self, seen: torch.Tensor) -> torch.Tensor:
+    def sees_broken(self, seen: torch.Tensor, group: RowGroup) -> torch.Tensor:
         """Which queries see a broken token, from the `mask` of these queries: bool `[Q]`."""
-        return (seen & self.slot_broken[: seen.shape[-1]]).any(dim=-1)
+        return (seen & group.of(self.slot_broken, 0)).any(dim=-1)

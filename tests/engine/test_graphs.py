@@ -9,6 +9,7 @@ import torch
 
 from langchain_pos.engine import Engine, SamplingParams
 from langchain_pos.engine.graphs import ROWS, StepGraphs, slots_bucket
+from langchain_pos.engine.slots import Ledger
 from tests.engine.tiny import ids, tiny_engine, tiny_model
 from tests.engine.tokenizers_ import byte_level
 
@@ -94,8 +95,10 @@ def test_padding_writes_into_no_bodys_slot() -> None:
     engine.decode_branches(PREFIX, OPENINGS[:3], max_new_tokens=5)
     forest = engine.forward.forest
     assert forest.slot_segment[0] == 0
-    assert 0 not in forest._free
     assert engine.slots_in_use == 0
+    everything = forest.pool.take(Ledger(), forest.pool.free)
+    assert 0 not in everything
+    assert len(everything) == forest.capacity - 1
 
 
 def test_a_model_that_cannot_be_recorded_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

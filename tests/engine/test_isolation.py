@@ -13,7 +13,8 @@ import torch
 from langchain_pos.engine import Completion, Engine
 from langchain_pos.engine.attention import SPLIT
 from langchain_pos.engine.forward import ForwardPass
-from langchain_pos.engine.segments import Ledger, Segment
+from langchain_pos.engine.segments import Segment
+from langchain_pos.engine.slots import Ledger
 from langchain_pos.errors import NonFiniteLogitsError
 from tests.engine.tiny import ids, said, tiny_engine
 

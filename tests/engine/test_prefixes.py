@@ -12,7 +12,7 @@ from langchain_pos.engine.decoding import Steps, decode
 from langchain_pos.engine.engine import GREEDY
 from langchain_pos.engine.prefixes import LEAST
 from langchain_pos.engine.scheduler import Request
-from langchain_pos.engine.segments import Ledger
+from langchain_pos.engine.slots import Ledger
 from langchain_pos.errors import NonFiniteLogitsError, OutOfSlotsError, RequestCancelled
 from tests.engine.tiny import ids, tiny_engine
 
@@ -144,7 +144,8 @@ def test_what_is_parked_is_a_copy() -> None:
     """Whatever happens to the slots meanwhile."""
     engine = fresh()
     engine.generate(DOCUMENT, max_new_tokens=4)
-    engine.forward.cache.overwrite(list(range(engine.forward.forest.capacity)), 5.0)
+    slots = engine.forward.cache.layers[0].keys.shape[2]
+    engine.forward.cache.overwrite(list(range(slots)), 5.0)
     prompt = [*DOCUMENT, *QUESTIONS[2]]
     assert engine.generate(prompt, max_new_tokens=10).token_ids == alone(prompt)
 

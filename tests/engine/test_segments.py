@@ -9,14 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from langchain_pos.engine.grouping import whole
 from langchain_pos.engine.segments import (
     NOBODY,
     UNBOUNDED,
-    Ledger,
     Segment,
     SegmentForest,
     visible,
 )
+from langchain_pos.engine.slots import Ledger
 from langchain_pos.errors import OutOfSlotsError
 
 CPU = torch.device("cpu")
@@ -122,7 +123,7 @@ class ObviousForest:
                 slots = mask[0].nonzero()[:, 0].tolist()
                 assert {self.tag_at[slot] for slot in slots} == self.seen(segment, position, window)
                 if window is None:
-                    assert torch.equal(mask, forest.mask(query, place, extent))
+                    assert torch.equal(mask, forest.mask(query, place, whole(1, extent)[0]))
 
 
 ACTIONS = ["extend", "fork", "join", "root", "truncate", "release"]
@@ -267,10 +268,10 @@ def test_ledger_counts_what_a_request_holds_now_and_at_most() -> None:
 def test_capacity_grows_up_to_the_limit_and_then_says_the_numbers() -> None:
     """Slots are made as they are needed; beyond `max_slots` the error names what is left."""
     forest = SegmentForest(CPU, capacity=4, max_slots=20)
-    root = forest.root(Ledger())
-    forest.extend(root, 9)
-    assert forest.capacity == 16
-    forest.extend(root, 10)
+    root = forest.root(Ledger(expected=4))
+    forest.extend(root, 3)
+    assert forest.capacity == 4
+    forest.extend(root, 16)
     assert forest.capacity == 20
     with pytest.raises(OutOfSlotsError, match="2 more KV-cache slots are needed, 1 of 20 are free"):
         forest.extend(root, 2)

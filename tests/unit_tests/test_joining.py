@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from langchain_pos import ParallelReasoningLLM, ReasoningResult
-from langchain_pos.engine.segments import Ledger
+from langchain_pos.engine.slots import Ledger
 from tests.unit_tests.models import (
     STUDENTS,
     TOKENIZERS,

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from langchain_pos.engine.segments import Ledger, Segment
+from langchain_pos.engine.segments import Segment
+from langchain_pos.engine.slots import Ledger
 from langchain_pos.engine.text import encode_continuation
 from langchain_pos.trunk import Trunk
 from tests.unit_tests.models import TOKENIZERS
