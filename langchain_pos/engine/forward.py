@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from langchain_pos.engine.attention import FOLDED, SPLIT, fold_mask
+from langchain_pos.engine.flex import FLEX, FlexAttention
 from langchain_pos.engine.graphs import StepGraphs, slots_bucket
 from langchain_pos.engine.kv_cache import SlotCache
 from langchain_pos.engine.segments import NOBODY, Segment, SegmentForest, within
 from langchain_pos.errors import InvalidRequestError
 
 if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
     from transformers import PreTrainedModel
 
 _SHAPES = 256
@@ -45,6 +47,7 @@ class ForwardPass:
         vocabulary: token ids that the model has embeddings for.
         graphs: the recorded passes, None where there are none.
         no_graphs: why not.
+        flex: FlexAttention, None where another way to attend is set.
         count: passes run so far.
         rows: rows fed so far, over all passes.
     """
@@ -70,6 +73,8 @@ class ForwardPass:
         self._fixed_model = torch.compile(model, dynamic=False) if compiled else model
         if graphs:
             self.graphs = StepGraphs(self._fixed_step, self.device, self._addresses)
+        flexible = self.config._attn_implementation == FLEX
+        self.flex = FlexAttention(self.device) if flexible else None
         self.mask_form = mask_form
         self.vocabulary = embeddings.shape[0]
         self.count = 0
@@ -230,14 +235,12 @@ class ForwardPass:
         self.forest.label(slots, owner, position)
         self.cache.begin(slots, extent=extent, max_slots=self.forest.max_slots)
         seen = self.forest.mask(owner, position, extent)
-        # A row that only fills up sees everything: a softmax over nothing would be NaN.
-        seen = seen | (owner == NOBODY)[:, None]
 
         # 2. The model. Logits only where they are wanted: a vocabulary is wide.
         output = (self._fixed_model if fixed else self.model)(
             input_ids=token_ids[None],
             position_ids=position_ids[None],
-            attention_mask=self._model_mask(seen, position),
+            attention_mask=self._model_mask(seen, owner, position),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=keep,
@@ -251,36 +254,43 @@ class ForwardPass:
         return logits
 
     def _model_mask(
-        self, seen: torch.Tensor, position: torch.Tensor
-    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        self, seen: torch.Tensor, owner: torch.Tensor, position: torch.Tensor
+    ) -> torch.Tensor | BlockMask | dict[str, torch.Tensor | BlockMask]:
         """The mask in the form that the model takes, from what each row sees of the slots."""
         width = getattr(self.config, "sliding_window", None)
         types = set(getattr(self.config, "layer_types", None) or ())
         if self.mask_form == "by_layer_type":
             return {
-                kind: self._additive(seen, position, width if kind == "sliding_attention" else None)
+                kind: self._layer_mask(
+                    seen, owner, position, width if kind == "sliding_attention" else None
+                )
                 for kind in types
             }
         slides = not types or types == {"sliding_attention"}
-        return self._additive(seen, position, width if slides else None)
+        return self._layer_mask(seen, owner, position, width if slides else None)
 
-    def _additive(
-        self, seen: torch.Tensor, position: torch.Tensor, window: int | None
-    ) -> torch.Tensor:
+    def _layer_mask(
+        self, seen: torch.Tensor, owner: torch.Tensor, position: torch.Tensor, window: int | None
+    ) -> torch.Tensor | BlockMask:
         """0 where a query sees a slot, minus infinity elsewhere: `[1, 1, (G *) Q, extent]`.
 
         `eager` adds its mask, and `sdpa` would turn a bool mask into this one in every layer.
+        FlexAttention has a form of its own.
         """
         if window:
             seen = seen & within(window, position, self.forest.slot_position[: seen.shape[-1]])
-        mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
-        implementation = self.config._attn_implementation
-        mask = mask.masked_fill_(~seen, float("-inf"))[None, None]
-        if implementation not in (FOLDED, SPLIT):
-            return mask
         heads = self.config.num_attention_heads
-        kv_heads = getattr(self.config, "num_key_value_heads", None) or heads
-        return fold_mask(mask, heads // kv_heads)
+        groups = heads // (getattr(self.config, "num_key_value_heads", None) or heads)
+        if self.flex is not None:
+            block_mask = self.flex.mask(seen, groups)
+            if block_mask is not None:
+                return block_mask
+        # A row that only fills up sees everything: a softmax over nothing would be NaN.
+        seen = seen | (owner == NOBODY)[:, None]
+        mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
+        mask = mask.masked_fill_(~seen, float("-inf"))[None, None]
+        folds = self.config._attn_implementation in (FOLDED, SPLIT, FLEX)
+        return fold_mask(mask, groups) if folds else mask
 
     def check(self, token_ids: Sequence[int]) -> None:
         """Refuse ids that the model has no embedding for; on a GPU they would end the process.
