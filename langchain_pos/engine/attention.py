@@ -9,8 +9,8 @@ and only the mask is repeated, once for a pass (`fold_mask`), not once for a lay
 
 A GPU that has few heads and few rows to work on stays mostly idle so. There the slots can be split
 into chunks that are attended to side by side, as if they were a batch, and merged by their
-log-sum-exp ("flash decoding"): `SPLIT`. Which of the two is faster is measured when a model is
-loaded onto a GPU.
+log-sum-exp ("flash decoding"): `SPLIT`. A third way is in `engine/flex.py`. Which one is the
+fastest is measured when a model is loaded onto a GPU (`engine/choosing.py`).
 
 Rows of different requests see nothing of each other. When many requests run together, their rows
 are attended to group by group, each with the slots of its own request, where that is less work than
@@ -32,8 +32,6 @@ FOLDED = "langchain_pos_folded"
 
 SPLIT = "langchain_pos_split"
 """Name of the implementation that splits the slots."""
-GROUPED = (FOLDED,)
-"""Implementations that attend to rows in groups; see `engine/grouping.py`."""
 _CHUNK = 64
 _MOST_CHUNKS = 16
 
@@ -127,7 +125,7 @@ def split_attention_forward(
     batch, heads, queries, dim = query.shape
     kv_heads, slots = key.shape[1:3]
     groups = heads // kv_heads
-    chunks = chunks_for(groups * queries, slots)
+    chunks = 1 if hasattr(attention_mask, "row_groups") else chunks_for(groups * queries, slots)
     if attention_mask is None or attention_mask.shape[-2] != groups * queries or chunks == 1:
         return folded_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -181,34 +179,6 @@ def _attend(
         query, key, value, attn_mask=mask, scale=scaling
     )
     return output, lse
-
-
-@torch.inference_mode()
-def fastest(heads: int, kv_heads: int, dim: int, dtype: torch.dtype, device: torch.device) -> str:
-    """`FOLDED` or `SPLIT`: whichever is faster on a CUDA device at 32 rows and 2048 slots.
-
-    `FOLDED` where the other one does not run at all.
-    """
-    rows, slots, groups = 32, 2048, heads // kv_heads
-    query = torch.randn(1, heads, rows, dim, device=device, dtype=dtype)
-    key = torch.randn(1, kv_heads, slots, dim, device=device, dtype=dtype)
-    mask = torch.zeros(1, 1, groups * rows, slots, device=device, dtype=dtype)
-    seconds = {}
-    for name, attend in ((FOLDED, folded_attention_forward), (SPLIT, split_attention_forward)):
-        try:
-            times = []
-            for _ in range(8):
-                began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                began.record()
-                for _ in range(10):
-                    attend(torch.nn.Identity(), query, key, key, mask)
-                ended.record()
-                ended.synchronize()
-                times.append(began.elapsed_time(ended))
-            seconds[name] = min(times)
-        except (RuntimeError, NotImplementedError):  # this kernel is not there for this shape
-            continue
-    return min(seconds, key=seconds.__getitem__) if FOLDED in seconds else FOLDED
 
 
 def register() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 
+from langchain_pos.engine.attention import FOLDED
 from langchain_pos.engine.completion import Completion, TokenUsage
 from langchain_pos.engine.constraints import Constraint, ConstraintCompiler
 from langchain_pos.engine.decoding import DecodingSequence, Feed, Steps, decode
@@ -387,7 +388,11 @@ class Engine:
 
     def describe(self) -> dict[str, str]:
         """What a user asks first: model, device, dtype, attention path, limits."""
-        config = self.forward.config
+        config, flex = self.forward.config, self.forward.flex
+        apart = ", requests apart" if self.forward.groups_rows else ""
+        attention = f"{config._attn_implementation} ({self.forward.mask_form} mask{apart})"
+        if flex is not None and flex.failed:
+            attention += f", given up for {FOLDED}: {flex.failed}"
         return {
             "model": str(getattr(self.model, "name_or_path", "") or config.model_type),
             "architecture": type(self.model).__name__,
@@ -395,8 +400,7 @@ class Engine:
             "device": str(self.forward.device),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "weights": self.weights,
-            "attention": f"{config._attn_implementation} ({self.forward.mask_form} mask"
-            + (", requests apart)" if self.forward.groups_rows else ")"),
+            "attention": attention,
             "layers": str(config.num_hidden_layers),
             "positions": str(self.context_length or "no limit"),
             "max_slots": str(self.forward.forest.max_slots),

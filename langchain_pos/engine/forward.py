@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from langchain_pos.engine.attention import FOLDED, SPLIT, fold_mask
+from langchain_pos.engine.flex import FLEX, FlexAttention
 from langchain_pos.engine.graphs import StepGraphs, slots_bucket
 from langchain_pos.engine.grouping import LEAST_SAVED, RowGroup, grouped_mask, row_groups, whole
 from langchain_pos.engine.kv_cache import SlotCache
@@ -20,6 +21,7 @@ from langchain_pos.engine.segments import NOBODY, Segment, SegmentForest, within
 from langchain_pos.errors import InvalidRequestError
 
 if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
     from transformers import PreTrainedModel
 
 _SHAPES = 256
@@ -50,6 +52,7 @@ class ForwardPass:
         no_graphs: why not.
         groups_rows: whether rows may be attended to in groups.
         least_saved: see `row_groups`.
+        flex: FlexAttention, None where another way to attend is set.
         count: passes run so far.
         rows: rows fed so far, over all passes.
         pairs: pairs of a row and a slot that attention has looked at so far.
@@ -79,6 +82,8 @@ class ForwardPass:
         self._fixed_model = torch.compile(model, dynamic=False) if compiled else model
         if graphs:
             self.graphs = StepGraphs(self._fixed_step, self.device, self._addresses)
+        flexible = self.config._attn_implementation == FLEX
+        self.flex = FlexAttention(self.device) if flexible else None
         self.mask_form = mask_form
         self.vocabulary = embeddings.shape[0]
         self.count = 0
@@ -246,17 +251,16 @@ class ForwardPass:
         self.forest.label(slots, owner, position)
         self.cache.begin(slots, extent=extent, max_slots=self.forest.max_slots)
         seen = [
-            # A row that only fills up sees everything: a softmax over nothing would be NaN.
-            self.forest.mask(owner[b:e], position[b:e], group) | (owner[b:e] == NOBODY)[:, None]
+            self.forest.mask(owner[begin:end], position[begin:end], group)
             for group in groups
-            for b, e in [group.rows]
+            for begin, end in [group.rows]
         ]
 
         # 2. The model. Logits only where they are wanted: a vocabulary is wide.
         output = (self._fixed_model if fixed else self.model)(
             input_ids=token_ids[None],
             position_ids=position_ids[None],
-            attention_mask=self._model_mask(groups, seen, position, extent),
+            attention_mask=self._model_mask(groups, seen, owner, position, extent),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=keep,
@@ -277,15 +281,17 @@ class ForwardPass:
         self,
         groups: Sequence[RowGroup],
         seen: Sequence[torch.Tensor],
+        owner: torch.Tensor,
         position: torch.Tensor,
         extent: int,
-    ) -> torch.Tensor | dict[str, torch.Tensor]:
+    ) -> torch.Tensor | BlockMask | dict[str, torch.Tensor | BlockMask]:
         """The mask in the form that the model takes, from what each row sees of the slots."""
 
-        def mask(window: int | None) -> torch.Tensor:
+        def mask(window: int | None) -> torch.Tensor | BlockMask:
             masks = [
-                self._additive(group, some, position, window)
+                self._layer_mask(group, some, owner[begin:end], position[begin:end], window)
                 for group, some in zip(groups, seen, strict=True)
+                for begin, end in [group.rows]
             ]
             return grouped_mask(groups, masks, extent)
 
@@ -296,25 +302,33 @@ class ForwardPass:
         slides = not types or types == {"sliding_attention"}
         return mask(width if slides else None)
 
-    def _additive(
-        self, group: RowGroup, seen: torch.Tensor, position: torch.Tensor, window: int | None
-    ) -> torch.Tensor:
+    def _layer_mask(
+        self,
+        group: RowGroup,
+        seen: torch.Tensor,
+        owner: torch.Tensor,
+        position: torch.Tensor,
+        window: int | None,
+    ) -> torch.Tensor | BlockMask:
         """0 where a query sees a slot, minus infinity elsewhere: `[1, 1, (G *) rows, slots]`.
 
         `eager` adds its mask, and `sdpa` would turn a bool mask into this one in every layer.
+        FlexAttention has a form of its own.
         """
         if window:
-            begin, end = group.rows
-            slot_position = group.of(self.forest.slot_position, 0)
-            seen = seen & within(window, position[begin:end], slot_position)
-        mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
-        implementation = self.config._attn_implementation
-        mask = mask.masked_fill_(~seen, float("-inf"))[None, None]
-        if implementation not in (FOLDED, SPLIT):
-            return mask
+            seen = seen & within(window, position, group.of(self.forest.slot_position, 0))
         heads = self.config.num_attention_heads
-        kv_heads = getattr(self.config, "num_key_value_heads", None) or heads
-        return fold_mask(mask, heads // kv_heads)
+        groups = heads // (getattr(self.config, "num_key_value_heads", None) or heads)
+        if self.flex is not None:
+            block_mask = self.flex.mask(seen, groups)
+            if block_mask is not None:
+                return block_mask
+        # A row that only fills up sees everything: a softmax over nothing would be NaN.
+        seen = seen | (owner == NOBODY)[:, None]
+        mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
+        mask = mask.masked_fill_(~seen, float("-inf"))[None, None]
+        folds = self.config._attn_implementation in (FOLDED, SPLIT, FLEX)
+        return fold_mask(mask, groups) if folds else mask
 
     def check(self, token_ids: Sequence[int]) -> None:
         """Refuse ids that the model has no embedding for; on a GPU they would end the process.

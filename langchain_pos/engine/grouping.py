@@ -19,6 +19,8 @@ import torch
 from langchain_pos.engine.slots import PAGE
 
 if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
     from langchain_pos.engine.segments import Segment, SegmentForest
 
 LEAST_SAVED = {"cpu": 16384, "cuda": 1 << 18}
@@ -101,8 +103,8 @@ def row_groups(
 
 
 def grouped_mask(
-    groups: Sequence[RowGroup], masks: Sequence[torch.Tensor], extent: int
-) -> torch.Tensor:
+    groups: Sequence[RowGroup], masks: Sequence[torch.Tensor | BlockMask], extent: int
+) -> torch.Tensor | BlockMask:
     """The mask that a model is given: of the whole pass its own, of groups a carrier of all masks.
 
     A carrier has no elements, so that a model which does more with its mask than to pass it on
@@ -113,8 +115,9 @@ def grouped_mask(
         masks: of each group, additive, `[1, 1, (G *) rows, slots]`.
         extent: slots that there are keys of.
     """
-    if list(groups) == whole(groups[-1].rows[1], extent):
-        return masks[0]
-    carrier = masks[0].new_empty(1, 1, groups[-1].rows[1], 0)
+    first = masks[0]
+    if not isinstance(first, torch.Tensor) or list(groups) == whole(groups[-1].rows[1], extent):
+        return first
+    carrier = first.new_empty(1, 1, groups[-1].rows[1], 0)
     carrier.row_groups = list(zip(groups, masks, strict=True))  # type: ignore[attr-defined]
     return carrier

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from langchain_pos.engine import Engine
-from langchain_pos.engine.attention import FOLDED
+from langchain_pos.engine.attention import FOLDED, SPLIT
 from langchain_pos.engine.decoding import DecodingSequence, Feed, decode
+from langchain_pos.engine.flex import FLEX
 from langchain_pos.engine.forward import ForwardPass
 from langchain_pos.engine.grouping import BLOCK, row_groups
 from langchain_pos.engine.loading import takes_groups
@@ -210,6 +211,14 @@ def test_a_long_prompt_in_blocks_is_the_same_prompt(name: str) -> None:
     engine.forward.groups_rows = True
     assert engine.generate(prompt, max_new_tokens=10, drafts=False) == plain
     assert engine.forward.pairs < 0.75 * dense
+
+
+@pytest.mark.parametrize("implementation", [SPLIT, FLEX])
+def test_ways_for_fixed_shapes_attend_apart_outside_of_them(implementation: str) -> None:
+    """A prefill in company goes by groups whatever is set for the small passes."""
+    engine = apart(tiny_engine(attn_implementation=implementation, cuda_graphs=True))
+    expected = tiny_engine().generate(ids(300, seed=4), max_new_tokens=6)
+    assert engine.generate(ids(300, seed=4), max_new_tokens=6) == expected
 
 
 def test_a_model_that_looks_into_its_mask_is_found_out() -> None:

@@ -12,6 +12,7 @@ import torch
 
 from langchain_pos.engine import Completion, Engine
 from langchain_pos.engine.attention import SPLIT
+from langchain_pos.engine.flex import FLEX
 from langchain_pos.engine.forward import ForwardPass
 from langchain_pos.engine.segments import Segment
 from langchain_pos.engine.slots import Ledger
@@ -24,6 +25,7 @@ IMPLEMENTATIONS: dict[str, dict[str, Any]] = {
     "eager": {"attn_implementation": "eager"},
     "fixed shapes": {"cuda_graphs": True},
     "split": {"cuda_graphs": True, "attn_implementation": SPLIT},
+    "flex": {"cuda_graphs": True, "attn_implementation": FLEX},
 }
 POISON = 380
 """A token id that nothing else in these tests says."""
