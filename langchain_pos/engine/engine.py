@@ -16,7 +16,7 @@ from langchain_pos.engine.constraints import Constraint, ConstraintCompiler
 from langchain_pos.engine.decoding import DecodingSequence, Feed, Steps, decode
 from langchain_pos.engine.forward import ForwardPass
 from langchain_pos.engine.loading import load, prepare
-from langchain_pos.engine.measuring import DRAFT_ROWS, free_rows
+from langchain_pos.engine.measuring import DRAFT_ROWS, RowCost, row_cost
 from langchain_pos.engine.packing import PackedModelError, can_pack, pack
 from langchain_pos.engine.sampling import Logprobs, SamplingParams, derive_seed
 from langchain_pos.engine.scheduler import Request, Scheduler
@@ -46,7 +46,7 @@ class Engine:
             that is free now.
         max_rows: tokens fed in one forward pass at most.
         draft_rows: rows that a pass may have when drafts fill it up; None measures how many cost
-            little more than one.
+            little more than one, and lets requests that run together draft more where it pays.
         prefix_cache_tokens: tokens of prompts whose keys and values are kept for later prompts that
             begin alike, at most, and at most a quarter of the slots; 0 keeps none.
         cuda_graphs: record small passes as CUDA graphs; None does so where the whole model lies on
@@ -97,10 +97,13 @@ class Engine:
             groups_rows=found.groups_rows,
         )
         kept = min(prefix_cache_tokens, slots // 4)
-        if draft_rows is None:
-            draft_rows = free_rows(self.forward)
+        cost = row_cost(self.forward) if draft_rows is None else RowCost(draft_rows)
         self.scheduler = Scheduler(
-            self.forward, max_rows=max_rows, draft_rows=draft_rows, max_parked=kept
+            self.forward,
+            max_rows=max_rows,
+            draft_rows=cost.free,
+            row_seconds=cost.seconds,
+            max_parked=kept,
         )
         self.eos_token_ids = _eos_token_ids(model, tokenizer, self.forward.vocabulary)
         self._constraints: ConstraintCompiler | None = None

@@ -163,9 +163,12 @@ class ForwardPass:
             dtype=torch.int64,
             pin_memory=self.device.type == "cuda",  # else the copy would wait for the device
         )
-        on_device = flat.to(self.device, non_blocking=True).split([len(part) for part in parts])
+        sizes = [len(part) for part in parts]
+        ids, where, places, owners, keep, gone = flat.to(self.device, non_blocking=True).split(
+            sizes
+        )
         if freed:
-            self.forest.unlabel(on_device[-1])
+            self.forest.unlabel(gone)
         self.forest.send_reach()
 
         #    and the pass as it comes.
@@ -173,7 +176,8 @@ class ForwardPass:
             groups = row_groups(feeds, slots, self.forest, self.least_saved)
         else:
             groups = whole(len(tokens), self.forest.extent)
-        logits = self._compute(*on_device[:-1], groups, extent=self.forest.extent)
+        extent = self.forest.extent
+        logits = self._compute(ids, where, places, owners, keep, groups, extent=extent)
         self.count += 1
         self.rows += len(tokens)
         self.pairs += sum(group.pairs for group in groups)
@@ -208,8 +212,19 @@ class ForwardPass:
             return None
 
     def _fixed_step(self, layout: torch.Tensor, extent: int) -> torch.Tensor:
-        groups = whole(layout.shape[1], extent)
-        run = partial(self._compute, *layout.unbind(0), groups, extent=extent, fixed=True)
+        token_ids, position_ids, slots, segments, keep = layout.unbind(0)
+        groups = whole(len(slots), extent)
+        run = partial(
+            self._compute,
+            token_ids,
+            position_ids,
+            slots,
+            segments,
+            keep,
+            groups,
+            extent=extent,
+            fixed=True,
+        )
         if self._fixed_model is self.model:
             return run()
         # As many shapes as there are buckets, and not the few that torch has in mind.

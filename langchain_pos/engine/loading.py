@@ -351,13 +351,11 @@ def takes_groups(model: PreTrainedModel, form: MaskForm) -> bool:
     forward.least_saved = 0
     forest = forward.forest
     generator = torch.Generator().manual_seed(11)
-    feeds = [
-        (
-            forest.root(Ledger()),
-            torch.randint(0, forward.vocabulary, (length,), generator=generator),
-        )
+    tokens = [
+        torch.randint(0, forward.vocabulary, (length,), generator=generator).tolist()
         for length in (PAGE + 3, 5)
     ]
+    feeds = [(forest.root(Ledger()), some) for some in tokens]
     logits = []
     for forward.groups_rows in (False, True):
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 from langchain_pos.engine.forward import ForwardPass
 from langchain_pos.engine.segments import Segment
@@ -16,8 +17,21 @@ _PATIENCE = 0.5  # seconds
 _LEAST_ROUNDS, _MOST_ROUNDS = 2, 6
 
 
-def free_rows(forward: ForwardPass) -> int:
-    """Rows that cost at most 1.3 times as much as one: one of 8, 16, 32, 64, 128, 256.
+@dataclass(frozen=True)
+class RowCost:
+    """What the rows of a pass cost on this machine.
+
+    Attributes:
+        free: rows that cost at most 1.3 times as much as one: one of 1, 8, 16, 32, 64, 128, 256.
+        seconds: of a further row where rows are not free any more; None when it is not known.
+    """
+
+    free: int = DRAFT_ROWS
+    seconds: float | None = None
+
+
+def row_cost(forward: ForwardPass) -> RowCost:
+    """Measure what rows cost.
 
     All sizes are timed in turn, several times, and the fastest pass of each counts, so that what
     else the machine is doing hits all alike. Takes about half a second at most; a model too slow
@@ -34,12 +48,14 @@ def free_rows(forward: ForwardPass) -> int:
                 best[rows] = min(best[rows], _seconds(forward, root, rows))
                 late = time.perf_counter() - began > _PATIENCE
                 if late and done < _LEAST_ROUNDS:
-                    return DRAFT_ROWS
+                    return RowCost()
             if late:
                 break
     finally:
         forward.forest.release(root)
-    return max((rows for rows in _SIZES if best[rows] <= _DEARER * best[1]), default=1)
+    free = max((rows for rows in _SIZES if best[rows] <= _DEARER * best[1]), default=1)
+    most, fewer = _SIZES[-1], DRAFT_ROWS
+    return RowCost(free, max(best[most] - best[fewer], 1e-6) / (most - fewer))
 
 
 def _seconds(forward: ForwardPass, root: Segment, rows: int) -> float:

@@ -8,6 +8,7 @@ until a pass is over. A request that nobody waits for does not move.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,11 @@ from langchain_pos.engine.speculation import NO_DRAFT, Draft, Verified
 from langchain_pos.errors import NonFiniteLogitsError, OutOfSlotsError, RequestCancelled
 
 T = TypeVar("T")
+_RIGHT = 0.4
+"""Share of guesses that are right, at least; two thirds are in the paper's tasks."""
+_MOST_SLOWER = 0.5
+"""Share by which guesses may make a pass slower."""
+_SHORT = 32
 Sampler = Callable[[torch.Tensor, Sequence[RowSampling]], list[int | NonFiniteLogitsError]]
 """Chooses a token for each row of logits; see `sampling.sample`."""
 
@@ -123,6 +129,8 @@ class Scheduler:
         max_rows: tokens fed in one pass at most; a longer prompt is fed in chunks.
         draft_rows: rows that a pass may have when drafts fill it up: as many as cost little more
             than one. Sequences take theirs first, drafts share what is left.
+        row_seconds: what a further row costs where rows are not free any more; None allows no
+            more than `draft_rows`.
         max_parked: tokens of prompts to keep for later requests; see `PrefixCache`.
         sampler: chooses the tokens of a pass; benchmarks replay recorded texts through it.
     """
@@ -133,12 +141,15 @@ class Scheduler:
         *,
         max_rows: int = 1024,
         draft_rows: int = DRAFT_ROWS,
+        row_seconds: float | None = None,
         max_parked: int = 0,
         sampler: Sampler = sample,
     ) -> None:
         self.forward = forward
         self.max_rows = max_rows
         self.draft_rows = draft_rows
+        self.row_seconds = row_seconds
+        self.pass_seconds = 0.0
         self.sampler = sampler
         self.prefixes = PrefixCache(forward.forest, forward.cache, max_parked=max_parked)
         self._turn = _Turn()
@@ -308,17 +319,36 @@ class Scheduler:
 
     def _add_drafts(self, parts: list[_Part]) -> None:
         """Share the rows that are left among those who have guesses."""
-        left = self.draft_rows - sum(len(part.token_ids) for part in parts)
+        left = self._rows_for_drafts(sum(len(part.token_ids) for part in parts))
         guessing = [part for part in parts if part.completes and part.feed.draft]
         for waiting, part in zip(range(len(guessing), 0, -1), guessing, strict=True):
             part.draft = part.feed.draft.shortened(max(left // waiting, 0))
             left -= len(part.draft)
+
+    def _rows_for_drafts(self, rows: int) -> int:
+        """How many rows drafts may add to a pass that has `rows` without them.
+
+        Those that are free. In company a pass takes longer, because the keys and values of all its
+        requests are read: then d guesses, of which a share p is right, raise the tokens a second
+
+            (rows + p * d) / (pass_seconds + d * row_seconds)
+
+        as long as p * pass_seconds > rows * row_seconds.
+        """
+        free = self.draft_rows - rows
+        if self.row_seconds is None or len(self._live) < 2:
+            return free
+        if _RIGHT * self.pass_seconds <= rows * self.row_seconds:
+            return free
+        worth = int(_MOST_SLOWER * self.pass_seconds / self.row_seconds)
+        return max(free, min(worth, self.draft_rows * len(self._live)))
 
     def _run_pass(self, parts: list[_Part]) -> None:
         wanted = [index for index, part in enumerate(parts) if part.rows()]
         rows = [row for index in wanted for row in parts[index].rows()]
         ends = [part.feed.segment.end for part in parts]
         failure: Exception | None = None
+        began = time.perf_counter()
         try:
             logits = self.forward.run(
                 [(p.feed.segment, [*p.token_ids, *p.draft.token_ids]) for p in parts],
@@ -336,6 +366,8 @@ class Scheduler:
         if failure is not None:
             self._fail_pass(parts, failure)
             return
+        if all(len(part.token_ids) <= _SHORT for part in parts):  # no prompt among them
+            self.pass_seconds += (time.perf_counter() - began - self.pass_seconds) / 8
         for part in parts:
             if not part.feed.shared:
                 part.request._fed[part.index] += len(part.token_ids)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from langchain_pos.engine import Engine, measuring
-from langchain_pos.engine.measuring import DRAFT_ROWS, free_rows
+from langchain_pos.engine.measuring import DRAFT_ROWS, row_cost
 from tests.engine.tiny import tiny_engine
 
 
@@ -33,7 +33,11 @@ def test_the_last_step_before_a_pass_gets_dear(
 
     monkeypatch.setattr(engine.forward, "run", run)
     monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
-    assert free_rows(engine.forward) == expected
+    cost = row_cost(engine.forward)
+    assert cost.free == expected
+    if cost.seconds is not None:
+        dearer = base if 32 < dearer_from <= 256 else 0
+        assert cost.seconds == pytest.approx(max(dearer, 1e-6) / 224, rel=1e-3)
     assert engine.slots_in_use == 0
 
 

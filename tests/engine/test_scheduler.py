@@ -327,3 +327,41 @@ def test_waiters_that_are_cancelled_leave_the_queue() -> None:
     engine.scheduler.run(behind)
     assert not running.done
     assert len(engine.scheduler.run(running).token_ids) == 30
+
+
+@pytest.mark.parametrize(
+    ("pass_seconds", "row_seconds", "live", "rows", "expected"),
+    [
+        (1.0, None, 4, 10, 22),  # set by hand: never more
+        (1.0, 0.001, 1, 10, 22),  # alone: what is free
+        (1.0, 0.001, 4, 10, 128),  # in company: what makes the pass half as long again, bounded
+        (1.0, 0.005, 4, 10, 100),
+        (1.0, 0.05, 4, 10, 22),  # rows are most of the pass: a wrong guess is lost time
+        (0.0, 0.001, 4, 40, -8),  # nothing is known of passes yet
+    ],
+)
+def test_drafts_in_company_follow_what_they_cost(
+    monkeypatch: pytest.MonkeyPatch,
+    pass_seconds: float,
+    row_seconds: float | None,
+    live: int,
+    rows: int,
+    expected: int,
+) -> None:
+    """Where passes are long for other reasons than their rows, requests guess together."""
+    scheduler = tiny_engine(draft_rows=32).scheduler
+    scheduler.row_seconds, scheduler.pass_seconds = row_seconds, pass_seconds
+    monkeypatch.setattr(scheduler, "_live", [None] * live)
+    assert scheduler._rows_for_drafts(rows) == expected
+
+
+def test_guesses_in_company_change_no_token() -> None:
+    """Many drafts or few, measured or set: the same tokens."""
+    asked = [ids(12, seed=index % 3) * 3 for index in range(6)]
+    expected = [tiny_engine().generate(prompt, max_new_tokens=20).token_ids for prompt in asked]
+    for row_seconds in (None, 1e-9):
+        engine = tiny_engine(draft_rows=4)
+        engine.scheduler.row_seconds = row_seconds
+        requests = [submit(engine, generating(engine, prompt, 20), 80) for prompt in asked]
+        assert [engine.scheduler.run(each).token_ids for each in requests] == expected
+        assert engine.slots_in_use == 0
