@@ -120,9 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         warm = Arm(server, [Questions(args.data, args.seed + 1).mixed(4)], 2)
         warm()
         runs = alternate({name: partial(arm) for name, arm in arms.items()}, len(blocks))
-        engine = {
-            name: value for name, value in server.metrics().items() if name.startswith("engine")
-        }
+        engine = server.engine()
         code = server.end()
 
     differing = [

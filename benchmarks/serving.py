@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from benchmarks.report import data_folder
 from training.students import paper_problem, students
@@ -82,15 +83,20 @@ class Server:
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
     def metrics(self) -> dict[str, float]:
-        """What `/metrics` tells, without the prefix; labels as `name{value}`."""
+        """What `/metrics` tells, without the prefix; with a label, as `name{value}`."""
+        found = {}
+        for sample in self._samples():
+            labels = f"{{{','.join(sample.labels.values())}}}" if sample.labels else ""
+            found[sample.name.removeprefix("langchain_pos_") + labels] = sample.value
+        return found
+
+    def engine(self) -> dict[str, str]:
+        """What the server says of its engine."""
+        return next(s.labels for s in self._samples() if s.name == "langchain_pos_engine_info")
+
+    def _samples(self) -> list[Sample]:
         text = httpx.get(f"{self.url}/metrics", timeout=60).text
-        return {
-            "".join([sample.name.removeprefix("langchain_pos_"), *_labels(sample.labels)]): (
-                sample.value
-            )
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
+        return [s for family in text_string_to_metric_families(text) for s in family.samples]
 
     def at_rest(self, seconds: float = 30) -> bool:
         """Whether nobody waits and no slot is held, within so many seconds."""
@@ -123,10 +129,6 @@ class Server:
         if self._process.poll() is None and self.end(10) is None:
             self._process.kill()
             self._process.wait()
-
-
-def _labels(labels: dict[str, str]) -> list[str]:
-    return [f"{{{','.join(labels.values())}}}"] if labels else []
 
 
 # ------------------------------------------------------------------------- the client

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import re
 import signal
-import subprocess
-import sys
 import threading
 from typing import Any
 
@@ -24,24 +20,9 @@ from langchain_pos.server import create_app, make_server
 from langchain_pos.server_errors import ApiError
 from langchain_pos.server_guard import is_loopback
 from tests.unit_tests.chat_models import scripted_chat
+from tests.unit_tests.serving import started
 
 RUNNER = CliRunner()
-COMMAND = "from langchain_pos.cli import main; main()"
-
-
-def started(*options: str) -> tuple[subprocess.Popen[str], str]:
-    """The command as a process, and its address once it has said it."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "serve", "--port", "0", *options],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if found := re.search(r"(http://\S+)/v1 serves (\S+)", line):
-            return process, found[1]
-    raise AssertionError(f"it ended with {process.wait()} before it listened")
 
 
 def test_sigterm_under_load_finishes_what_is_under_way() -> None:
@@ -119,7 +100,7 @@ def test_there_may_be_several_keys(
     keys: list[str] | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With commas between, in the option and in the environment; a blank one is left to be refused."""
+    """With commas between, in option and environment; a blank one is left to be refused."""
     seen: list[Any] = []
     monkeypatch.setattr("langchain_pos.server.make_server", lambda _, **given: seen.append(given))
     RUNNER.invoke(app, ["serve", *options], env={"LANGCHAIN_POS_API_KEY": environment})
