@@ -54,7 +54,7 @@ INVALID: tuple[tuple[dict[str, Any], str], ...] = (
     ({**_ASKED, "model": "another"}, "404 model_not_found"),
     ({**_ASKED, "user": "x" * 3 * 2**20}, "413 body_too_large"),
 )
-"""Bodies that are refused, and how: with a full queue, the one that is looked at last may say that."""
+"""Bodies that are refused, and how. What is found out last may meet a full queue instead."""
 
 
 class Soak:

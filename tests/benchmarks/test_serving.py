@@ -35,7 +35,7 @@ def test_every_twenty_hold_the_same_kinds(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_the_papers_questions_come_one_after_another(tmp_path: Path) -> None:
-    """Of the tasks that are at hand; the others are generated. A folder that is given must exist."""
+    """Where they are at hand; the others are generated. A folder that is given must exist."""
     questions = Questions(data.write(tmp_path))
     assert questions.source == {"10": "retrieval_10.jsonl", "30": "training.students"}
     assert questions.one("ten").body["messages"][0]["content"] == data.QUESTION
