@@ -17,6 +17,7 @@ import asyncio
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class Arm:
     Attributes:
         replies: in the order of the requests.
         rss: the server's memory in MiB after each reply, in the order of the replies.
-        most_slots: seen at the end of any request.
+        most_slots: seen in use.
         rested: for each block, whether nothing was held behind it.
     """
 
@@ -76,17 +77,21 @@ class Arm:
             async def work() -> None:
                 for place, question in waiting:
                     found[place] = await ask(client, question.body)
-                    await self._look(len(found))
+                    if (rss := self._server.rss) is not None:
+                        self.rss.append(rss)
 
+            watching = asyncio.create_task(self._watch())
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(self._at_once):
                     tasks.create_task(work())
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
         return [found[place] for place in range(len(block))]
 
-    async def _look(self, count: int) -> None:
-        if (rss := self._server.rss) is not None:
-            self.rss.append(rss)
-        if count % 10 == 0:
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(0.25)
             told = await asyncio.to_thread(self._server.metrics)
             self.most_slots = max(self.most_slots, told["slots_in_use"])
 
