@@ -61,10 +61,11 @@ class FairQueue(Generic[T]):
 
     def remove(self, caller: Caller, item: T) -> bool:
         """Take an item out of the middle; whether it was there."""
-        items = self._accounts.get(caller.account, {}).get(caller.user, ())
+        users = self._accounts.get(caller.account, OrderedDict())
+        items = users.get(caller.user, deque())
         if item not in items:
             return False
-        self._accounts[caller.account][caller.user].remove(item)
+        items.remove(item)
         self._left(caller)
         return True
 
