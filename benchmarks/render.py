@@ -93,6 +93,20 @@ checks that the texts are equal.""",
 
 `python -m benchmarks.joins` answers the same questions with `join="reprefill"` and `join="reuse"`,
 and tells how often the answers differ.""",
+    "serve": """## Many clients at once
+
+`python -m benchmarks.serve`: `langchain-pos serve` in a process of its own, asked over loopback by
+another. The same mixed requests (ten and thirty students in parallel, sequential ones, own steps,
+short ones; half of them streams) one at a time and at once, in alternating blocks, greedily. *Equal
+to alone*: every text of every branch, and how it ended. *First token*: the first text of any stage
+that a stream tells. *MiB*: the server's resident set, at the 50th and the last request at once.
+Client and server share the machine's cores.""",
+    "soak": """## Mixed load for a long time
+
+`python -m benchmarks.soak --minutes 60`: phases of steady load, bursts beyond what the queue holds,
+and pauses; with clients that vanish, deadlines and invalid bodies. It fails when an outcome is not
+among those that its kind of request may have, when anything is held in a pause, or when memory
+grows (the last quarter's median against the second's).""",
     "grammar": """## Grammar
 
 `python -m benchmarks.grammar`: compiling the skeleton's grammar for 150,000 random tokens, and one

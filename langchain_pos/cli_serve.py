@@ -29,7 +29,8 @@ def serve(
         typer.Option(
             envvar="LANGCHAIN_POS_API_KEY",
             show_default=False,
-            help="What clients must send. The environment hides it from `ps`.",
+            help="What clients must send; several, with commas between, for callers that take "
+            "turns. The environment hides it from `ps`.",
         ),
     ] = None,
     served_model_name: Annotated[
@@ -78,7 +79,7 @@ def serve(
         server = make_server(
             ChatParallelReasoning(**{k: v for k, v in given.items() if v is not None}),
             host=host,
-            api_key=api_key,
+            api_key=None if api_key is None else [key.strip() for key in api_key.split(",")],
             limits=ServerLimits(
                 max_concurrency=max_concurrency,
                 max_queue=max_queue,

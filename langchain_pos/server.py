@@ -4,6 +4,7 @@
       └─ create_app  /v1/chat/completions, /v1/models, /health, /metrics
            └─ Answer reads the chat model's chunks, writes OpenAI's (server_answers.py)
     Gate             who is answered, who waits, who is refused   (server_limits.py)
+      └─ FairQueue   whose turn it is                             (server_queue.py)
     PosServer        uvicorn that drains when it is told to end
 
 Requests share the engine's forward passes: each is a `ChatCall` that waits in a worker thread.
@@ -15,7 +16,7 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -26,7 +27,14 @@ from langchain_pos.chat_call import ChatCall
 from langchain_pos.errors import InvalidRequestError, MissingExtraError
 from langchain_pos.server_answers import AnswerWriter
 from langchain_pos.server_errors import ApiError, api_error, logger
-from langchain_pos.server_limits import ClientGone, Gate, ServerLimits, read_body
+from langchain_pos.server_limits import (
+    ClientGone,
+    Gate,
+    ServerLimits,
+    read_body,
+    read_deadline,
+)
+from langchain_pos.server_queue import Caller
 from langchain_pos.server_schema import ChatRequest
 
 try:
@@ -86,10 +94,21 @@ class Service:
 
 
 class Answer(Response):
-    """The response to one request, whole or as server-sent events."""
+    """The response to one request, whole or as server-sent events.
 
-    def __init__(self, service: Service, asked: ChatRequest) -> None:
+    Args:
+        service: what the routes share.
+        asked: the body.
+        account: who asks, as the server knows it.
+        seconds: that the client gives it; None leaves it to the server.
+    """
+
+    def __init__(
+        self, service: Service, asked: ChatRequest, account: str, seconds: float | None
+    ) -> None:
         super().__init__()
+        self._caller = Caller(account, asked.on_behalf_of)
+        self._seconds = seconds
         self._service = service
         self._asked = asked
         self._options = asked.call_options(service.chat, service.gate.limits)
@@ -105,7 +124,7 @@ class Answer(Response):
         gate, metrics = self._service.gate, self._service.metrics
         work = self._stream(send) if self._asked.stream else self._whole(scope, receive, send)
         try:
-            await gate.while_connected(receive, work)
+            await gate.while_connected(receive, work, self._seconds)
         except ClientGone:
             if self._started:
                 metrics.broken.labels("client").inc()
@@ -144,7 +163,7 @@ class Answer(Response):
         """What the chat model tells, from when there is a place for the request."""
         asked, gate = self._asked, self._service.gate
         began = time.monotonic()
-        async with gate.place():
+        async with gate.place(self._caller):
             self._call = await asyncio.to_thread(
                 ChatCall,
                 self._service.chat,
@@ -187,7 +206,7 @@ async def _end_stream(send: Send, error: ApiError) -> None:
 def create_app(
     chat: ChatParallelReasoning,
     *,
-    api_key: str | None = None,
+    api_key: str | Sequence[str] | None = None,
     limits: ServerLimits | None = None,
     model_name: str | None = None,
 ) -> FastAPI:
@@ -196,15 +215,16 @@ def create_app(
     Args:
         chat: answers; its settings are the defaults and bounds of requests. The model is loaded
             here if it is not.
-        api_key: asked for on every path but `/health`; None answers without one, and only
-            requests addressed to a loopback name.
+        api_key: asked for on every path but `/health`; of several, one: each is a caller of its
+            own. None answers without one, and only requests addressed to a loopback name.
         limits: bounds.
         model_name: what clients call the model; by default the hub name, or the folder's.
 
     Raises:
         ModelLoadError, UnsupportedModelError: it cannot serve.
     """
-    if api_key is not None and not api_key.strip():
+    keys = [api_key] if isinstance(api_key, str) else list(api_key or ())
+    if api_key is not None and not (keys and all(key.strip() for key in keys)):
         raise InvalidRequestError("the API key is empty; give one, or none at all")
     service = Service(chat, model_name, limits or ServerLimits())
 
@@ -218,7 +238,7 @@ def create_app(
 
     app = FastAPI(openapi_url=None, lifespan=lifespan)
     app.state.service = service
-    app.add_middleware(Guard, path=ANSWERS, requests=service.metrics.requests, api_key=api_key)
+    app.add_middleware(Guard, path=ANSWERS, requests=service.metrics.requests, api_keys=keys)
 
     @app.exception_handler(Exception)
     async def _fault(_: Request, raised: Exception) -> Response:
@@ -247,9 +267,10 @@ def create_app(
             raise ApiError(
                 415, f"the content type is {kind!r}; send application/json", "unsupported_type"
             )
+        seconds = read_deadline(request)
         asked = ChatRequest.read(await read_body(request, service.gate.limits))
         service.known(asked.model)
-        return Answer(service, asked)
+        return Answer(service, asked, request.state.account, seconds)
 
     @app.get("/v1/models")
     async def _models() -> dict[str, Any]:
@@ -313,7 +334,7 @@ def make_server(
     chat: ChatParallelReasoning,
     *,
     host: str = "127.0.0.1",
-    api_key: str | None = None,
+    api_key: str | Sequence[str] | None = None,
     limits: ServerLimits | None = None,
     model_name: str | None = None,
 ) -> PosServer:
@@ -329,7 +350,7 @@ def make_server(
     Raises:
         InvalidRequestError: others could reach the server, and there is no key.
     """
-    if api_key is None and not is_loopback(host):
+    if not api_key and not is_loopback(host):
         raise InvalidRequestError(
             f"host={host!r} can be reached from elsewhere, and no API key is given; give one "
             "(--api-key, or LANGCHAIN_POS_API_KEY), or listen on 127.0.0.1"
@@ -343,6 +364,7 @@ def make_server(
         limit_concurrency=4 * most + 64,  # connections, those that send slowly included
         timeout_graceful_shutdown=2,
         server_header=False,
+        proxy_headers=False,  # an address that a client can make up would be a turn of its own
     )
     return PosServer(config, service)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
@@ -26,14 +27,16 @@ class Guard:
         app: what is guarded.
         path: whose requests are counted.
         requests: counts them by status.
-        api_key: asked for on every path but `/health`; None asks for none.
+        api_keys: one of them is asked for on every path but `/health`; none asks for none.
     """
 
-    def __init__(self, app: ASGIApp, *, path: str, requests: Counter, api_key: str | None) -> None:
+    def __init__(
+        self, app: ASGIApp, *, path: str, requests: Counter, api_keys: Sequence[str] = ()
+    ) -> None:
         self._app = app
         self._path = path
         self._requests = requests
-        self._key = None if api_key is None else api_key.encode()
+        self._keys = [key.encode() for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check and count a request, or pass on what is none."""
@@ -49,14 +52,20 @@ class Guard:
 
         try:
             if scope["path"] != "/health":
-                self._check(Headers(scope=scope))
+                account = self._account(Headers(scope=scope))
+                scope.setdefault("state", {})["account"] = account or _address(scope)
         except ApiError as error:
             await told(error)(scope, receive, noted)
             return
         await self._app(scope, receive, noted)
 
-    def _check(self, headers: Headers) -> None:
-        if self._key is None:
+    def _account(self, headers: Headers) -> str | None:
+        """Which of the keys was given; None where there are none.
+
+        Raises:
+            ApiError: 401, 403.
+        """
+        if not self._keys:
             if not is_loopback(_without_port(headers.get("host", ""))):
                 raise ApiError(
                     403,
@@ -64,15 +73,22 @@ class Guard:
                     "only localhost, 127.0.0.1 and [::1] are answered",
                     "wrong_host",
                 )
-            return
+            return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        right = hmac.compare_digest(given.strip().encode("latin-1"), self._key)
-        if scheme.lower() != "bearer" or not right:
+        token = given.strip().encode("latin-1")
+        right = [hmac.compare_digest(token, key) for key in self._keys]  # all: in constant time
+        if scheme.lower() != "bearer" or not any(right):
             raise ApiError(
                 401,
                 "the API key is missing or wrong; send the server's as 'Authorization: Bearer …'",
                 "invalid_api_key",
             )
+        return f"key {right.index(True)}"
+
+
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return "" if client is None else str(client[0])
 
 
 def is_loopback(host: str) -> bool:

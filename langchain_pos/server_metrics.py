@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
 if TYPE_CHECKING:
     from langchain_core.messages import AIMessageChunk
@@ -21,7 +21,7 @@ class Metrics:
 
     Args:
         gate: requests under way and waiting.
-        engine: slots.
+        engine: slots, and what it is.
     """
 
     def __init__(self, gate: Gate, engine: Engine) -> None:
@@ -50,6 +50,9 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        facts = engine.describe()
+        del facts["model"]  # it may be a folder of this machine
+        Info("langchain_pos_engine", "What answers.", registry=self.registry).info(facts)
         self._gauge("requests_running", "Requests that are being answered.", lambda: gate.running)
         self._gauge("queue_length", "Requests that wait.", lambda: gate.waiting)
         self._gauge(

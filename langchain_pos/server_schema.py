@@ -139,12 +139,12 @@ class ChatRequest(_Body):
     top_k: int | None = Field(default=None, ge=1)
     min_p: float | None = Field(default=None, ge=0, le=1)
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
-    # They change no answer.
+    # They change no answer; the first two, whose turn it is.
     user: Any = None
+    safety_identifier: Any = None
     metadata: Any = None
     store: Any = None
     service_tier: Any = None
-    safety_identifier: Any = None
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
     prediction: Any = None
@@ -225,6 +225,12 @@ class ChatRequest(_Body):
     def stops(self) -> list[str] | None:
         """Texts that end the answer; None takes the chat model's own."""
         return [self.stop] if isinstance(self.stop, str) else self.stop
+
+    @property
+    def on_behalf_of(self) -> str:
+        """Whom the caller says that it asks for; "" if it does not."""
+        names = (self.safety_identifier, self.user)
+        return next((name for name in names if isinstance(name, str)), "")
 
     def to_messages(self) -> list[BaseMessage]:
         """The messages as LangChain's.

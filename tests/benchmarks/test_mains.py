@@ -17,7 +17,7 @@ from benchmarks.replay import SETTINGS, Replay
 from tests.benchmarks import data
 
 PLAIN = ("branches", "memory", "roofline")
-WITH_DATA = ("ragged", "replay", "embedded", "paper")
+WITH_DATA = ("ragged", "replay", "embedded", "paper", "serve", "soak")
 
 
 @pytest.fixture

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +21,7 @@ from langchain_pos.server import PosServer, ServerLimits, Service, bind, make_se
 
 MODEL = "scripted"
 URL = "/v1/chat/completions"
+COMMAND = "from langchain_pos.cli import main; main()"
 
 
 def body(question: str = "Who?", **fields: Any) -> dict[str, Any]:
@@ -73,7 +78,7 @@ class Running:
 
 @contextmanager
 def running(
-    chat: ChatParallelReasoning, *, api_key: str | None = None, **limits: Any
+    chat: ChatParallelReasoning, *, api_key: str | list[str] | None = None, **limits: Any
 ) -> Iterator[Running]:
     """Serve `chat` while inside."""
     server = make_server(chat, api_key=api_key, limits=ServerLimits(**limits), model_name=MODEL)
@@ -84,7 +89,23 @@ def running(
     try:
         while not server.started and thread.is_alive():
             time.sleep(0.005)
-        yield Running(server, server.service, chat, url, api_key or "none")
+        key = api_key[0] if isinstance(api_key, list) else api_key
+        yield Running(server, server.service, chat, url, key or "none")
     finally:
         server.should_exit = True
         thread.join()
+
+
+def started(*options: str) -> tuple[subprocess.Popen[str], str]:
+    """The command as a process, and its address once it has said it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "serve", "--port", "0", *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"(http://\S+)/v1 serves (\S+)", line):
+            return process, found[1]
+    raise AssertionError(f"it ended with {process.wait()} before it listened")

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import re
 import signal
-import subprocess
-import sys
 import threading
 from typing import Any
 
@@ -24,24 +20,9 @@ from langchain_pos.server import create_app, make_server
 from langchain_pos.server_errors import ApiError
 from langchain_pos.server_guard import is_loopback
 from tests.unit_tests.chat_models import scripted_chat
+from tests.unit_tests.serving import started
 
 RUNNER = CliRunner()
-COMMAND = "from langchain_pos.cli import main; main()"
-
-
-def started(*options: str) -> tuple[subprocess.Popen[str], str]:
-    """The command as a process, and its address once it has said it."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "serve", "--port", "0", *options],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if found := re.search(r"(http://\S+)/v1 serves (\S+)", line):
-            return process, found[1]
-    raise AssertionError(f"it ended with {process.wait()} before it listened")
 
 
 def test_sigterm_under_load_finishes_what_is_under_way() -> None:
@@ -98,17 +79,45 @@ def test_the_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
     env = {"LANGCHAIN_POS_API_KEY": "secret"}
     done = RUNNER.invoke(app, ["serve", "--host", "0.0.0.0", "--max-queue", "3"], env=env)
     assert done.exit_code == 2
-    assert seen[0]["api_key"] == "secret"
+    assert seen[0]["api_key"] == ["secret"]
     assert seen[0]["limits"].max_queue == 3
     assert "secret" not in RUNNER.invoke(app, ["serve", "--help"], env=env).output
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "keys"),
+    [
+        ([], None, None),
+        ([], "one, two", ["one", "two"]),
+        (["--api-key", "one,two"], "three", ["one", "two"]),
+        ([], " ", [""]),
+        ([], "one,", ["one", ""]),
+    ],
+)
+def test_there_may_be_several_keys(
+    options: list[str],
+    environment: str | None,
+    keys: list[str] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With commas between, in option and environment; a blank one is left to be refused."""
+    seen: list[Any] = []
+    monkeypatch.setattr("langchain_pos.server.make_server", lambda _, **given: seen.append(given))
+    RUNNER.invoke(app, ["serve", *options], env={"LANGCHAIN_POS_API_KEY": environment})
+    assert seen[0]["api_key"] == keys
 
 
 def test_a_key_opens_other_hosts_and_an_empty_one_is_none() -> None:
     """`make_server` takes any address with a key; blanks are no key."""
     chat, _ = scripted_chat({})
-    assert make_server(chat, host="0.0.0.0", api_key="secret").model_name
-    with pytest.raises(InvalidRequestError, match="empty"):
-        create_app(chat, api_key=" ")
+    for good in ("secret", ["secret", "other"]):
+        assert make_server(chat, host="0.0.0.0", api_key=good).model_name
+    bad: list[Any] = [" ", "", [], ["secret", " "]]
+    for each in bad:
+        with pytest.raises(InvalidRequestError, match="empty"):
+            create_app(chat, api_key=each)
+    with pytest.raises(InvalidRequestError, match="can be reached"):
+        make_server(chat, host="0.0.0.0", api_key=None)
 
 
 async def test_a_second_signal_ends_the_server_without_waiting() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +16,15 @@ import httpx
 import openai
 import pytest
 
-from langchain_pos import reasoner
+from langchain_pos import demo_question
+from langchain_pos.concluding import Concluder
 from langchain_pos.errors import OutOfSlotsError
+from langchain_pos.expanding import Expander
+from langchain_pos.planning import Planner
 from langchain_pos.server_limits import ServerLimits
 from tests.unit_tests.chat_models import scripted_chat
 from tests.unit_tests.models import STUDENTS, Halt, Script
-from tests.unit_tests.serving import URL, Running, body, running
+from tests.unit_tests.serving import URL, Running, body, running, started
 
 RULES = {
     **STUDENTS,
@@ -94,9 +98,9 @@ def served(*, positions: int = 4096, **limits: Any) -> Iterator[tuple[Running, S
             assert server.at_rest()
 
 
-def seen(server: Running, given: dict[str, Any]) -> Outcome:
+def seen(server: Running, given: dict[str, Any], headers: dict[str, str] | None = None) -> Outcome:
     """What OpenAI's client makes of a body, whatever it holds."""
-    with server.client() as client:
+    with server.client(default_headers=headers) as client:
         try:
             client.post(URL.removeprefix("/v1"), body=given, cast_to=object)
         except openai.APIStatusError as error:
@@ -125,9 +129,11 @@ def until(condition: Callable[[], bool]) -> None:
 class InThread:
     """A request under way; `outcome` waits for what its client sees."""
 
-    def __init__(self, server: Running, given: dict[str, Any]) -> None:
+    def __init__(
+        self, server: Running, given: dict[str, Any], headers: dict[str, str] | None = None
+    ) -> None:
         self._found: list[Outcome] = []
-        work = lambda: self._found.append(seen(server, given))  # noqa: E731
+        work = lambda: self._found.append(seen(server, given, headers))  # noqa: E731
         self._thread = threading.Thread(target=work)
         self._thread.start()
 
@@ -358,24 +364,42 @@ def _(_: pytest.MonkeyPatch) -> list[Outcome]:
 # ------------------------------------------------------------------- what goes wrong
 
 
-@row("stage-raises")
-def _(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
-    def broken(*_: Any) -> None:
+STAGES = [(Planner, "plan"), (Expander, "expand"), (Concluder, "conclude")]
+
+
+def breaking(kind: type, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a stage raise behind its first forward pass."""
+    original = getattr(kind, stage)
+
+    def broken(*given: Any) -> Any:
+        steps = original(*given)
+        yield next(steps)
+        steps.close()
         raise ZeroDivisionError("a secret of ours")
 
+    monkeypatch.setattr(kind, stage, broken)
+
+
+@row("stage-raises")
+def _(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
+    found = []
     with served() as (server, script):
-        beside = Halt(script, 3)
-        other = InThread(server, body("Who?"))
-        beside.inside.wait()
-        with monkeypatch.context() as patched:  # the other one is past its planning
-            patched.setattr(reasoner.Progress, "begin", broken)
-            failing = InThread(server, body("Hello?", **SEQUENTIAL))
-            beside.go_on.set()
-            found = [failing.outcome()]
-            answer = server.post(body())
-            assert "secret" not in answer.text
-            found.append(raw(answer))
-        assert other.outcome()[0] == 200
+        for kind, stage in STAGES:
+            script.passes.clear()
+            halt = Halt(script, 3)
+            beside = InThread(server, body("Hello?", **SEQUENTIAL))
+            halt.inside.wait()
+            with monkeypatch.context() as patched:  # the other one comes through no such stage
+                breaking(kind, stage, patched)
+                failing = InThread(server, body())
+                until(lambda: server.service.gate.running == 2)
+                halt.go_on.set()
+                found.append(failing.outcome())
+                answer = server.post(body())
+                assert "secret" not in answer.text
+                found.append(raw(answer))
+            assert beside.outcome()[0] == 200
+            assert server.at_rest()
         return found
 
 
@@ -405,6 +429,23 @@ def _(_: pytest.MonkeyPatch) -> list[Outcome]:
         return [raw(answer)]
 
 
+@row("pushed-out")
+def _(_: pytest.MonkeyPatch) -> list[Outcome]:
+    with served(max_concurrency=1, max_queue=2) as (server, script):
+        halt = Halt(script, 2)
+        waiting = []
+        for count in range(3):
+            waiting.append(InThread(server, body(user="many")))
+            until(lambda: server.service.gate.running + server.service.gate.waiting > count)  # noqa: B023
+        halt.inside.wait()
+        other = InThread(server, body(user="few"))
+        pushed_out = waiting.pop()
+        found = [pushed_out.outcome()]
+        halt.go_on.set()
+        assert {each.outcome()[0] for each in (*waiting, other)} == {200}
+        return found
+
+
 @row("out-of-memory")
 def _(_: pytest.MonkeyPatch) -> list[Outcome]:
     with served() as (server, script):
@@ -429,19 +470,52 @@ def _(_: pytest.MonkeyPatch) -> list[Outcome]:
         return found
 
 
-@row("stream-breaks")
+@row("own-deadline")
+def _(_: pytest.MonkeyPatch) -> list[Outcome]:
+    soon = {"X-Request-Timeout": "0.2"}
+    with served(max_concurrency=1) as (server, script):
+        answer = server.post(body("Long?", **LONG), headers=soon)
+        assert "X-Request-Timeout" in answer.json()["error"]["message"]
+        assert server.at_rest()
+        with server.http() as asking:  # in a stream it is an event
+            told = asking.post(URL, json=body("Long?", stream=True, **LONG), headers=soon).text
+        assert '"code": "timeout"' in told.splitlines()[-2]
+        assert server.at_rest()
+
+        halt = Halt(script, len(script.passes) + 2)  # waiting counts
+        first = InThread(server, body())
+        halt.inside.wait()
+        late = server.post(body(), headers=soon)
+        assert server.service.gate.waiting == 0
+        halt.go_on.set()
+        assert first.outcome()[0] == 200
+        generous = {"X-Request-Timeout": "1e6"}
+        assert server.post(body(), headers=generous).status_code == 200
+        return [raw(answer), raw(late)]
+
+
+@row("bad-deadline")
 def _(_: pytest.MonkeyPatch) -> list[Outcome]:
     with served() as (server, script):
+        wrong = ("soon", "0", "-1", "nan", "inf", "", "1,5")
+        found = [server.post(body(), headers={"X-Request-Timeout": each}) for each in wrong]
+        assert not script.passes
+        return [raw(answer) for answer in found]
 
-        def broken() -> None:
-            if len(script.passes) == 20:
-                raise ZeroDivisionError("a secret of ours")
 
-        script.before = broken
-        with pytest.raises(openai.APIError, match="log says how") as caught:
-            server.ask(stream=True)
-        assert server.metric("broken_streams_total", reason="error") == 1
-        return [outcome(caught.value)]
+@row("stream-breaks")
+def _(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
+    found = []
+    with served() as (server, _):
+        for count, (kind, stage) in enumerate(STAGES[1:], 1):
+            with monkeypatch.context() as patched:
+                breaking(kind, stage, patched)
+                with pytest.raises(openai.APIError, match="log says how") as caught:
+                    server.ask(stream=True)
+            assert server.metric("broken_streams_total", reason="error") == count
+            assert server.at_rest()
+            found.append(outcome(caught.value))
+        return found
 
 
 @row("client-vanishes")
@@ -508,3 +582,27 @@ def _(_: pytest.MonkeyPatch) -> list[Outcome]:
         until(lambda: len(script.passes) > 3)
         server.server.handle_exit(15, None)
         return [under_way.outcome()]
+
+
+@row("sigterm")
+def _(_: pytest.MonkeyPatch) -> list[Outcome]:
+    process, url = started(
+        *("--served-model-name", "shipped", "--max-concurrency", "2", "--drain-seconds", "120")
+    )
+    asked = {**body(demo_question()), "model": "shipped"}
+    answers: list[httpx.Response] = []
+    work = lambda: answers.append(httpx.post(url + URL, json=asked, timeout=None))  # noqa: E731
+    threads = [threading.Thread(target=work) for _ in range(5)]
+    with httpx.Client(base_url=url, timeout=60) as asking:
+        for thread in threads:
+            thread.start()
+        until(lambda: "queue_length 3.0" in asking.get("/metrics").text)
+        process.send_signal(signal.SIGTERM)
+        until(lambda: asking.get("/health").status_code == 503)
+        late = asking.post(URL, json=asked)
+    for thread in threads:
+        thread.join()
+    assert process.wait() == 0
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["choices"][0]["message"]["content"] for answer in answers}) == 1
+    return [raw(late)]
