@@ -21,7 +21,7 @@ from langchain_pos.schema import (
 from langchain_pos.spans import SpanTeller
 
 if TYPE_CHECKING:
-    from langchain_pos.concluding import Conclusion
+    from langchain_pos.conclusion import Conclusion
     from langchain_pos.engine.scheduler import Request
 
 
@@ -78,6 +78,11 @@ class Progress:
             self.stage_tokens[stage] += self.output_tokens - tokens
 
     # -------------------------------------------------------------------- spans
+
+    def has_read(self, tokens: int) -> None:
+        """The model has read so many further tokens; the next span that ends counts them."""
+        if self.spans is not None:
+            self.spans.prompt_tokens += tokens
 
     def prompt(self, messages: list[tuple[str, str]]) -> None:
         """What is asked from here on."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Generator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from langchain_pos.errors import AnswerTimeoutError
@@ -45,14 +46,16 @@ def events(
 async def aevents(
     scheduler: Scheduler, request: Request[Any], timeout: float | None = None
 ) -> AsyncGenerator[Any, None]:
-    """See `events`. The passes run in a worker thread, one await for each.
+    """See `events`. The passes run in a worker thread, one await for each; where the model answers
+    over HTTP, no thread is needed to wait.
 
     Ends only when the request's slots are free, also when the task is cancelled.
     """
     news = _News(request, timeout)
+    wait = getattr(scheduler, "await_news", None) or partial(asyncio.to_thread, scheduler.wait)
     try:
         while True:
-            await asyncio.to_thread(scheduler.wait, news)
+            await wait(news)
             while request.events:
                 yield request.events.popleft()
             if request.done and not request.events:
