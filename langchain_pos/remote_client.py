@@ -211,7 +211,7 @@ def _refused(at: str, status: int, said: str) -> ParallelReasoningError:
             f"{told}; shorten the question, ask for smaller budgets, or start the server with a "
             "longer context"
         )
-    if status == 404 or (status == 400 and "model" in said.lower()):
+    if status == 404 or (status == 400 and re.search(r"model|pinned to", said)):
         return ModelLoadError(
             f"{told}; model must be a name that GET /v1/models lists, and the server must offer "
             "/v1/completions"

@@ -45,11 +45,11 @@ class RemoteConcluder:
         if wanted - spent < 1:
             if so_far:
                 return Conclusion(so_far, "length")
-            error = (
+            full = (
                 "the steps leave no room for the conclusion. Ask for fewer or shorter branches "
                 "(max_branches, max_branch_tokens)"
             )
-            return Conclusion("", "error", error)
+            return Conclusion("", "error", full)
         sink = ConclusionSink(
             self._progress.conclusion_text,
             stop=self._settings.stop,

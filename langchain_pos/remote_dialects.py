@@ -88,20 +88,21 @@ def fields_of(call: Call, settings: ReasoningSettings, dialect: Dialect) -> dict
 
 
 def _constraint(call: Call, dialect: Dialect) -> dict[str, Any]:
+    fields: dict[str, dict[str, Any]] = {}
     if call.grammar is not None:
-        return {
+        fields = {
             "vllm": {"structured_outputs": {"grammar": call.grammar}},
             "vllm-guided": {"guided_grammar": call.grammar},
             "sglang": {"ebnf": call.grammar},
-        }[dialect]
-    if call.json_schema is not None:
+        }
+    elif call.json_schema is not None:
         schema = json.loads(call.json_schema)
-        return {
+        fields = {
             "vllm": {"structured_outputs": {"json": schema}},
             "vllm-guided": {"guided_json": schema},
             "sglang": {"json_schema": call.json_schema},
-        }[dialect]
-    return {}
+        }
+    return fields.get(dialect, {})
 
 
 def _check_plain(settings: ReasoningSettings) -> None:

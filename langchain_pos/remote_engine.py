@@ -86,6 +86,13 @@ class OpenAICompletionsEngine(BaseModel):
         """Runs the questions."""
         return self._shared.scheduler
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What an answer depends on, for cache keys."""
+        return self.model_dump(
+            include={"base_url", "model", "tokenizer", "server", "context_length", "extra_body"}
+        )
+
     def close(self) -> None:
         """Close all connections and end the thread; questions under way are cancelled."""
         self._shared.scheduler.close()
@@ -100,6 +107,22 @@ class OpenAICompletionsEngine(BaseModel):
             ModelLoadError: it cannot be loaded.
         """
         return self._shared.tokenizer_of(self.tokenizer)
+
+    @property
+    def tokenizer_or_error(self) -> PreTrainedTokenizerBase:
+        """The tokenizer.
+
+        Raises:
+            ModelLoadError: it cannot be loaded.
+            InvalidRequestError: none is named.
+        """
+        tokenizer = self.tokenizer_or_none
+        if tokenizer is None:
+            raise InvalidRequestError(
+                "the engine has no tokenizer, so tokens cannot be counted here; give it "
+                "tokenizer=… (folder or hub name of the model that the server runs)"
+            )
+        return tokenizer
 
     @property
     def prompts(self) -> ReasoningPrompts | None:
@@ -230,11 +253,3 @@ class _Http:
         client, self._client = self._client, None
         if client is not None:
             await client.close()
-
-
-def no_tokenizer() -> InvalidRequestError:
-    """What is said where tokens are asked for and no tokenizer is named."""
-    return InvalidRequestError(
-        "the engine has no tokenizer, so tokens cannot be counted here; give it tokenizer=… (the "
-        "folder or hub name of the model that the server runs)"
-    )
