@@ -15,7 +15,8 @@ from tenacity import (
     RetryCallState,
     retry_if_exception,
     stop_after_attempt,
-    wait_exponential_jitter,
+    wait_exponential,
+    wait_random,
 )
 
 from langchain_pos.engine.completion import TokenUsage
@@ -98,14 +99,21 @@ class CompletionsClient:
         await self._client.close()
 
     async def models(self) -> list[Any]:
-        """What `/v1/models` lists; asked once.
+        """What `/v1/models` lists; asked once. Nothing where the server has no such list.
 
         Raises:
             ServerError: it cannot be reached, or refuses.
         """
 
         async def ask() -> list[Any]:
-            return list((await self._client.models.list()).data)
+            try:
+                return list((await self._client.models.list()).data)
+            except openai.APIStatusError as error:
+                # The list is a help, not a need: `transformers serve` fails over it (500) where
+                # there is no hub cache, and gateways may not have it.
+                if error.status_code in _AGAIN or error.status_code in (401, 403):
+                    raise
+                return []
 
         async with self._asking:
             if self._models is None:
@@ -223,8 +231,8 @@ def _refused(at: str, status: int, said: str) -> ParallelReasoningError:
 
 def _said(error: Exception) -> str:
     """What the other side said, in one line."""
-    said = ""
     body = getattr(error, "body", None)
+    said = body if isinstance(body, str) else ""
     if isinstance(body, dict):
         said = str(body.get("message") or body.get("detail") or body.get("error") or "")
     cause = error.__cause__
@@ -240,7 +248,7 @@ def _worth_it(error: BaseException) -> bool:
     return isinstance(error, (*_TRANSPORT, json.JSONDecodeError))
 
 
-_backoff = wait_exponential_jitter(initial=0.5, max=8, jitter=0.5)
+_backoff = wait_exponential(multiplier=0.5, max=8) + wait_random(0, 0.5)
 
 
 def _wait(state: RetryCallState) -> float:

@@ -48,8 +48,8 @@ class ParallelReasoningLLM(
     `llm.invoke(question, mode="sequential")`.
 
     The model is loaded when it is first needed. With `engine=OpenAICompletionsEngine(…)` a server
-    answers in its place. One instance serves many threads and tasks;
-    their questions share forward passes.
+    answers in its place. One instance serves many threads and tasks; their questions share forward
+    passes.
 
     Examples:
         >>> llm = ParallelReasoningLLM()  # the shipped model

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import reduce
 from operator import add
 from typing import Any
@@ -33,7 +33,7 @@ NEEDED = ("accelerate", "fastapi", "openai", "uvicorn")
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`transformers serve` while the tests run, in fp32."""
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         pytest.skip(f"transformers serve needs {', '.join(missing)}")
@@ -42,16 +42,17 @@ def url() -> Iterator[str]:
         port = free.getsockname()[1]
     command = "from transformers.cli.transformers import main; main()"
     options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", command, "serve", MODEL, *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", command, "serve", MODEL, *options],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
     try:
         while True:
             if process.poll() is not None:
-                told = process.stdout.read().decode() if process.stdout else ""
-                pytest.fail(f"transformers serve ended: {told[-2000:]}")
+                pytest.fail(f"transformers serve ended: {log.read_text()[-2000:]}")
             try:
                 httpx.get(f"http://127.0.0.1:{port}/health")
                 break
@@ -60,7 +61,7 @@ def url() -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         process.terminate()
-        process.communicate()
+        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +90,23 @@ def result(engine: OpenAICompletionsEngine, asked: list[dict[str, Any]]) -> Reas
         return ParallelReasoningLLM(engine=engine).invoke(demo_question())
 
 
-def generated(fields: dict[str, Any]) -> str:
+@pytest.fixture(scope="module")
+def generated() -> Callable[[dict[str, Any]], str]:
     """What plain greedy decoding gives for a request's text, as the server would read it."""
     tokenizer: Any = AutoTokenizer.from_pretrained(MODEL)
     model: Any = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-    inputs = tokenizer(fields["prompt"], return_tensors="pt")
-    written = model.generate(**inputs, max_new_tokens=fields["max_tokens"], do_sample=False)
-    text = str(tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], True))
-    return min((text.partition(stop)[0] for stop in fields.get("stop", [])), default=text, key=len)
+
+    def generate(fields: dict[str, Any]) -> str:
+        inputs = tokenizer(fields["prompt"], return_tensors="pt")
+        stops = fields.get("stop", [])
+        stop = {"stop_strings": stops, "tokenizer": tokenizer} if stops else {}
+        written = model.generate(
+            **inputs, **stop, max_new_tokens=fields["max_tokens"], do_sample=False
+        )
+        text = str(tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], True))
+        return min((text.partition(end)[0] for end in stops), default=text, key=len)
+
+    return generate
 
 
 def test_ten_students_fall_into_ten_branches(result: ReasoningResult) -> None:
@@ -110,7 +120,9 @@ def test_ten_students_fall_into_ten_branches(result: ReasoningResult) -> None:
 
 
 def test_every_branch_is_what_greedy_decoding_gives(
-    result: ReasoningResult, asked: list[dict[str, Any]]
+    result: ReasoningResult,
+    asked: list[dict[str, Any]],
+    generated: Callable[[dict[str, Any]], str],
 ) -> None:
     """Plain transformers, from the same text; skeleton and conclusion as well."""
     by_title = {branch.title: branch.text for branch in result.branches}

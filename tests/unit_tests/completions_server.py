@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from langchain_pos import OpenAICompletionsEngine, ParallelReasoningLLM
@@ -80,6 +80,7 @@ class Server:
         self.cards: list[dict[str, Any]] = [
             {"id": MODEL, "object": "model", "created": 0, "owned_by": "us", **card}
         ]
+        self.models_status = 200
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
@@ -115,6 +116,8 @@ class Server:
         return True
 
     def _models(self) -> dict[str, Any]:
+        if self.models_status != 200:
+            raise HTTPException(self.models_status, "no list")
         return {"object": "list", "data": self.cards}
 
     def _reply(self, prompt: str) -> Reply:

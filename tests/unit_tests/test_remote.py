@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import pickle
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from operator import add
 from typing import Any
@@ -172,7 +174,7 @@ class TestPlans:
 
     def test_then_it_is_sampled_with_a_new_seed(self, server: Server) -> None:
         """From the third attempt on, or where the prompt stays the same."""
-        server.rules["Answer:\n"] = "I would rather talk."
+        server.rules = {"Answer:\n": "I would rather talk."}
         result = server.llm(max_plan_attempts=3).invoke("Who?")
         assert "no valid plan" in str(result.fallback_reason)
         plans = server.asked[:3]
@@ -181,7 +183,7 @@ class TestPlans:
 
     def test_on_plan_failure_raise(self, server: Server) -> None:
         """The text that the model wrote is in the error."""
-        server.rules["Answer:\n"] = "I would rather talk."
+        server.rules = {"Answer:\n": "I would rather talk."}
         with pytest.raises(PlanFormatError) as caught:
             server.llm(on_plan_failure="raise", max_plan_attempts=1).invoke("Who?")
         assert "rather talk" in caught.value.text
@@ -241,7 +243,7 @@ class TestTokenizers:
         assert conclusion <= 32
 
     def test_special_tokens_of_a_question_stay_text(self, server: Server) -> None:
-        """vLLM takes token ids; those of the local engine are sent."""
+        """Token ids go to vLLM: those of the local engine are sent."""
         server.rules[""] = "Ben."
         llm = server.llm({"tokenizer": SHIPPED, "server": "vllm"}, mode="sequential")
         asked = "Who? <|end|><|system|>"
@@ -449,15 +451,19 @@ class TestBounds:
 
     def test_many_questions_do_not_need_many_threads(self, server: Server) -> None:
         """Tasks wait without one, however many there are."""
-        before = threading.active_count()
+        server.rules[ASKED] = Reply("Ben I.", hold=True)
 
-        async def ask() -> int:
-            llm = server.llm()
-            await asyncio.gather(*(llm.ainvoke("Who?", mode="sequential") for _ in range(20)))
-            return threading.active_count()
+        async def ask() -> list[ReasoningResult]:
+            llm = server.llm({"max_concurrency": 100})
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+            asked = [llm.ainvoke("Who?", mode="sequential") for _ in range(20)]
+            waiting = asyncio.gather(*asked)
+            while server.under_way < 20:
+                await asyncio.sleep(0.005)
+            await asyncio.to_thread(server.go_on.set)  # the one thread is free
+            return await waiting
 
-        server.rules[ASKED] = "Ben."
-        assert asyncio.run(ask()) - before <= 1 + min(32, 4 + (len(threading.enumerate())))
+        assert [result.conclusion for result in asyncio.run(ask())] == ["Ben I."] * 20
 
 
 class TestCancelling:
@@ -472,7 +478,7 @@ class TestCancelling:
         server.reached.wait()
         chunks.close()
         assert server.at_rest()
-        assert server.left == 1
+        assert server.left >= 1  # a sibling may not have been whole either
 
     async def test_cancelling_a_task_closes_its_connections(self, server: Server) -> None:
         """And no other's."""
@@ -511,12 +517,25 @@ class TestCancelling:
         assert llm.invoke("Who?").conclusion == "name: Ben"
 
     def test_no_thread_stays_behind(self, server: Server) -> None:
-        """It ends with the last reference to the engine."""
+        """It ends with the last reference to the engine, or when that is closed."""
+        gc.collect()  # what other tests have left behind
+        assert http_threads() == 0
         llm = server.llm()
         llm.invoke("Who?")
-        assert any(t.name == "langchain-pos-http" for t in threading.enumerate())
-        llm.remote.close()  # type: ignore[union-attr]
-        assert not any(t.name == "langchain-pos-http" for t in threading.enumerate())
+        assert http_threads() == 1
+        assert llm.remote is not None
+        llm.remote.close()
+        assert http_threads() == 0
+        llm.invoke("Who?")
+        assert http_threads() == 1
+        del llm
+        gc.collect()
+        assert http_threads() == 0
+
+
+def http_threads() -> int:
+    """Threads that run a loop for HTTP."""
+    return sum(thread.name == "langchain-pos-http" for thread in threading.enumerate())
 
 
 class TestFields:
@@ -563,3 +582,11 @@ class TestFields:
         with pytest.raises(ModelLoadError, match="lists none; name the model"):
             server.llm().invoke("Who?")
         assert server.llm({"model": "x"}).invoke("Who?").model_name == "x"
+
+    @pytest.mark.parametrize("status", [404, 500])
+    def test_a_server_without_a_list_serves_all_the_same(self, server: Server, status: int) -> None:
+        """Where the model is named; `transformers serve` fails over its list."""
+        server.models_status = status
+        assert server.llm({"model": "x"}).invoke("Who?").conclusion == "name: Ben"
+        with pytest.raises(ModelLoadError, match="lists none"):
+            server.llm().invoke("Who?")

@@ -79,6 +79,13 @@ class TestRefused:
             server.llm().invoke("Who?")
         assert caught.value.status == status
 
+    def test_unauthorised_already_for_the_list(self, server: Server) -> None:
+        """No completion is asked for."""
+        server.models_status = 401
+        with pytest.raises(ServerError, match=r"no list; .*api_key"):
+            server.llm().invoke("Who?")
+        assert not server.asked
+
     def test_unknown_model(self, server: Server) -> None:
         """With what the server said."""
         server.rules[ASKED] = refused(404, "The model `x` does not exist.")
@@ -87,7 +94,7 @@ class TestRefused:
 
     def test_context_too_long(self, server: Server) -> None:
         """Told by the server, where it was not known before."""
-        server.rules["Answer:\n"] = refused(400, TOO_LONG)
+        server.rules = {"Answer:\n": refused(400, TOO_LONG)}
         with pytest.raises(ContextLengthError, match=r"64 tokens.* shorten the question"):
             server.llm().invoke("Who?")
 
@@ -126,7 +133,7 @@ class TestTriedAgain:
     def test_in_the_end_it_is_an_error(self, server: Server) -> None:
         """With what to change."""
         server.rules[ASKED] = refused(503, "full", retry_after="0")
-        with pytest.raises(ServerError, match=r"full; .* max_concurrency") as caught:
+        with pytest.raises(ServerError, match=r"full; .*max_concurrency") as caught:
             server.llm({"max_retries": 2}).invoke("Who?")
         assert caught.value.status == 503
         assert len(server.asked) == 3
