@@ -35,6 +35,7 @@ from langchain_pos.errors import (
 from langchain_pos.grammar import skeleton_grammar
 from langchain_pos.prompts import load_prompts
 from langchain_pos.schema import TokenUsage
+from langchain_pos.server import make_server
 from tests.unit_tests.completions_server import MODEL, Reply, Server, pieces, serving
 from tests.unit_tests.models import BARE, SMALL, STUDENTS, scripted_llm
 
@@ -429,6 +430,12 @@ class TestChat:
         with pytest.raises(InvalidRequestError, match="tokenizer="):
             chat.get_num_tokens("Who?")
         assert not server.asked
+
+    def test_it_is_not_served_again(self, server: Server) -> None:
+        """A server in front of a server has no slots to tell of."""
+        chat = ChatParallelReasoning(engine=server.engine())
+        with pytest.raises(InvalidRequestError, match="is a server itself"):
+            make_server(chat)
 
 
 class TestBounds:
