@@ -143,7 +143,9 @@ class RemoteScheduler:
         try:
             while not until():
                 try:
-                    await asyncio.wait_for(waiter[1].wait(), _LOOK)
+                    # Not `wait_for`: in Python 3.11 it loses a cancellation that comes with news.
+                    async with asyncio.timeout(_LOOK):
+                        await waiter[1].wait()
                 except TimeoutError:
                     continue
                 waiter[1].clear()
