@@ -28,11 +28,13 @@ if TYPE_CHECKING:
         ParallelReasoningError,
         PlanFormatError,
         RequestCancelled,
+        ServerError,
         UnsupportedModelError,
     )
     from langchain_pos.plan_parser import PlanParser
     from langchain_pos.prompts import ReasoningPrompts
     from langchain_pos.reasoner import Reasoner
+    from langchain_pos.remote_engine import OpenAICompletionsEngine
     from langchain_pos.runnable import ParallelReasoningLLM
     from langchain_pos.schema import (
         Block,
@@ -68,11 +70,13 @@ _MODULES = {
         "ParallelReasoningError",
         "PlanFormatError",
         "RequestCancelled",
+        "ServerError",
         "UnsupportedModelError",
     ),
     "plan_parser": ("PlanParser",),
     "prompts": ("ReasoningPrompts",),
     "reasoner": ("Reasoner",),
+    "remote_engine": ("OpenAICompletionsEngine",),
     "runnable": ("ParallelReasoningLLM",),
     "schema": (
         "Block",
@@ -102,6 +106,7 @@ __all__ = [
     "MissingExtraError",
     "ModelLoadError",
     "NonFiniteLogitsError",
+    "OpenAICompletionsEngine",
     "OutOfSlotsError",
     "ParallelReasoningError",
     "ParallelReasoningLLM",
@@ -117,6 +122,7 @@ __all__ = [
     "ReasoningResult",
     "RequestCancelled",
     "SamplingParams",
+    "ServerError",
     "StagePasses",
     "StageTimings",
     "Step",

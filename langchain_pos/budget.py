@@ -66,6 +66,14 @@ class Budget:
                 f"{told}; the engine may hold {slots} KV-cache slots. Shorten the question, or "
                 "raise max_slots"
             )
+        return cls.within(limit, prompt, settings, given)
+
+    @classmethod
+    def within(
+        cls, limit: int, prompt: int, settings: ReasoningSettings, given: Plan | None = None
+    ) -> Budget:
+        """Share out `limit` positions, of which a prompt takes some and leaves `LEAST_ROOM`."""
+        room = limit - prompt
         plan = min(settings.max_plan_tokens, room // 3)
         conclusion = min(settings.max_conclusion_tokens, room // 3) if settings.conclude else 0
         asked = [step.max_tokens or 0 for step in given.steps] if given else []

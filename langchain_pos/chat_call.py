@@ -14,7 +14,7 @@ from langchain_pos.chat_batch import belongs_to_batch
 from langchain_pos.chat_messages import as_turns, encode_chat, template_of
 from langchain_pos.chat_output import MessageWriter, whole_message
 from langchain_pos.errors import InvalidRequestError
-from langchain_pos.form import AnswerForm
+from langchain_pos.form import PLAIN, AnswerForm
 from langchain_pos.schema import Mode, ReasoningRequest
 from langchain_pos.settings import ReasoningSettings
 from langchain_pos.structured import read_response_format, told_schema
@@ -106,19 +106,26 @@ class ChatCall:
         reasoner = chat._reasoner(self._model)
         self._engine: Engine = reasoner.engine
         self._name = chat._model_name(self._model)
-        tokenizer = self._engine.tokenizer
-        tool_form, _ = form_of(template_of(tokenizer, tools))
         users = [place for place, turn in enumerate(turns) if turn["role"] == "user"]
+        form, calls = PLAIN, None
+        if chat.remote is not None:
+            wants = {"tools": tools, "response_format": schema, "logprobs": self._logprobs}
+            _refuse_over_http([name for name, value in wants.items() if value], turns)
+        else:
+            tokenizer = self._engine.tokenizer
+            tool_form, _ = form_of(template_of(tokenizer, tools))
 
-        def encode(asked: str) -> list[int]:
-            told = list(turns)
-            if asks:
-                told[-1] = {**told[-1], "content": asked}
-            if tell_schema and schema is not None:
-                told = _with_schema(told, users, told_schema(schema))
-            return encode_chat(tokenizer, told, tools)
+            def encode(asked: str) -> list[int]:
+                told = list(turns)
+                if asks:
+                    told[-1] = {**told[-1], "content": asked}
+                if tell_schema and schema is not None:
+                    told = _with_schema(told, users, told_schema(schema))
+                return encode_chat(tokenizer, told, tools)
 
-        constraint = constraint_for(tools, choice, tool_form, several=several, schema=schema)
+            constraint = constraint_for(tools, choice, tool_form, several=several, schema=schema)
+            form = AnswerForm(encode, constraint, self._logprobs)
+            calls = ToolCallReader(tool_form) if tools else None
         self._answer = reasoner.prepare(
             ReasoningRequest(
                 question=turns[users[-1]]["content"] if users else turns[-1]["content"],
@@ -127,11 +134,9 @@ class ChatCall:
             ),
             settings,
             deltas=deltas,
-            form=AnswerForm(encode, constraint, self._logprobs),
+            form=form,
         )
-        self._writer = MessageWriter(
-            blocks=chat.output_version == "v1", calls=ToolCallReader(tool_form) if tools else None
-        )
+        self._writer = MessageWriter(blocks=chat.output_version == "v1", calls=calls)
 
     def _mode(self, asked: str, *, asks: bool, form: bool) -> Mode:
         if asked not in MODES:
@@ -209,6 +214,22 @@ def as_result(chunks: Sequence[ChatGenerationChunk]) -> ChatResult:
     """All chunks of a call as langchain-core takes an answer."""
     messages = [chunk.message for chunk in chunks if isinstance(chunk.message, AIMessageChunk)]
     return ChatResult(generations=[ChatGeneration(message=whole_message(messages))])
+
+
+def _refuse_over_http(wanted: Sequence[str], turns: Sequence[Turn]) -> None:
+    """Only plain answers can be had from a server.
+
+    Raises:
+        InvalidRequestError: something else is wanted, or has been in the history.
+    """
+    history = ["a history with tool calls"] * any(
+        turn["role"] == "tool" or turn.get("tool_calls") for turn in turns
+    )
+    if refused := [*wanted, *history]:
+        raise InvalidRequestError(
+            f"{', '.join(refused)}: over a server, only plain answers can be asked for. Take a "
+            "local model, or ask the server's own chat endpoint, by ChatOpenAI(base_url=…)"
+        )
 
 
 def _stops(chat: ChatParallelReasoning, stop: Sequence[str] | None) -> tuple[str, ...]:

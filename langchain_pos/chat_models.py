@@ -40,6 +40,8 @@ from langchain_pos.structured import (
 from langchain_pos.tool_calling import read_choice, unique
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from langchain_pos.engine.engine import Engine
 
 ChatMode = Literal["auto", "parallel", "sequential"]
@@ -53,7 +55,8 @@ class ChatParallelReasoning(LocalModel, BaseChatModel, ReasoningSettings):
     behind a tool's result, the same model answers in the ordinary way. `mode` decides otherwise,
     here or for one call. Everything `ReasoningSettings` has can be set here, and for one call.
 
-    The model is loaded when it is first needed. One instance serves many threads and tasks;
+    The model is loaded when it is first needed. With `engine=OpenAICompletionsEngine(…)` a server
+    answers in its place: plain answers only. One instance serves many threads and tasks;
     their requests share forward passes.
 
     Example:
@@ -91,6 +94,8 @@ class ChatParallelReasoning(LocalModel, BaseChatModel, ReasoningSettings):
 
     def _resolve_model_profile(self) -> ModelProfile:
         """What the model can do; its context from the folder's config, if it is a local one."""
+        if self.remote is not None:
+            return _profile(self.remote.context_length, plain=True)
         from langchain_pos.loaded import shipped_model
 
         config = Path(self.model or shipped_model()).expanduser() / "config.json"
@@ -115,6 +120,7 @@ class ChatParallelReasoning(LocalModel, BaseChatModel, ReasoningSettings):
             "prompts": None if self.prompts is None else self.prompts.model_dump(),
             "output_version": self.output_version,
             "loaded_model": self.engines.identity,
+            "engine": None if self.remote is None else self.remote.identity,
         }
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
@@ -126,22 +132,28 @@ class ChatParallelReasoning(LocalModel, BaseChatModel, ReasoningSettings):
         return params
 
     def _model_name(self, model: str | None) -> str:
+        if self.remote is not None:
+            return model or self.remote.model or self.remote.base_url
         return model or ("langchain_pos/embedded" if self.engines.identity is None else "unnamed")
 
     # --------------------------------------------------------------------- tokens
+
+    @property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.engine.tokenizer if self.remote is None else self.remote.tokenizer_or_error
 
     def get_token_ids(self, text: str) -> list[int]:
         """The tokens of a text, without special ones."""
         from langchain_pos.engine.text import encode_text
 
-        return encode_text(self.engine.tokenizer, text)
+        return encode_text(self._tokenizer, text)
 
     def get_num_tokens_from_messages(
         self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
         """Tokens that the messages take in the model's own chat template."""
         formatted = unique([convert_to_openai_tool(tool) for tool in tools or ()])
-        return len(encode_chat(self.engine.tokenizer, as_turns(messages), formatted))
+        return len(encode_chat(self._tokenizer, as_turns(messages), formatted))
 
     # ---------------------------------------------------------- tools and structure
 
@@ -356,7 +368,7 @@ def _response_format(method: str, schema: dict[str, Any] | None) -> dict[str, An
     return {"type": "json_schema", "json_schema": {"name": name, "schema": schema}}
 
 
-def _profile(positions: int | None) -> ModelProfile:
+def _profile(positions: int | None, *, plain: bool = False) -> ModelProfile:
     profile = ModelProfile(
         text_inputs=True,
         image_inputs=False,
@@ -365,9 +377,9 @@ def _profile(positions: int | None) -> ModelProfile:
         pdf_inputs=False,
         text_outputs=True,
         reasoning_output=True,
-        tool_calling=True,
-        tool_choice=True,
-        structured_output=True,
+        tool_calling=not plain,
+        tool_choice=not plain,
+        structured_output=not plain,
     )
     if positions:
         profile["max_input_tokens"] = int(positions)

@@ -50,7 +50,7 @@ def encode_turns(
     if not getattr(tokenizer, "chat_template", None):
         return _plain_prompt(tokenizer, [(turn["role"], turn["content"]) for turn in turns])
     marked, texts = _mark(turns)
-    if not _spells_special_token(tokenizer, texts):
+    if not spells_special_token(tokenizer, texts):
         text = _render(tokenizer, turns, tools)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     ids: list[int] = []
@@ -77,6 +77,36 @@ def is_rendered(
     calls = [call["function"]["name"] for turn in turns for call in turn.get("tool_calls", ())]
     seen = {int(place) for place in _MARK.findall(text)}
     return shows_tools and seen == set(range(len(texts))) and all(name in text for name in calls)
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase | None, messages: Sequence[Message]) -> str:
+    """A chat as the text that a server tokenizes, ready for the model's answer.
+
+    Args:
+        tokenizer: its chat template makes the text; None, or one without a template: a plain text.
+        messages: ends with the user's.
+
+    Returns:
+        the text without the special token that the tokenizer puts in front of every text by
+        itself, since the server will.
+
+    Raises:
+        InvalidRequestError: the template refuses the messages.
+    """
+    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
+        return plain_text(messages)
+    turns = [{"role": role, "content": text} for role, text in messages]
+    text = _render(tokenizer, turns, ())
+    bos = tokenizer.bos_token
+    if bos and text.startswith(bos) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        text = text.removeprefix(bos)
+    return text
+
+
+def plain_text(messages: Sequence[Message]) -> str:
+    """A chat where there is no chat template: question and answer as plain text."""
+    turns = [f"{_PLAIN_ROLES.get(role, '')}{text}" for role, text in messages]
+    return "\n\n".join([*turns, "Answer:\n"])
 
 
 def _mark(turns: Sequence[Turn]) -> tuple[list[Turn], list[str]]:
@@ -136,9 +166,8 @@ def _render(
 
 
 def _plain_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """For models without a chat template: question and answer as plain text."""
-    turns = [f"{_PLAIN_ROLES.get(role, '')}{text}" for role, text in messages]
-    text = "\n\n".join([*turns, "Answer:\n"])
+    """For models without a chat template."""
+    text = plain_text(messages)
     ids = tokenizer(text, split_special_tokens=True)["input_ids"]  # with BOS where there is one
     eos = tokenizer.eos_token_id
     if ids and ids[-1] == eos and eos != tokenizer.bos_token_id:
@@ -146,7 +175,8 @@ def _plain_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     return list(ids) or encode_text(tokenizer, text)
 
 
-def _spells_special_token(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> bool:
+def spells_special_token(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> bool:
+    """Whether a text that a user wrote would be read as one of the tokenizer's special tokens."""
     added = [str(token) for token in tokenizer.get_added_vocab()]
     special = {token for token in [*tokenizer.all_special_tokens, *added] if token.strip()}
     return any(token in text for text in texts for token in special)

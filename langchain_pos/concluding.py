@@ -7,17 +7,15 @@ only text and the conclusion goes on behind it.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from langchain_pos.engine.completion import FinishReason
+from langchain_pos.conclusion import OPENED_STEP, Conclusion, Told
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
 from langchain_pos.engine.speculation import PromptLookup
 from langchain_pos.joining import reuse
 from langchain_pos.prompts import join_text
-from langchain_pos.schema import STEP_MARK, BranchResult
+from langchain_pos.schema import BranchResult
 from langchain_pos.trunk import Trunk
 
 if TYPE_CHECKING:
@@ -27,34 +25,6 @@ if TYPE_CHECKING:
     from langchain_pos.engine.engine import Engine
     from langchain_pos.progress import Progress
     from langchain_pos.settings import ReasoningSettings
-
-_STEP = re.compile(
-    r"^[ \t]*####[ \t]*(?P<title>[^\n:：]+?)[ \t]*[:：][ \t]*(?:\.{3}|…)[.…]*", re.MULTILINE
-)
-"""A step whose body is an ellipsis."""
-
-
-@dataclass(frozen=True)
-class Conclusion:
-    """What stage 3 has written so far.
-
-    Attributes:
-        text: stripped at both ends.
-        finish_reason: how it ended.
-        error: what went wrong, when that is "error".
-        title: of the first step of a further block, which it has just opened.
-        opened: that step as it was written, from `####` on.
-        gap: the white space between `text` and it.
-        tokens: how many were written.
-    """
-
-    text: str
-    finish_reason: FinishReason = "stop"
-    error: str | None = None
-    title: str | None = None
-    opened: str = ""
-    gap: str = ""
-    tokens: int = 0
 
 
 class Concluder:
@@ -144,7 +114,7 @@ class Concluder:
         budget = min(budget, self._budget.limit - settled)
         if budget < 1:
             return Conclusion(so_far, "length")
-        told = _Told(self._progress.conclusion_text, may_open=may_open)
+        told = Told(self._progress.conclusion_text, may_open=may_open)
         sequence = self._engine.sequence(
             trunk.segment,
             unfed,
@@ -164,13 +134,13 @@ class Concluder:
             first = ()
             sequence.accept(sampled)
             if may_open and sequence.finish_reason is None:
-                step = _STEP.search(sequence.text)
+                step = OPENED_STEP.search(sequence.text)
         written = len(sequence.token_ids)
         self._progress.output_tokens += written
         self._progress.drafts += sequence.drafts
         self._engine.truncate(trunk.segment, sequence.end_of_seen)
         if step is not None:
-            raw = trunk.settle_before(sequence.token_ids, _STEP)
+            raw = trunk.settle_before(sequence.token_ids, OPENED_STEP)
             self._engine.truncate(trunk.segment, trunk.end)
             text, gap = sequence.text[: step.start()].rstrip(), raw[len(raw.rstrip()) :]
             return Conclusion(text, title=step["title"], opened=step[0], gap=gap, tokens=written)
@@ -180,35 +150,3 @@ class Concluder:
         if not text and error is None:
             reason, error = "error", f"the conclusion ended ({reason}) without any text"
         return Conclusion(text, reason, error, tokens=written)
-
-
-class _Told:
-    """Passes text on, except what may yet be dropped.
-
-    White space waits until something follows it, and with `may_open` a line that begins with
-    `####` waits until it is over, because it may turn out to be a step.
-    """
-
-    def __init__(self, tell: Callable[[str], None], *, may_open: bool) -> None:
-        self._tell = tell
-        self._may_open = may_open
-        self._began = False
-        self._held = ""
-
-    def push(self, piece: str) -> None:
-        """Take a piece."""
-        whole = self._held + piece
-        before, line_break, line = whole.rpartition("\n")
-        mark = line.strip()[: len(STEP_MARK)]
-        at_line_start = bool(line_break) or not self._began
-        waits = self._may_open and at_line_start and STEP_MARK.startswith(mark)
-        certain = (before if waits else whole).rstrip()
-        self._held = whole[len(certain) :]
-        if certain:
-            self._began = True
-            self._tell(certain)
-
-    def flush(self) -> None:
-        """All was only text."""
-        self._may_open = False
-        self.push("")

@@ -79,6 +79,21 @@ class MissingExtraError(ParallelReasoningError, ImportError):
     """
 
 
+class ServerError(ParallelReasoningError, ConnectionError):
+    """A server that answers for the engine cannot be reached, refuses, or breaks off.
+
+    Remedy: the message says what the server said. Look at its address, its log and the API key;
+    what is worth trying again has been tried `max_retries` times.
+
+    Attributes:
+        status: HTTP status, None when there was none.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class AnswerTimeoutError(ParallelReasoningError, TimeoutError):
     """An answer took longer than the `timeout` of the chat model; what it held is free again.
 

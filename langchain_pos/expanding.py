@@ -17,16 +17,8 @@ from langchain_pos.engine.constraints import Constraint
 from langchain_pos.engine.decoding import Feed, decode
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
 from langchain_pos.engine.speculation import PromptLookup
-from langchain_pos.prompts import opening
-from langchain_pos.schema import (
-    BODY_PLACEHOLDER,
-    END_MARK,
-    STEP_MARK,
-    Block,
-    BranchResult,
-    Plan,
-    Step,
-)
+from langchain_pos.prompts import opening, outline_text
+from langchain_pos.schema import STEP_MARK, Block, BranchResult, Plan, Step
 
 if TYPE_CHECKING:
     from langchain_pos.budget import Budget
@@ -162,8 +154,7 @@ class Expander:
         """
         outline: list[int] = []
         if self._settings.visibility == "titles":
-            lines = [f"{opening(title)}{BODY_PLACEHOLDER}\n" for title in plan.titles]
-            outline = trunk.encode("".join([*lines, END_MARK, "\n"]))
+            outline = trunk.encode(outline_text(plan.titles))
         openings = [
             trunk.encode(opening(step.title, step.prompt), lead=not outline) for step in plan.steps
         ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from langchain_pos.loaded import LoadedEngines
 from langchain_pos.prompts import ReasoningPrompts, load_prompts
+from langchain_pos.remote_engine import OpenAICompletionsEngine
 
 if TYPE_CHECKING:
     from langchain_pos.engine.engine import Engine
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
 
 
 class LocalModel(BaseModel):
-    """A model by its name, loaded when it is first needed, or one that is loaded already."""
+    """A model by its name, loaded when it is first needed, one that is loaded, or a server."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True, protected_namespaces=(), populate_by_name=True
+    )
 
     model: str | None = None
     """Folder or Hugging Face hub name; None is the model that ships with the package."""
@@ -53,10 +56,33 @@ class LocalModel(BaseModel):
     """What is said to the model; None: its own wording if its folder carries one, else English or
     Chinese by the question's script."""
 
+    remote: OpenAICompletionsEngine | None = Field(default=None, alias="engine")
+    """A server that answers in place of a local model; given as `engine`. What is said above about
+    loading does not concern it."""
+
     engines: SkipJsonSchema[LoadedEngines] = Field(
         default_factory=LoadedEngines, exclude=True, repr=False
     )
     """The loaded model, shared by the copies that LangChain makes; leave it alone."""
+
+    @field_validator("remote", mode="before")
+    @classmethod
+    def _is_a_server(cls, engine: Any) -> Any:
+        if engine is None or isinstance(engine, OpenAICompletionsEngine | dict):
+            return engine
+        raise ValueError(
+            f"engine={type(engine).__name__} is no server; allowed is an OpenAICompletionsEngine. "
+            "A local Engine goes through from_engine, a loaded model through from_model"
+        )
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        if self.remote is not None and self.model is not None:
+            raise ValueError(
+                f"model={self.model!r} names a local model, and engine a server; give the server's "
+                "model to the engine: OpenAICompletionsEngine(model=…)"
+            )
+        return self
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any, **fields: Any) -> Self:
@@ -88,11 +114,13 @@ class LocalModel(BaseModel):
 
     @property
     def engine(self) -> Engine:
-        """The engine; loads the model if need be.
+        """The engine; loads the model if need be. A server, where one was given.
 
         Raises:
             ModelLoadError, UnsupportedModelError: it cannot serve.
         """
+        if self.remote is not None:
+            return cast("Engine", self.remote)
         return self.engines.get(self.model, self._load_options())
 
     @property
@@ -101,6 +129,12 @@ class LocalModel(BaseModel):
         return self._reasoner(self.model)
 
     def _reasoner(self, model: str | None) -> Reasoner:
+        if self.remote is not None:
+            from langchain_pos.remote_reasoner import RemoteReasoner
+
+            prompts = self.prompts or self.remote.prompts
+            # The same surface: it prepares answers, and its engine's scheduler runs them.
+            return cast("Reasoner", RemoteReasoner(self.remote, prompts=prompts, model_name=model))
         from langchain_pos.reasoner import Reasoner
 
         engine = self.engines.get(model, self._load_options())

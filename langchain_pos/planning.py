@@ -9,12 +9,11 @@ it samples with a new seed. After the last attempt a title that is there already
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
 from tenacity import IterState, Retrying, retry_if_exception_type, stop_after_attempt
 
 from langchain_pos.engine.completion import DraftUsage
@@ -23,19 +22,18 @@ from langchain_pos.engine.decoding import decode
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
 from langchain_pos.engine.speculation import NO_DRAFT, Draft, PromptLookup
 from langchain_pos.engine.text import encode_continuation
-from langchain_pos.errors import InvalidRequestError, NonFiniteLogitsError, PlanFormatError
+from langchain_pos.errors import NonFiniteLogitsError, PlanFormatError
 from langchain_pos.grammar import PREAMBLE_CLOSE, STEP_CLOSE, closing, skeleton_grammar
 from langchain_pos.plan_parser import PlanParser
 from langchain_pos.records import next_titles
-from langchain_pos.schema import END_MARK, STEP_MARK, Plan, Step
+from langchain_pos.schema import END_MARK, STEP_MARK, Plan
+from langchain_pos.skeleton import RETRY_TEMPERATURE, without_repeats
 from langchain_pos.trunk import Trunk
 
 if TYPE_CHECKING:
     from langchain_pos.engine.decoding import DecodingSequence, Steps
     from langchain_pos.engine.engine import Engine
     from langchain_pos.settings import ReasoningSettings
-
-_RETRY_TEMPERATURE = 0.7
 
 
 class _Retrying(Retrying):
@@ -122,7 +120,7 @@ class Planner:
                 trunk = new_trunk(wrong)
                 sampling = self._sampling
                 if self.attempts >= 2 or trunk.token_ids in asked:
-                    warmer = max(sampling.temperature, _RETRY_TEMPERATURE)
+                    warmer = max(sampling.temperature, RETRY_TEMPERATURE)
                     sampling = replace(sampling, temperature=warmer)
                 asked.append(list(trunk.token_ids))
                 sequence = yield from self._write(trunk, None, max_tokens, sampling)
@@ -131,7 +129,7 @@ class Planner:
                 except PlanFormatError as error:
                     wrong = str(error)
                     last = self.attempts == self._settings.max_plan_attempts
-                    plan = _without_repeats(sequence.text) if last else None
+                    plan = without_repeats(sequence.text) if last else None
                     if plan is None:
                         self._engine.release(trunk.segment)
                         raise
@@ -162,7 +160,7 @@ class Planner:
         try:
             plan = self._read(text)
         except PlanFormatError:
-            plan = _without_repeats(text)
+            plan = without_repeats(text)
             if plan is None:
                 raise
         return None if plan is None else Plan(preamble=preamble.strip(), steps=plan.steps)
@@ -247,42 +245,6 @@ class Planner:
             return None
         plan = PlanParser(max_branches=self._settings.max_branches).parse(text)
         return plan if len(plan.steps) > 1 else None
-
-
-def given_plan(steps: Sequence[Step], max_branches: int) -> Plan:
-    """The plan of the steps that the caller gives.
-
-    Raises:
-        InvalidRequestError: there are too few or too many, or two have the same title.
-    """
-    if not 1 <= len(steps) <= max_branches:
-        raise InvalidRequestError(
-            f"{len(steps)} steps are given; allowed are 1 to {max_branches} (max_branches)"
-        )
-    try:
-        return Plan(steps=tuple(steps))
-    except ValidationError as error:
-        messages = (e["msg"] for e in error.errors(include_url=False))
-        wrong = "; ".join(message.removeprefix("Value error, ") for message in messages)
-        raise InvalidRequestError(f"these steps cannot be used: {wrong}") from error
-
-
-def _without_repeats(text: str) -> Plan | None:
-    """The plan of a closed skeleton in which titles occur twice: each of them once.
-
-    Returns:
-        None when the skeleton is not closed, or fewer than two steps are left.
-    """
-    preamble, *steps = text.split(STEP_MARK)
-    if not text.rstrip().endswith(END_MARK):
-        return None
-    titles: dict[str, str] = {}
-    for step in steps[:-1]:
-        title = " ".join(step.rpartition(":")[0].split())
-        titles.setdefault(title.casefold(), title)
-    if len(titles) < 2:
-        return None
-    return Plan.of(list(titles.values()), preamble.strip())
 
 
 class _Bounds:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from langchain_pos.engine.completion import DraftUsage, TokenUsage
 from langchain_pos.schema import (
@@ -21,8 +21,27 @@ from langchain_pos.schema import (
 from langchain_pos.spans import SpanTeller
 
 if TYPE_CHECKING:
-    from langchain_pos.concluding import Conclusion
-    from langchain_pos.engine.scheduler import Request
+    from langchain_pos.conclusion import Conclusion
+
+
+class _Held(Protocol):
+    @property
+    def peak_slots(self) -> int: ...
+
+
+class _Reported(Protocol):
+    """What is needed of a request, be it to the engine or to a server; see there."""
+
+    @property
+    def passes(self) -> int: ...
+    @property
+    def ledger(self) -> _Held: ...
+    @property
+    def shared_slots(self) -> int: ...
+    @property
+    def cached_tokens(self) -> int: ...
+
+    def emit(self, event: Any) -> None: ...
 
 
 class Progress:
@@ -51,9 +70,9 @@ class Progress:
         self._started_at = self._queued_at
         self._seconds: dict[Stage, float] = {"plan": 0.0, "expand": 0.0, "conclude": 0.0}
         self._passes: dict[Stage, int] = {"plan": 0, "expand": 0, "conclude": 0}
-        self._request: Request[ReasoningResult]  # from `begin` on
+        self._request: _Reported  # from `begin` on
 
-    def begin(self, request: Request[ReasoningResult], prompt_tokens: int) -> None:
+    def begin(self, request: _Reported, prompt_tokens: int) -> None:
         """The question leaves the queue."""
         if self.spans is not None:
             self.spans.prompt_tokens = prompt_tokens
@@ -78,6 +97,11 @@ class Progress:
             self.stage_tokens[stage] += self.output_tokens - tokens
 
     # -------------------------------------------------------------------- spans
+
+    def has_read(self, tokens: int) -> None:
+        """The model has read so many further tokens; the next span that ends counts them."""
+        if self.spans is not None:
+            self.spans.prompt_tokens += tokens
 
     def prompt(self, messages: list[tuple[str, str]]) -> None:
         """What is asked from here on."""

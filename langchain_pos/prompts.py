@@ -218,6 +218,12 @@ def opening(title: str, instruction: str | None = None) -> str:
     return f"{lead}{STEP_MARK}{title}:"
 
 
+def outline_text(titles: Sequence[str]) -> str:
+    """A plan as every branch sees it with `visibility="titles"`."""
+    lines = [f"{opening(title)}{BODY_PLACEHOLDER}\n" for title in titles]
+    return "".join([*lines, END_MARK, "\n"])
+
+
 def join_text(branches: Sequence[tuple[str, str]]) -> str:
     """Finished branches as the paper joins them; the conclusion follows.
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from langchain_pos.budget import Budget, no_gain
 from langchain_pos.chat_prompt import encode_prompt
-from langchain_pos.concluding import Concluder, Conclusion
+from langchain_pos.concluding import Concluder
+from langchain_pos.conclusion import Conclusion
 from langchain_pos.contracts import contract_for
 from langchain_pos.engine.decoding import decode
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
@@ -31,7 +32,7 @@ from langchain_pos.errors import (
 )
 from langchain_pos.expanding import Expander
 from langchain_pos.form import PLAIN, AnswerForm
-from langchain_pos.planning import Planner, given_plan
+from langchain_pos.planning import Planner
 from langchain_pos.progress import Progress
 from langchain_pos.prompts import ReasoningPrompts, prompts_for
 from langchain_pos.schema import (
@@ -41,6 +42,7 @@ from langchain_pos.schema import (
     ReasoningRequest,
     ReasoningResult,
 )
+from langchain_pos.skeleton import given_plan
 from langchain_pos.trunk import Trunk
 
 if TYPE_CHECKING:

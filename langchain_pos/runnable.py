@@ -47,8 +47,9 @@ class ParallelReasoningLLM(
     all, and concludes. Everything `ReasoningSettings` has can be set here, and for one call:
     `llm.invoke(question, mode="sequential")`.
 
-    The model is loaded when it is first needed. One instance serves many threads and tasks;
-    their questions share forward passes.
+    The model is loaded when it is first needed. With `engine=OpenAICompletionsEngine(…)` a server
+    answers in its place. One instance serves many threads and tasks; their questions share forward
+    passes.
 
     Examples:
         >>> llm = ParallelReasoningLLM()  # the shipped model

@@ -66,6 +66,11 @@ class Service:
     """What the routes share: the chat model, its name, the gate and the metrics."""
 
     def __init__(self, chat: ChatParallelReasoning, name: str | None, limits: ServerLimits) -> None:
+        if chat.remote is not None:
+            raise InvalidRequestError(
+                "the chat model's engine is a server itself; let clients ask that one, or serve a "
+                "local model"
+            )
         self.chat = chat
         self.name = name or _served_name(chat)
         self.gate = Gate(limits)

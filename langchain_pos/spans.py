@@ -16,7 +16,7 @@ from langchain_pos.prompts import opening
 from langchain_pos.schema import Block, BranchResult, Plan, Stage
 
 if TYPE_CHECKING:
-    from langchain_pos.concluding import Conclusion
+    from langchain_pos.conclusion import Conclusion
 
 Messages = list[tuple[str, str]]
 """`(role, text)` of each message."""

@@ -24,6 +24,7 @@ from transformers.generation.logits_process import (
 
 from langchain_pos.engine.completion import TokenLogprob
 from langchain_pos.engine.constraints import ConstraintState, apply_constraints
+from langchain_pos.engine.seeds import derive_seed as derive_seed
 from langchain_pos.errors import InvalidRequestError, NonFiniteLogitsError
 
 _NO_IDS = torch.LongTensor()  # the warpers do not look at tokens
@@ -138,12 +139,6 @@ class RowSampling:
         """Whether the likeliest token is simply taken."""
         penalised = self.params.repetition_penalty != 1 and bool(self.history)
         return self.params.greedy and self.constraint is None and not penalised
-
-
-def derive_seed(seed: int, *path: int | str) -> int:
-    """A seed of its own for each part of a request, the same in every run: 63 bits."""
-    digest = hashlib.blake2b(repr((seed, *path)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def uniform(seed: int, step: int) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
+from langchain_pos.engine.stopping import StoppedText
 from langchain_pos.errors import InvalidRequestError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -101,12 +102,10 @@ def _beyond(known: str, text: str) -> str:
     return text[next(shared, len(text)) :]
 
 
-class TextStream:
+class TextStream(StoppedText):
     """Turns a sequence's tokens into text as they come, and finds stop sequences.
 
-    What `push` and `flush` return adds up to `text`. A piece is held back while it may still
-    become (part of) a stop sequence, an unfinished character, or, with `strip`, white space at
-    the end.
+    `push` and `flush` are those of `StoppedText`; `decode` says what to push.
 
     Args:
         tokenizer: a fast tokenizer.
@@ -123,12 +122,8 @@ class TextStream:
         *,
         strip: bool = False,
     ) -> None:
+        super().__init__(stop, strip=strip)
         self._tokenizer = tokenizer
-        self._stop = tuple(stop)
-        self._strip = strip
-        self._held = ""
-        self.text = ""
-        self.stopped: str | None = None
         self.follow(context)
 
     def follow(self, context: Sequence[int]) -> None:
@@ -170,43 +165,4 @@ class TextStream:
         if known := _decode(self._tokenizer, tail):
             self._window, self._known = tail, known
         self._settled = len(self._window)
-        return piece
-
-    def push(self, piece: str) -> str:
-        """Add text; returns what has become certain."""
-        if self.stopped is not None:
-            return ""
-        self._held += piece
-        found = [(at, stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]
-        if found:
-            at, self.stopped = min(found)
-            rest, self._held = self._held[:at], ""
-            return self._emit(rest.rstrip() if self._strip else rest)
-        certain = len(self._held) - self._undecided()
-        piece, self._held = self._held[:certain], self._held[certain:]
-        return self._emit(piece)
-
-    def flush(self) -> str:
-        """The sequence has ended: what was held back becomes text, or is stripped."""
-        rest, self._held = self._held, ""
-        if self.stopped is not None:
-            return ""
-        return self._emit(rest.rstrip() if self._strip else rest)
-
-    def _undecided(self) -> int:
-        """Characters at the end that may yet be stripped or belong to a stop sequence."""
-        keep = len(self._held) - len(self._held.rstrip()) if self._strip else 0
-        for stop in self._stop:
-            for length in range(min(len(stop) - 1, len(self._held)), 0, -1):
-                if self._held.endswith(stop[:length]):
-                    head = self._held[:-length]
-                    space = len(head) - len(head.rstrip()) if self._strip else 0
-                    keep = max(keep, length + space)
-                    break
-        return keep
-
-    def _emit(self, piece: str) -> str:
-        if self._strip and not self.text:
-            piece = piece.lstrip()
-        self.text += piece
         return piece

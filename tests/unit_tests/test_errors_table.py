@@ -10,7 +10,7 @@ import pytest
 
 from langchain_pos import ReasoningResult, errors
 from langchain_pos.errors import ParallelReasoningError
-from tests.unit_tests import error_rows_chat, error_rows_server  # noqa: F401 - add their rows
+from tests.unit_tests import error_rows_chat, error_rows_remote, error_rows_server  # noqa: F401
 from tests.unit_tests.error_rows_looking import ROWS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")

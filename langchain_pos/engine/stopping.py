@@ -1,0 +1,67 @@
+"""Text that comes piece by piece, cut where a stop sequence begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StoppedText:
+    """Finds stop sequences in a text as it comes.
+
+    What `push` and `flush` return adds up to `text`. A piece is held back while it may still
+    become (part of) a stop sequence or, with `strip`, white space at the end.
+
+    Args:
+        stop: texts that end the sequence; they and what follows are left out.
+        strip: leave out white space at both ends.
+
+    Attributes:
+        text: what has become certain.
+        stopped: the stop sequence that has ended it.
+    """
+
+    def __init__(self, stop: Sequence[str] = (), *, strip: bool = False) -> None:
+        self._stop = tuple(stop)
+        self._strip = strip
+        self._held = ""
+        self.text = ""
+        self.stopped: str | None = None
+
+    def push(self, piece: str) -> str:
+        """Add text; returns what has become certain."""
+        if self.stopped is not None:
+            return ""
+        self._held += piece
+        found = [(at, stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        if found:
+            at, self.stopped = min(found)
+            rest, self._held = self._held[:at], ""
+            return self._emit(rest.rstrip() if self._strip else rest)
+        certain = len(self._held) - self._undecided()
+        piece, self._held = self._held[:certain], self._held[certain:]
+        return self._emit(piece)
+
+    def flush(self) -> str:
+        """The sequence has ended: what was held back becomes text, or is stripped."""
+        rest, self._held = self._held, ""
+        if self.stopped is not None:
+            return ""
+        return self._emit(rest.rstrip() if self._strip else rest)
+
+    def _undecided(self) -> int:
+        """Characters at the end that may yet be stripped or belong to a stop sequence."""
+        keep = len(self._held) - len(self._held.rstrip()) if self._strip else 0
+        for stop in self._stop:
+            for length in range(min(len(stop) - 1, len(self._held)), 0, -1):
+                if self._held.endswith(stop[:length]):
+                    head = self._held[:-length]
+                    space = len(head) - len(head.rstrip()) if self._strip else 0
+                    keep = max(keep, length + space)
+                    break
+        return keep
+
+    def _emit(self, piece: str) -> str:
+        if self._strip and not self.text:
+            piece = piece.lstrip()
+        self.text += piece
+        return piece
