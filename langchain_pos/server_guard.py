@@ -26,14 +26,24 @@ class Guard:
         app: what is guarded.
         path: whose requests are counted.
         requests: counts them by status.
-        api_key: asked for on every path but `/health`; None asks for none.
+        api_key: asked for on every path but `/health` and those of `public`; None asks for none.
+        public: paths that hold no secret. They want no key, but a loopback name where others do.
     """
 
-    def __init__(self, app: ASGIApp, *, path: str, requests: Counter, api_key: str | None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        path: str,
+        requests: Counter,
+        api_key: str | None,
+        public: frozenset[str] = frozenset(),
+    ) -> None:
         self._app = app
         self._path = path
         self._requests = requests
         self._key = None if api_key is None else api_key.encode()
+        self._public = public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check and count a request, or pass on what is none."""
@@ -49,13 +59,13 @@ class Guard:
 
         try:
             if scope["path"] != "/health":
-                self._check(Headers(scope=scope))
+                self._check(Headers(scope=scope), public=scope["path"] in self._public)
         except ApiError as error:
             await told(error)(scope, receive, noted)
             return
         await self._app(scope, receive, noted)
 
-    def _check(self, headers: Headers) -> None:
+    def _check(self, headers: Headers, *, public: bool) -> None:
         if self._key is None:
             if not is_loopback(_without_port(headers.get("host", ""))):
                 raise ApiError(
@@ -64,6 +74,8 @@ class Guard:
                     "only localhost, 127.0.0.1 and [::1] are answered",
                     "wrong_host",
                 )
+            return
+        if public:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
         right = hmac.compare_digest(given.strip().encode("latin-1"), self._key)
