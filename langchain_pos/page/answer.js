@@ -97,7 +97,8 @@ class Card {
     if (this.kind === state && !error) return;
     this.kind = state;
     this.place.className = `card ${state}`;
-    this.state.textContent = { writing: "writing", stop: "✓ done" }[state] ?? "";
+    this.state.textContent = { writing: "writing", stop: "✓" }[state] ?? "";
+    this.state.classList.toggle("unseen", state === "writing"); // the caret shows it
     this.note.textContent = clean([ENDINGS[state], error].filter(Boolean).join(": "));
   }
 
@@ -148,6 +149,7 @@ export class Answer {
   #blocks = [];
   #skeleton = ""; // of the block that is being planned
   #planning = null; // that block, as far as it is known
+  #began = performance.now();
   #pieces = 0;
   #stage = "";
   #conclusion = new Growing($("conclusion").querySelector(".text"));
@@ -157,8 +159,9 @@ export class Answer {
     this.#conclusion.set("");
     for (const id of ["blocks", "remarks", "error", "estimate"]) $(id).replaceChildren();
     for (const id of ["conclusion", "copying", "timeline"]) $(id).hidden = true;
-    for (const row of $("cost").querySelectorAll(".row")) row.hidden = true;
-    $("cost").hidden = false;
+    for (const bar of $("cost").querySelectorAll(".bar")) bar.style.width = 0;
+    for (const id of ["own", "alone"]) $(id).textContent = "";
+    $("cost").hidden = true;
     for (const part of $("stages").children) {
       part.lastElementChild.textContent = "";
       part.removeAttribute("data-state");
@@ -260,9 +263,10 @@ export class Answer {
 
   /** Pieces of text so far. A piece is a token or more, and each token alone takes a pass. */
   #count() {
-    if (this.result) return;
-    const tokens = `At least ${count(this.#pieces, "token")} so far`;
-    $("estimate").textContent = `${tokens}; one after another, each would take a forward pass.`;
+    if (this.result || !this.#pieces) return;
+    $("cost").hidden = false;
+    $("own").textContent = `${seconds((performance.now() - this.#began) / 1000)} so far`;
+    $("alone").textContent = `at least ${count(this.#pieces, "pass", "passes")} so far`;
   }
 
   /** The stream has ended: with the result, or before there was one. */

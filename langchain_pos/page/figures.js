@@ -41,7 +41,6 @@ export function showCost(result) {
   const estimate = sequentialEstimate(result);
   $("cost").hidden = !estimate;
   if (!estimate) return;
-  for (const row of $("cost").querySelectorAll(".row")) row.hidden = false;
   const most = Math.max(passes, estimate.tokens);
   $("own").textContent = `${passes} passes, ${seconds(sum(result.timings))}`;
   $("alone").textContent = `about ${estimate.tokens} passes, ${seconds(estimate.seconds)}`;
