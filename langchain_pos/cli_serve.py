@@ -55,6 +55,10 @@ def serve(
     max_slots: Annotated[
         int | None, typer.Option(min=1, help="KV-cache slots; half of the free memory if left out.")
     ] = None,
+    page: Annotated[
+        bool,
+        typer.Option("--page/--no-page", help="At /: ask, and watch the branches being written."),
+    ] = True,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     debug: DebugOption = False,
@@ -89,8 +93,10 @@ def serve(
                 drain_seconds=drain_seconds,
             ),
             model_name=served_model_name,
+            page=page,
         )
         socket = bind(host, port)
         name = f"[{host}]" if ":" in host else host
-        say(f"http://{name}:{socket.getsockname()[1]}/v1 serves {server.model_name}")
+        url = f"http://{name}:{socket.getsockname()[1]}"
+        say(f"{url}/v1 serves {server.model_name}" + (f"; to watch it: {url}/" if page else ""))
         server.run(sockets=[socket])

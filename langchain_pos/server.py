@@ -1,7 +1,7 @@
 """An OpenAI-compatible HTTP server over `ChatParallelReasoning`; `langchain-pos serve` runs it.
 
     Guard            host, API key; counts requests by status     (server_guard.py)
-      └─ create_app  /v1/chat/completions, /v1/models, /health, /metrics
+      └─ create_app  /v1/chat/completions, /v1/models, /health, /metrics; / (server_page.py)
            └─ Answer reads the chat model's chunks, writes OpenAI's (server_answers.py)
     Gate             who is answered, who waits, who is refused   (server_limits.py)
       └─ FairQueue   whose turn it is                             (server_queue.py)
@@ -46,6 +46,7 @@ try:
 
     from langchain_pos.server_guard import Guard, is_loopback, told
     from langchain_pos.server_metrics import Metrics
+    from langchain_pos.server_page import PAGE_PATHS, add_page
 except ImportError as error:
     raise MissingExtraError(
         f"a server needs {error.name}, which is not installed here; install it with "
@@ -214,16 +215,19 @@ def create_app(
     api_key: str | Sequence[str] | None = None,
     limits: ServerLimits | None = None,
     model_name: str | None = None,
+    page: bool = True,
 ) -> FastAPI:
     """The server as an ASGI application. `app.state.service` is what its routes share.
 
     Args:
         chat: answers; its settings are the defaults and bounds of requests. The model is loaded
             here if it is not.
-        api_key: asked for on every path but `/health`; of several, one: each is a caller of its
-            own. None answers without one, and only requests addressed to a loopback name.
+        api_key: asked for on every path but `/health` and the page's; of several, one: each is a
+            caller of its own. None answers without one, and only requests addressed to a loopback
+            name.
         limits: bounds.
         model_name: what clients call the model; by default the hub name, or the folder's.
+        page: whether `/` is a page to ask on, which shows the branches while they are written.
 
     Raises:
         ModelLoadError, UnsupportedModelError: it cannot serve.
@@ -243,7 +247,15 @@ def create_app(
 
     app = FastAPI(openapi_url=None, lifespan=lifespan)
     app.state.service = service
-    app.add_middleware(Guard, path=ANSWERS, requests=service.metrics.requests, api_keys=keys)
+    app.add_middleware(
+        Guard,
+        path=ANSWERS,
+        requests=service.metrics.requests,
+        api_keys=keys,
+        public=PAGE_PATHS if page else frozenset(),
+    )
+    if page:
+        add_page(app, wants_key=bool(keys))
 
     @app.exception_handler(Exception)
     async def _fault(_: Request, raised: Exception) -> Response:
@@ -260,7 +272,7 @@ def create_app(
             ApiError(
                 status,
                 f"{request.method} {request.url.path} is not possible; there are POST {ANSWERS}, "
-                "GET /v1/models, /health and /metrics",
+                "GET /v1/models, /health and /metrics" + (", and a page at /" if page else ""),
                 "not_found" if status == 404 else "method_not_allowed",
             )
         )
@@ -342,6 +354,7 @@ def make_server(
     api_key: str | Sequence[str] | None = None,
     limits: ServerLimits | None = None,
     model_name: str | None = None,
+    page: bool = True,
 ) -> PosServer:
     """A server that is ready to `run(sockets=[bind(host, port)])`.
 
@@ -351,6 +364,7 @@ def make_server(
         api_key: wanted where `host` is not this machine's loopback.
         limits: see `create_app`.
         model_name: see `create_app`.
+        page: see `create_app`.
 
     Raises:
         InvalidRequestError: others could reach the server, and there is no key.
@@ -360,7 +374,7 @@ def make_server(
             f"host={host!r} can be reached from elsewhere, and no API key is given; give one "
             "(--api-key, or LANGCHAIN_POS_API_KEY), or listen on 127.0.0.1"
         )
-    app = create_app(chat, api_key=api_key, limits=limits, model_name=model_name)
+    app = create_app(chat, api_key=api_key, limits=limits, model_name=model_name, page=page)
     service: Service = app.state.service
     most = service.gate.limits.max_concurrency + service.gate.limits.max_queue
     config = uvicorn.Config(

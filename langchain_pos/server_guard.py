@@ -27,16 +27,25 @@ class Guard:
         app: what is guarded.
         path: whose requests are counted.
         requests: counts them by status.
-        api_keys: one of them is asked for on every path but `/health`; none asks for none.
+        api_keys: one of them is asked for on every path but `/health` and those of `public`; none
+            asks for none.
+        public: paths that hold no secret. They want no key, but a loopback name where others do.
     """
 
     def __init__(
-        self, app: ASGIApp, *, path: str, requests: Counter, api_keys: Sequence[str] = ()
+        self,
+        app: ASGIApp,
+        *,
+        path: str,
+        requests: Counter,
+        api_keys: Sequence[str] = (),
+        public: frozenset[str] = frozenset(),
     ) -> None:
         self._app = app
         self._path = path
         self._requests = requests
         self._keys = [key.encode() for key in api_keys]
+        self._public = public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check and count a request, or pass on what is none."""
@@ -52,15 +61,16 @@ class Guard:
 
         try:
             if scope["path"] != "/health":
-                account = self._account(Headers(scope=scope))
+                public = scope["path"] in self._public
+                account = self._account(Headers(scope=scope), public=public)
                 scope.setdefault("state", {})["account"] = account or _address(scope)
         except ApiError as error:
             await told(error)(scope, receive, noted)
             return
         await self._app(scope, receive, noted)
 
-    def _account(self, headers: Headers) -> str | None:
-        """Which of the keys was given; None where there are none.
+    def _account(self, headers: Headers, *, public: bool) -> str | None:
+        """Which of the keys was given; None where none is wanted.
 
         Raises:
             ApiError: 401, 403.
@@ -73,6 +83,8 @@ class Guard:
                     "only localhost, 127.0.0.1 and [::1] are answered",
                     "wrong_host",
                 )
+            return None
+        if public:
             return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
         token = given.strip().encode("latin-1")

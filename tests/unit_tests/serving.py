@@ -78,10 +78,16 @@ class Running:
 
 @contextmanager
 def running(
-    chat: ChatParallelReasoning, *, api_key: str | list[str] | None = None, **limits: Any
+    chat: ChatParallelReasoning,
+    *,
+    api_key: str | list[str] | None = None,
+    page: bool = True,
+    **limits: Any,
 ) -> Iterator[Running]:
     """Serve `chat` while inside."""
-    server = make_server(chat, api_key=api_key, limits=ServerLimits(**limits), model_name=MODEL)
+    server = make_server(
+        chat, api_key=api_key, limits=ServerLimits(**limits), model_name=MODEL, page=page
+    )
     socket = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{socket.getsockname()[1]}"
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
