@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 from langchain_pos.chat_call import ChatCall
 from langchain_pos.errors import InvalidRequestError, MissingExtraError
 from langchain_pos.server_answers import AnswerWriter
-from langchain_pos.server_errors import ApiError, api_error, logger
-from langchain_pos.server_limits import ClientGone, Gate, ServerLimits, read_body
+from langchain_pos.server_errors import ApiError, api_error
+from langchain_pos.server_limits import Gate, ServerLimits, read_body
 from langchain_pos.server_schema import ChatRequest
 
 try:
@@ -38,6 +38,7 @@ try:
 
     from langchain_pos.server_guard import Guard, is_loopback, told
     from langchain_pos.server_metrics import Metrics
+    from langchain_pos.server_served import HeldResponse, Served
 except ImportError as error:
     raise MissingExtraError(
         f"a server needs {error.name}, which is not installed here; install it with "
@@ -54,14 +55,14 @@ if TYPE_CHECKING:
 ANSWERS = "/v1/chat/completions"
 
 
-class Service:
-    """What the routes share: the chat model, its name, the gate and the metrics."""
+class Service(Served):
+    """The chat model answers, in this process."""
 
     def __init__(self, chat: ChatParallelReasoning, name: str | None, limits: ServerLimits) -> None:
+        gate = Gate(limits)
+        self.metrics: Metrics
+        super().__init__(name or _served_name(chat), gate, Metrics(gate, chat.engine))
         self.chat = chat
-        self.name = name or _served_name(chat)
-        self.gate = Gate(limits)
-        self.metrics = Metrics(self.gate, chat.engine)
         self.created = int(time.time())
 
     def model(self) -> dict[str, Any]:
@@ -70,26 +71,16 @@ class Service:
         length = self.chat.engine.context_length
         return told | {"owned_by": "langchain-pos", "max_model_len": length}
 
-    def known(self, model: str) -> None:
-        """Refuse any other model.
-
-        Raises:
-            ApiError: 404.
-        """
-        if model != self.name:
-            raise ApiError(
-                404,
-                f"the model {model!r} does not exist here; this server has {self.name!r}",
-                "model_not_found",
-                param="model",
-            )
+    def answer(self, asked: ChatRequest, body: bytes) -> Response:
+        """Whole or streamed."""
+        return Answer(self, asked)
 
 
-class Answer(Response):
+class Answer(HeldResponse):
     """The response to one request, whole or as server-sent events."""
 
     def __init__(self, service: Service, asked: ChatRequest) -> None:
-        super().__init__()
+        super().__init__(service)
         self._service = service
         self._asked = asked
         self._options = asked.call_options(service.chat, service.gate.limits)
@@ -98,26 +89,17 @@ class Answer(Response):
         self._writer = AnswerWriter(
             asked.model, include_usage=bool(options and options.include_usage)
         )
-        self._started = False  # the response
         self._call: ChatCall | None = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        gate, metrics = self._service.gate, self._service.metrics
-        work = self._stream(send) if self._asked.stream else self._whole(scope, receive, send)
-        try:
-            await gate.while_connected(receive, work)
-        except ClientGone:
-            if self._started:
-                metrics.broken.labels("client").inc()
-            else:
-                metrics.requests.labels("499").inc()
-        except Exception as raised:
-            queued = self._call is not None and self._call.queued
-            error = api_error(raised, queued=queued, retry_after=gate.retry_after)
-            if not self._started:
-                raise error from raised
-            metrics.broken.labels("error").inc()
-            await _end_stream(send, error)
+    def _error(self, raised: Exception) -> ApiError:
+        queued = self._call is not None and self._call.queued
+        return api_error(raised, queued=queued, retry_after=self._service.gate.retry_after)
+
+    async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._asked.stream:
+            await self._stream(send)
+        else:
+            await self._whole(scope, receive, send)
 
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._news()) as news:
@@ -175,15 +157,6 @@ async def _event(send: Send, data: bytes) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def _end_stream(send: Send, error: ApiError) -> None:
-    """Tell the error in the stream; a client that does not read is left alone."""
-    try:
-        async with asyncio.timeout(1):
-            await send({"type": "http.response.body", "body": error.event, "more_body": False})
-    except TimeoutError:
-        logger.warning("a client did not read the end of its stream")
-
-
 def create_app(
     chat: ChatParallelReasoning,
     *,
@@ -204,9 +177,12 @@ def create_app(
     Raises:
         ModelLoadError, UnsupportedModelError: it cannot serve.
     """
-    if api_key is not None and not api_key.strip():
-        raise InvalidRequestError("the API key is empty; give one, or none at all")
-    service = Service(chat, model_name, limits or ServerLimits())
+    check_key(api_key)
+    return app_of(Service(chat, model_name, limits or ServerLimits()), api_key=api_key)
+
+
+def app_of(service: Served, *, api_key: str | None = None) -> FastAPI:
+    """The application over whoever answers; see `create_app`."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -247,9 +223,10 @@ def create_app(
             raise ApiError(
                 415, f"the content type is {kind!r}; send application/json", "unsupported_type"
             )
-        asked = ChatRequest.read(await read_body(request, service.gate.limits))
+        body = await read_body(request, service.gate.limits)
+        asked = ChatRequest.read(body)
         service.known(asked.model)
-        return Answer(service, asked)
+        return service.answer(asked, body)
 
     @app.get("/v1/models")
     async def _models() -> dict[str, Any]:
@@ -262,13 +239,12 @@ def create_app(
 
     @app.get("/health")
     async def _health() -> Response:
-        draining = service.gate.draining
-        status = "draining" if draining else "ok"
-        return JSONResponse({"status": status}, status_code=503 if draining else 200)
+        health = await service.health()
+        return JSONResponse(health, status_code=200 if health["status"] == "ok" else 503)
 
     @app.get("/metrics")
     async def _metrics() -> Response:
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(await service.metrics_text(), media_type="text/plain; version=0.0.4")
 
     return app
 
@@ -283,7 +259,7 @@ class PosServer(uvicorn.Server):
         service: what its routes share.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Served) -> None:
         super().__init__(config)
         self.model_name = service.name
         self.service = service
@@ -329,22 +305,37 @@ def make_server(
     Raises:
         InvalidRequestError: others could reach the server, and there is no key.
     """
-    if api_key is None and not is_loopback(host):
-        raise InvalidRequestError(
-            f"host={host!r} can be reached from elsewhere, and no API key is given; give one "
-            "(--api-key, or LANGCHAIN_POS_API_KEY), or listen on 127.0.0.1"
-        )
-    app = create_app(chat, api_key=api_key, limits=limits, model_name=model_name)
-    service: Service = app.state.service
+    check_key(api_key, host)
+    service = Service(chat, model_name, limits or ServerLimits())
+    return server_of(service, api_key=api_key)
+
+
+def server_of(service: Served, *, api_key: str | None = None) -> PosServer:
+    """The server over whoever answers; see `make_server`."""
     most = service.gate.limits.max_concurrency + service.gate.limits.max_queue
     config = uvicorn.Config(
-        app,
+        app_of(service, api_key=api_key),
         log_level="warning",
         limit_concurrency=4 * most + 64,  # connections, those that send slowly included
         timeout_graceful_shutdown=2,
         server_header=False,
     )
     return PosServer(config, service)
+
+
+def check_key(api_key: str | None, host: str = "127.0.0.1") -> None:
+    """Whether a server may listen on `host` with this key.
+
+    Raises:
+        InvalidRequestError: the key is blank, or others could reach the server and there is none.
+    """
+    if api_key is not None and not api_key.strip():
+        raise InvalidRequestError("the API key is empty; give one, or none at all")
+    if api_key is None and not is_loopback(host):
+        raise InvalidRequestError(
+            f"host={host!r} can be reached from elsewhere, and no API key is given; give one "
+            "(--api-key, or LANGCHAIN_POS_API_KEY), or listen on 127.0.0.1"
+        )
 
 
 def bind(host: str, port: int) -> socket.socket:
