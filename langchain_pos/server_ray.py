@@ -14,7 +14,9 @@ where another replica can answer.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -213,11 +215,11 @@ class RayReplicas:
         from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 
         response = self._answer.remote(body)
-        ended = False
+        ended = False  # all that the client gets has come
         try:
             async for messages in response:
+                ended = not messages[-1].get("more_body")
                 yield messages
-            ended = True
         except (
             RayActorError,
             WorkerCrashedError,
@@ -343,7 +345,8 @@ def _reason(message: str) -> str:
     """The error at the end of a traceback that Ray tells as text."""
     lines = [line.strip() for line in message.splitlines()]
     errors = [line for line in lines if "Error: " in line or line.endswith("Error")]
-    return (errors or [" ".join(message.split())[-300:]])[-1]
+    last = (errors or [" ".join(message.split())[-300:]])[-1]
+    return re.sub(r"^langchain_pos\.errors\.\w+: ", "", last)
 
 
 @contextmanager
@@ -374,6 +377,7 @@ def _cluster(address: str | None) -> Iterator[bool]:
         if ray.is_initialized():  # by who called us; it stays his
             yield False
             return
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         started = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
         try:
             ray.init(

@@ -53,7 +53,7 @@ class Replicas(Protocol):
     """The replicas, as the front door needs them."""
 
     def answer(self, body: bytes) -> AsyncGenerator[list[Message], None]:
-        """What one of them answers, as ASGI messages; closing it cancels the work.
+        """What one of them answers, as ASGI messages; closing it cancels what is left to do.
 
         Raises:
             ReplicaLostError: it has died.
@@ -187,6 +187,8 @@ class Forwarded(HeldResponse):
                         self._front.metrics.broken.labels("error").inc()
                     self._started = True  # from here on, nobody else can write this answer
                     await send(message)
+                if not messages[-1].get("more_body"):
+                    return  # the client may go now, and has missed nothing
 
     def _may_retry(self, error: BaseException) -> bool:
         return isinstance(error, ReplicaLostError) and not self._started

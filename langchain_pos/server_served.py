@@ -73,6 +73,7 @@ class HeldResponse(Response):
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer; an error that comes before anything is sent is raised, a later one told."""
         gate, metrics = self._served.gate, self._served.metrics
         try:
             await gate.while_connected(receive, self._work(scope, receive, send))

@@ -25,14 +25,11 @@ def body(question: str = "Who?", **fields: Any) -> dict[str, Any]:
 
 
 @dataclass
-class Running:
-    """A server that runs."""
+class Client:
+    """How tests ask a server."""
 
-    server: PosServer
-    service: Service
-    chat: ChatParallelReasoning
     url: str
-    key: str = "none"
+    key: str
 
     def client(self, **fields: Any) -> OpenAI:
         """OpenAI's client; it asks once."""
@@ -59,6 +56,15 @@ class Running:
             found = client.chat.completions.create(model=MODEL, messages=messages, **extra)
             return list(found) if extra.get("stream") else found
 
+
+@dataclass
+class Running(Client):
+    """A server that runs."""
+
+    server: PosServer
+    service: Service
+    chat: ChatParallelReasoning
+
     def metric(self, name: str, **labels: str) -> float:
         """A value of `/metrics`; 0 where it has none yet."""
         value = self.service.metrics.registry.get_sample_value(f"langchain_pos_{name}", labels)
@@ -72,19 +78,26 @@ class Running:
 
 
 @contextmanager
-def running(
-    chat: ChatParallelReasoning, *, api_key: str | None = None, **limits: Any
-) -> Iterator[Running]:
-    """Serve `chat` while inside."""
-    server = make_server(chat, api_key=api_key, limits=ServerLimits(**limits), model_name=MODEL)
+def listening(server: PosServer) -> Iterator[str]:
+    """Run a server while inside; its address."""
     socket = bind("127.0.0.1", 0)
-    url = f"http://127.0.0.1:{socket.getsockname()[1]}"
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
     try:
         while not server.started and thread.is_alive():
             time.sleep(0.005)
-        yield Running(server, server.service, chat, url, api_key or "none")
+        yield f"http://127.0.0.1:{socket.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def running(
+    chat: ChatParallelReasoning, *, api_key: str | None = None, **limits: Any
+) -> Iterator[Running]:
+    """Serve `chat` while inside."""
+    server = make_server(chat, api_key=api_key, limits=ServerLimits(**limits), model_name=MODEL)
+    with listening(server) as url:
+        assert isinstance(server.service, Service)
+        yield Running(url, api_key or "none", server, server.service, chat)
