@@ -172,7 +172,6 @@ class Sizes:
                 "target_ongoing_requests": max(_LOAD * limits.max_concurrency, 1.0),
                 "upscale_delay_s": options.upscale_seconds,
                 "downscale_delay_s": options.downscale_seconds,
-                "metrics_interval_s": 1.0,
                 "look_back_period_s": max(options.upscale_seconds, 2.0),
             }
         }
@@ -356,6 +355,9 @@ def _cluster(address: str | None) -> Iterator[bool]:
     private = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",  # they are in the files of the session
+        # Seconds after which load is told to who scales.
+        "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     }
     if address is None:
         private |= {

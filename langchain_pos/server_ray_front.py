@@ -160,11 +160,11 @@ class Forwarded(HeldResponse):
         super().__init__(front)
         self._front = front
         self._body = body
+        self._began = time.monotonic()
+        self._good = True  # as far as it has come
 
     async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
-        front = self._front
-        began = time.monotonic()
-        async with front.gate.place():
+        async with self._front.gate.place():
             try:
                 async for attempt in AsyncRetrying(
                     retry=retry_if_exception(self._may_retry),
@@ -177,18 +177,29 @@ class Forwarded(HeldResponse):
                         await self._forward(send)
             except ReplicaLostError as error:
                 raise self._lost() from error
-        front.metrics.seconds.observe(time.monotonic() - began)
 
     async def _forward(self, send: Send) -> None:
         async with aclosing(self._front.replicas.answer(self._body)) as batches:
             async for messages in batches:
                 for message in messages:
-                    if message.get("body", b"").startswith(ERROR_EVENT):
-                        self._front.metrics.broken.labels("error").inc()
-                    self._started = True  # from here on, nobody else can write this answer
-                    await send(message)
-                if not messages[-1].get("more_body"):
-                    return  # the client may go now, and has missed nothing
+                    await self._pass_on(message, send)
+                if self._ended:
+                    return  # what happens to the replica now is no matter of the client's
+
+    async def _pass_on(self, message: Message, send: Send) -> None:
+        metrics = self._front.metrics
+        self._started = True  # from here on, nobody else can write this answer
+        if message["type"] == "http.response.start":
+            self._good = message["status"] == 200
+        else:
+            if message.get("body", b"").startswith(ERROR_EVENT):
+                self._good = False
+                metrics.broken.labels("error").inc()
+            if not message.get("more_body"):
+                self._ended = True
+                if self._good:
+                    metrics.seconds.observe(time.monotonic() - self._began)
+        await send(message)
 
     def _may_retry(self, error: BaseException) -> bool:
         return isinstance(error, ReplicaLostError) and not self._started

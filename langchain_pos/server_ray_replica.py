@@ -81,7 +81,7 @@ class Replica:
         if status == 500 or told.startswith(ERROR_EVENT):
             error = json.loads(told.removeprefix(b"data: "))["error"]
             self._faults += error["code"] == "internal_error"
-        elif not last.get("more_body"):
+        elif status == 200 and not last.get("more_body"):
             self._faults = 0
 
 

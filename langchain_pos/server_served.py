@@ -71,6 +71,7 @@ class HeldResponse(Response):
         super().__init__()
         self._served = served
         self._started = False
+        self._ended = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; an error that comes before anything is sent is raised, a later one told."""
@@ -78,6 +79,8 @@ class HeldResponse(Response):
         try:
             await gate.while_connected(receive, self._work(scope, receive, send))
         except ClientGone:
+            if self._ended:  # it closed its connection at the last byte
+                return
             if self._started:
                 metrics.broken.labels("client").inc()
             else:
@@ -90,7 +93,10 @@ class HeldResponse(Response):
             await _end_stream(send, error)
 
     async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer; sets `_started` before anything is sent."""
+        """Answer; sets `_started` before anything is sent.
+
+        And `_ended` before the last byte, if there is still something to do behind it.
+        """
         raise NotImplementedError
 
     def _error(self, raised: Exception) -> ApiError:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -27,6 +26,8 @@ from langchain_pos import ChatParallelReasoning, demo_question
 from tests.unit_tests.serving import MODEL, URL, Client, body, running
 
 pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+grpc = pytest.importorskip("grpc")
+pytestmark = pytest.mark.slow
 
 COMMAND = "from langchain_pos.cli import main; main()"
 KEY = "a-secret"
@@ -252,14 +253,23 @@ def test_a_killed_replica_ends_its_streams_by_name(cluster: Cluster) -> None:
     assert stream(cluster, QUESTIONS[0]) == expected
 
 
-def test_ray_listens_on_loopback_alone(cluster: Cluster) -> None:
-    """Neither the front door nor any process of Ray can be reached from elsewhere."""
-    processes = psutil.Process(cluster.process.pid).children(recursive=True)
-    listening = {
-        connection.laddr.ip
-        for process in [psutil.Process(cluster.process.pid), *processes]
+def test_nobody_without_the_token_reaches_ray(cluster: Cluster) -> None:
+    """All ports are on loopback, but for one that Ray gives each replica, and that asks for it."""
+    front = psutil.Process(cluster.process.pid)
+    listening = [
+        (process.pid, connection.laddr)
+        for process in [front, *front.children(recursive=True)]
         for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
-    }
-    assert listening <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
-    assert Path("/proc").is_dir()
+    ]
+    loopback = {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    open_ones = [(pid, address) for pid, address in listening if address.ip not in loopback]
+    replicas = {each.pid for each in cluster.replicas()}
+    assert {pid for pid, _ in open_ones} <= replicas
+    assert len(open_ones) <= len(replicas) < len(listening)
+    for _, address in open_ones:
+        with grpc.insecure_channel(f"127.0.0.1:{address.port}") as channel:
+            call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+            with pytest.raises(grpc.RpcError) as refused:
+                call(b"", timeout=60)
+            assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
