@@ -6,7 +6,8 @@
     Gate             who is answered, who waits, who is refused   (server_limits.py)
     PosServer        uvicorn that drains when it is told to end
 
-Several replicas of it: server_ray.py. Requests share the engine's forward passes: each is a `ChatCall` that waits in a worker thread.
+Requests share the engine's forward passes: each is a `ChatCall` that waits in a worker thread.
+Several replicas behind one door: server_ray.py.
 """
 
 from __future__ import annotations

@@ -42,6 +42,8 @@ _APP, _DEPLOYMENT = "langchain-pos", "Replica"
 _HEALTH_SECONDS = 5.0
 _LOAD = 0.75
 """Share of `max_concurrency` at which a replica counts as busy, for autoscaling."""
+_LOOK_BACK_SECONDS = 15.0
+"""Load is a mean over so long at least; Ray wants it above its interval of 10."""
 _METRICS_SECONDS = 2.0
 """For replicas to tell their metrics."""
 _OBJECT_STORE_BYTES = 256 * 2**20
@@ -172,7 +174,7 @@ class Sizes:
                 "target_ongoing_requests": max(_LOAD * limits.max_concurrency, 1.0),
                 "upscale_delay_s": options.upscale_seconds,
                 "downscale_delay_s": options.downscale_seconds,
-                "look_back_period_s": max(options.upscale_seconds, 2.0),
+                "look_back_period_s": max(options.upscale_seconds, _LOOK_BACK_SECONDS),
             }
         }
 
