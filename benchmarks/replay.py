@@ -18,6 +18,8 @@ measured over their whole length, but fewer times (`--sequential-runs`).
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -77,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sequential-runs", type=int, default=2)
     parser.add_argument("--join", choices=["reprefill", "reuse"], default="reprefill")
     parser.add_argument("--no-drafts", action="store_true", help="our engine without guesses")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the other kinds that the result file has"
+    )
     parser.add_argument("--data", type=Path, help="folder with the paper's recorded runs")
     args = parse(parser, argv)
     if args.quick:
@@ -109,6 +114,24 @@ def main(argv: Sequence[str] | None = None) -> None:
             details.append(_details(kind, recorded, runs, ours.results[-1]))
             print(kind, recorded.id, _seconds([runs]), file=sys.stderr)
         rows.append(_row(kind, found, results, token_ratio(tokenizer, some)))
+        _publish(rows, details, args, engine)  # after each kind: an interrupted run leaves some
+
+
+def _publish(
+    rows: list[dict[str, Any]],
+    details: list[dict[str, Any]],
+    args: argparse.Namespace,
+    engine: Engine,
+) -> None:
+    """Report what is there, with `--keep` beside the kinds that were not asked for."""
+    kept: dict[str, Any] = {"rows": [], "answers": []}
+    before = args.out / "replay.json"
+    if args.keep and before.is_file():
+        kept = json.loads(before.read_text(encoding="utf-8"))
+    order = list(KINDS)
+    rows = [row for row in kept["rows"] if row["answers like"] not in args.kinds] + rows
+    rows.sort(key=lambda row: order.index(row["answers like"]))
+    details = [each for each in kept["answers"] if each["kind"] not in args.kinds] + details
     publish("replay", rows, args, answers=details, engine=engine.describe())
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from contextlib import ExitStack
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +17,7 @@ from langchain_pos.cli_options import (
     quiet_libraries,
     say,
 )
+from langchain_pos.errors import InvalidRequestError
 
 
 def serve(
@@ -61,6 +63,26 @@ def serve(
     ] = True,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    device_map: Annotated[
+        str | None,
+        typer.Option(help="auto, balanced, …: transformers spreads a model over several GPUs."),
+    ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Several replicas of the model, on Ray Serve.")
+    ] = False,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="One a GPU if left out; a fixed number otherwise.")
+    ] = None,
+    min_replicas: Annotated[
+        int | None, typer.Option(min=1, help="Replicas follow the load, from this number …")
+    ] = None,
+    max_replicas: Annotated[int | None, typer.Option(min=1, help="… to this one.")] = None,
+    gpus_per_replica: Annotated[
+        float | None, typer.Option(min=0, help="1 if left out, where there are GPUs.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="A Ray cluster that runs; one on this machine if left out.")
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
     """Serve the model over HTTP, as OpenAI's API: /v1/chat/completions, /v1/models.
@@ -71,6 +93,17 @@ def serve(
         from langchain_pos.chat_models import ChatParallelReasoning
         from langchain_pos.server import ServerLimits, bind, make_server
 
+        scaling = {
+            "replicas": replicas,
+            "min_replicas": min_replicas,
+            "max_replicas": max_replicas,
+            "gpus_per_replica": gpus_per_replica,
+            "address": ray_address,
+        }
+        scaling = {name: value for name, value in scaling.items() if value is not None}
+        if scaling and not ray:
+            named = ", ".join("--ray-address" if n == "address" else _option(n) for n in scaling)
+            raise InvalidRequestError(f"{named} is for several replicas; give --ray as well")
         quiet_libraries()
         given = {
             "model": model,
@@ -79,12 +112,13 @@ def serve(
             "max_slots": max_slots,
             "device": device,
             "dtype": dtype,
+            "model_kwargs": {"device_map": device_map} if device_map is not None else None,
         }
-        server = make_server(
-            ChatParallelReasoning(**{k: v for k, v in given.items() if v is not None}),
-            host=host,
-            api_key=None if api_key is None else [key.strip() for key in api_key.split(",")],
-            limits=ServerLimits(
+        chat = ChatParallelReasoning(**{k: v for k, v in given.items() if v is not None})
+        asked: dict[str, Any] = {
+            "host": host,
+            "api_key": None if api_key is None else [key.strip() for key in api_key.split(",")],
+            "limits": ServerLimits(
                 max_concurrency=max_concurrency,
                 max_queue=max_queue,
                 max_tokens=max_tokens,
@@ -92,11 +126,23 @@ def serve(
                 request_seconds=request_seconds,
                 drain_seconds=drain_seconds,
             ),
-            model_name=served_model_name,
-            page=page,
-        )
-        socket = bind(host, port)
-        name = f"[{host}]" if ":" in host else host
-        url = f"http://{name}:{socket.getsockname()[1]}"
-        say(f"{url}/v1 serves {server.model_name}" + (f"; to watch it: {url}/" if page else ""))
-        server.run(sockets=[socket])
+            "model_name": served_model_name,
+            "page": page,
+        }
+        with ExitStack() as stack:
+            if ray:
+                from langchain_pos.server_ray import RayOptions, ray_server
+
+                options = RayOptions.of(**scaling)
+                server = stack.enter_context(ray_server(chat, options=options, **asked))
+            else:
+                server = make_server(chat, **asked)
+            socket = bind(host, port)
+            name = f"[{host}]" if ":" in host else host
+            url = f"http://{name}:{socket.getsockname()[1]}"
+            say(f"{url}/v1 serves {server.model_name}" + (f"; to watch it: {url}/" if page else ""))
+            server.run(sockets=[socket])
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

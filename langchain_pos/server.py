@@ -8,6 +8,7 @@
     PosServer        uvicorn that drains when it is told to end
 
 Requests share the engine's forward passes: each is a `ChatCall` that waits in a worker thread.
+Several replicas behind one door: server_ray.py.
 """
 
 from __future__ import annotations
@@ -26,14 +27,8 @@ from typing import TYPE_CHECKING, Any
 from langchain_pos.chat_call import ChatCall
 from langchain_pos.errors import InvalidRequestError, MissingExtraError
 from langchain_pos.server_answers import AnswerWriter
-from langchain_pos.server_errors import ApiError, api_error, logger
-from langchain_pos.server_limits import (
-    ClientGone,
-    Gate,
-    ServerLimits,
-    read_body,
-    read_deadline,
-)
+from langchain_pos.server_errors import ApiError, api_error
+from langchain_pos.server_limits import Gate, ServerLimits, read_body, read_deadline
 from langchain_pos.server_queue import Caller
 from langchain_pos.server_schema import ChatRequest
 
@@ -47,6 +42,7 @@ try:
     from langchain_pos.server_guard import Guard, is_loopback, told
     from langchain_pos.server_metrics import Metrics
     from langchain_pos.server_page import PAGE_PATHS, add_page
+    from langchain_pos.server_served import Errand, HeldResponse, Served
 except ImportError as error:
     raise MissingExtraError(
         f"a server needs {error.name}, which is not installed here; install it with "
@@ -63,8 +59,8 @@ if TYPE_CHECKING:
 ANSWERS = "/v1/chat/completions"
 
 
-class Service:
-    """What the routes share: the chat model, its name, the gate and the metrics."""
+class Service(Served):
+    """The chat model answers, in this process."""
 
     def __init__(self, chat: ChatParallelReasoning, name: str | None, limits: ServerLimits) -> None:
         if chat.remote is not None:
@@ -72,10 +68,10 @@ class Service:
                 "the chat model's engine is a server itself; let clients ask that one, or serve a "
                 "local model"
             )
+        gate = Gate(limits)
+        self.metrics: Metrics
+        super().__init__(name or _served_name(chat), gate, Metrics(gate, chat.engine))
         self.chat = chat
-        self.name = name or _served_name(chat)
-        self.gate = Gate(limits)
-        self.metrics = Metrics(self.gate, chat.engine)
         self.created = int(time.time())
 
     def model(self) -> dict[str, Any]:
@@ -84,37 +80,17 @@ class Service:
         length = self.chat.engine.context_length
         return told | {"owned_by": "langchain-pos", "max_model_len": length}
 
-    def known(self, model: str) -> None:
-        """Refuse any other model.
-
-        Raises:
-            ApiError: 404.
-        """
-        if model != self.name:
-            raise ApiError(
-                404,
-                f"the model {model!r} does not exist here; this server has {self.name!r}",
-                "model_not_found",
-                param="model",
-            )
+    def answer(self, errand: Errand) -> Response:
+        """Whole or streamed."""
+        return Answer(self, errand)
 
 
-class Answer(Response):
-    """The response to one request, whole or as server-sent events.
+class Answer(HeldResponse):
+    """The response to one request, whole or as server-sent events."""
 
-    Args:
-        service: what the routes share.
-        asked: the body.
-        account: who asks, as the server knows it.
-        seconds: that the client gives it; None leaves it to the server.
-    """
-
-    def __init__(
-        self, service: Service, asked: ChatRequest, account: str, seconds: float | None
-    ) -> None:
-        super().__init__()
-        self._caller = Caller(account, asked.on_behalf_of)
-        self._seconds = seconds
+    def __init__(self, service: Service, errand: Errand) -> None:
+        super().__init__(service, errand)
+        asked = errand.asked
         self._service = service
         self._asked = asked
         self._options = asked.call_options(service.chat, service.gate.limits)
@@ -123,26 +99,17 @@ class Answer(Response):
         self._writer = AnswerWriter(
             asked.model, include_usage=bool(options and options.include_usage)
         )
-        self._started = False  # the response
         self._call: ChatCall | None = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        gate, metrics = self._service.gate, self._service.metrics
-        work = self._stream(send) if self._asked.stream else self._whole(scope, receive, send)
-        try:
-            await gate.while_connected(receive, work, self._seconds)
-        except ClientGone:
-            if self._started:
-                metrics.broken.labels("client").inc()
-            else:
-                metrics.requests.labels("499").inc()
-        except Exception as raised:
-            queued = self._call is not None and self._call.queued
-            error = api_error(raised, queued=queued, retry_after=gate.retry_after)
-            if not self._started:
-                raise error from raised
-            metrics.broken.labels("error").inc()
-            await _end_stream(send, error)
+    def _error(self, raised: Exception) -> ApiError:
+        queued = self._call is not None and self._call.queued
+        return api_error(raised, queued=queued, retry_after=self._service.gate.retry_after)
+
+    async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._asked.stream:
+            await self._stream(send)
+        else:
+            await self._whole(scope, receive, send)
 
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._news()) as news:
@@ -169,7 +136,7 @@ class Answer(Response):
         """What the chat model tells, from when there is a place for the request."""
         asked, gate = self._asked, self._service.gate
         began = time.monotonic()
-        async with gate.place(self._caller):
+        async with gate.place(self._errand.caller):
             self._call = await asyncio.to_thread(
                 ChatCall,
                 self._service.chat,
@@ -200,15 +167,6 @@ async def _event(send: Send, data: bytes) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def _end_stream(send: Send, error: ApiError) -> None:
-    """Tell the error in the stream; a client that does not read is left alone."""
-    try:
-        async with asyncio.timeout(1):
-            await send({"type": "http.response.body", "body": error.event, "more_body": False})
-    except TimeoutError:
-        logger.warning("a client did not read the end of its stream")
-
-
 def create_app(
     chat: ChatParallelReasoning,
     *,
@@ -232,10 +190,12 @@ def create_app(
     Raises:
         ModelLoadError, UnsupportedModelError: it cannot serve.
     """
-    keys = [api_key] if isinstance(api_key, str) else list(api_key or ())
-    if api_key is not None and not (keys and all(key.strip() for key in keys)):
-        raise InvalidRequestError("the API key is empty; give one, or none at all")
-    service = Service(chat, model_name, limits or ServerLimits())
+    keys = keys_of(api_key)
+    return app_of(Service(chat, model_name, limits or ServerLimits()), api_keys=keys, page=page)
+
+
+def app_of(service: Served, *, api_keys: Sequence[str] = (), page: bool = True) -> FastAPI:
+    """The application over whoever answers; see `create_app`."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -251,11 +211,11 @@ def create_app(
         Guard,
         path=ANSWERS,
         requests=service.metrics.requests,
-        api_keys=keys,
+        api_keys=api_keys,
         public=PAGE_PATHS if page else frozenset(),
     )
     if page:
-        add_page(app, wants_key=bool(keys))
+        add_page(app, wants_key=bool(api_keys))
 
     @app.exception_handler(Exception)
     async def _fault(_: Request, raised: Exception) -> Response:
@@ -285,9 +245,11 @@ def create_app(
                 415, f"the content type is {kind!r}; send application/json", "unsupported_type"
             )
         seconds = read_deadline(request)
-        asked = ChatRequest.read(await read_body(request, service.gate.limits))
+        body = await read_body(request, service.gate.limits)
+        asked = ChatRequest.read(body)
         service.known(asked.model)
-        return Answer(service, asked, request.state.account, seconds)
+        caller = Caller(request.state.account, asked.on_behalf_of)
+        return service.answer(Errand(asked, body, caller, seconds))
 
     @app.get("/v1/models")
     async def _models() -> dict[str, Any]:
@@ -300,13 +262,12 @@ def create_app(
 
     @app.get("/health")
     async def _health() -> Response:
-        draining = service.gate.draining
-        status = "draining" if draining else "ok"
-        return JSONResponse({"status": status}, status_code=503 if draining else 200)
+        health = await service.health()
+        return JSONResponse(health, status_code=200 if health["status"] == "ok" else 503)
 
     @app.get("/metrics")
     async def _metrics() -> Response:
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(await service.metrics_text(), media_type="text/plain; version=0.0.4")
 
     return app
 
@@ -321,7 +282,7 @@ class PosServer(uvicorn.Server):
         service: what its routes share.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Served) -> None:
         super().__init__(config)
         self.model_name = service.name
         self.service = service
@@ -369,16 +330,16 @@ def make_server(
     Raises:
         InvalidRequestError: others could reach the server, and there is no key.
     """
-    if not api_key and not is_loopback(host):
-        raise InvalidRequestError(
-            f"host={host!r} can be reached from elsewhere, and no API key is given; give one "
-            "(--api-key, or LANGCHAIN_POS_API_KEY), or listen on 127.0.0.1"
-        )
-    app = create_app(chat, api_key=api_key, limits=limits, model_name=model_name, page=page)
-    service: Service = app.state.service
+    keys = keys_of(api_key, host)
+    service = Service(chat, model_name, limits or ServerLimits())
+    return server_of(service, api_keys=keys, page=page)
+
+
+def server_of(service: Served, *, api_keys: Sequence[str] = (), page: bool = True) -> PosServer:
+    """The server over whoever answers; see `make_server`."""
     most = service.gate.limits.max_concurrency + service.gate.limits.max_queue
     config = uvicorn.Config(
-        app,
+        app_of(service, api_keys=api_keys, page=page),
         log_level="warning",
         limit_concurrency=4 * most + 64,  # connections, those that send slowly included
         timeout_graceful_shutdown=2,
@@ -386,6 +347,23 @@ def make_server(
         proxy_headers=False,  # an address that a client can make up would be a turn of its own
     )
     return PosServer(config, service)
+
+
+def keys_of(api_key: str | Sequence[str] | None, host: str = "127.0.0.1") -> list[str]:
+    """The keys of a server that may listen on `host` with them.
+
+    Raises:
+        InvalidRequestError: a key is blank, or others could reach the server and there is none.
+    """
+    keys = [api_key] if isinstance(api_key, str) else list(api_key or ())
+    if api_key is not None and not (keys and all(key.strip() for key in keys)):
+        raise InvalidRequestError("the API key is empty; give one, or none at all")
+    if not keys and not is_loopback(host):
+        raise InvalidRequestError(
+            f"host={host!r} can be reached from elsewhere, and no API key is given; give one "
+            "(--api-key, or LANGCHAIN_POS_API_KEY), or listen on 127.0.0.1"
+        )
+    return keys
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -15,6 +15,10 @@ from langchain_pos.errors import (
 )
 
 logger = logging.getLogger(__name__)
+ERROR_EVENT = b'data: {"error"'
+"""How an error in a stream begins, and nothing else does."""
+REPLICA_LOST = "replica_lost"
+"""The code of an answer that a replica took with it."""
 
 
 class ApiError(Exception):
@@ -60,6 +64,11 @@ class ApiError(Exception):
             return {"Retry-After": str(self.retry_after)}
         headers = {"x-should-retry": "false"}
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+
+    @property
+    def broken(self) -> str:
+        """The reason under which a stream that it ends is counted."""
+        return self.code if self.code == REPLICA_LOST else "error"
 
     @property
     def event(self) -> bytes:

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from langchain_pos import ChatParallelReasoning
+from langchain_pos.cli_serve import serve
 from langchain_pos.errors import InvalidRequestError, MissingExtraError
 from langchain_pos.server import bind, make_server
+from langchain_pos.server_ray import RayOptions, Sizes, ray_server
+from tests.unit_tests.chat_models import scripted_chat
 from tests.unit_tests.error_rows import Outcome, row
 
 
@@ -37,4 +40,42 @@ def _(_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Outcome:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(MissingExtraError, match=r"langchain-pos\[serve\]") as caught:
         __import__("langchain_pos.server")
+    return caught.value
+
+
+@row("serve-not-ray")
+def _() -> Outcome:
+    with pytest.raises(InvalidRequestError, match="--max-replicas is for several") as caught:
+        serve(max_replicas=2, debug=True)
+    return caught.value
+
+
+@row("ray-contradiction")
+def _() -> Outcome:
+    with pytest.raises(InvalidRequestError, match="min_replicas=3 is more than"):
+        RayOptions.of(min_replicas=3, max_replicas=2)
+    with pytest.raises(InvalidRequestError, match="one or the other") as caught:
+        RayOptions.of(replicas=2, max_replicas=3)
+    return caught.value
+
+
+@row("ray-too-many")
+def _() -> Outcome:
+    with pytest.raises(InvalidRequestError, match="--gpus-per-replica") as caught:
+        Sizes.of(RayOptions(replicas=3), {"GPU": 2.0}, own=True)
+    return caught.value
+
+
+@row("ray-loaded-model")
+def _() -> Outcome:
+    with pytest.raises(InvalidRequestError, match="model=…") as caught:
+        ray_server(scripted_chat({})[0]).__enter__()
+    return caught.value
+
+
+@row("no-ray")
+def _(_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Outcome:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"langchain-pos\[ray\]") as caught:
+        ray_server(ChatParallelReasoning()).__enter__()
     return caught.value

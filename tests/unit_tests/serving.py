@@ -30,14 +30,11 @@ def body(question: str = "Who?", **fields: Any) -> dict[str, Any]:
 
 
 @dataclass
-class Running:
-    """A server that runs."""
+class Client:
+    """How tests ask a server."""
 
-    server: PosServer
-    service: Service
-    chat: ChatParallelReasoning
     url: str
-    key: str = "none"
+    key: str
 
     def client(self, **fields: Any) -> OpenAI:
         """OpenAI's client; it asks once."""
@@ -64,6 +61,15 @@ class Running:
             found = client.chat.completions.create(model=MODEL, messages=messages, **extra)
             return list(found) if extra.get("stream") else found
 
+
+@dataclass
+class Running(Client):
+    """A server that runs."""
+
+    server: PosServer
+    service: Service
+    chat: ChatParallelReasoning
+
     def metric(self, name: str, **labels: str) -> float:
         """A value of `/metrics`; 0 where it has none yet."""
         value = self.service.metrics.registry.get_sample_value(f"langchain_pos_{name}", labels)
@@ -77,26 +83,15 @@ class Running:
 
 
 @contextmanager
-def running(
-    chat: ChatParallelReasoning,
-    *,
-    api_key: str | list[str] | None = None,
-    page: bool = True,
-    **limits: Any,
-) -> Iterator[Running]:
-    """Serve `chat` while inside."""
-    server = make_server(
-        chat, api_key=api_key, limits=ServerLimits(**limits), model_name=MODEL, page=page
-    )
+def listening(server: PosServer) -> Iterator[str]:
+    """Run a server while inside; its address."""
     socket = bind("127.0.0.1", 0)
-    url = f"http://127.0.0.1:{socket.getsockname()[1]}"
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
     try:
         while not server.started and thread.is_alive():
             time.sleep(0.005)
-        key = api_key[0] if isinstance(api_key, list) else api_key
-        yield Running(server, server.service, chat, url, key or "none")
+        yield f"http://127.0.0.1:{socket.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()
@@ -113,5 +108,23 @@ def started(*options: str) -> tuple[subprocess.Popen[str], str]:
     assert process.stderr is not None
     for line in process.stderr:
         if found := re.search(r"(http://\S+)/v1 serves (\S+)", line):
-            return process, found[1]
+            return process, found[1].rstrip(";")
     raise AssertionError(f"it ended with {process.wait()} before it listened")
+
+
+@contextmanager
+def running(
+    chat: ChatParallelReasoning,
+    *,
+    api_key: str | list[str] | None = None,
+    page: bool = True,
+    **limits: Any,
+) -> Iterator[Running]:
+    """Serve `chat` while inside."""
+    server = make_server(
+        chat, api_key=api_key, limits=ServerLimits(**limits), model_name=MODEL, page=page
+    )
+    key = api_key[0] if isinstance(api_key, list) else api_key
+    with listening(server) as url:
+        assert isinstance(server.service, Service)
+        yield Running(url, key or "none", server, server.service, chat)

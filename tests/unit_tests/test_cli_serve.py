@@ -107,6 +107,25 @@ def test_there_may_be_several_keys(
     assert seen[0]["api_key"] == keys
 
 
+@pytest.mark.parametrize("ray", [False, True])
+def test_a_device_map_reaches_the_loader(ray: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without replicas, it is among what `from_pretrained` is given."""
+    seen: list[Any] = []
+
+    def stop(chat: Any, **given: Any) -> None:
+        seen.append((chat._load_options(), given.get("options")))
+        raise InvalidRequestError("far enough")
+
+    monkeypatch.setattr("langchain_pos.server.make_server", stop)
+    monkeypatch.setattr("langchain_pos.server_ray.ray_server", stop)
+    scaling = ["--ray", "--max-replicas", "3", "--gpus-per-replica", "2"] if ray else []
+    assert RUNNER.invoke(app, ["serve", "--device-map", "auto", *scaling]).exit_code == 2
+    ((options, asked),) = seen
+    assert options["device_map"] == "auto"
+    if ray:
+        assert (asked.max_replicas, asked.gpus_per_replica) == (3, 2)
+
+
 def test_a_key_opens_other_hosts_and_an_empty_one_is_none() -> None:
     """`make_server` takes any address with a key; blanks are no key."""
     chat, _ = scripted_chat({})

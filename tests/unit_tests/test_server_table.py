@@ -24,7 +24,8 @@ from langchain_pos.planning import Planner
 from langchain_pos.server_limits import ServerLimits
 from tests.unit_tests.chat_models import scripted_chat
 from tests.unit_tests.models import STUDENTS, Halt, Script
-from tests.unit_tests.serving import URL, Running, body, running, started
+from tests.unit_tests.replicas import fronted
+from tests.unit_tests.serving import URL, Client, Running, body, running, started
 
 RULES = {
     **STUDENTS,
@@ -98,7 +99,7 @@ def served(*, positions: int = 4096, **limits: Any) -> Iterator[tuple[Running, S
             assert server.at_rest()
 
 
-def seen(server: Running, given: dict[str, Any], headers: dict[str, str] | None = None) -> Outcome:
+def seen(server: Client, given: dict[str, Any], headers: dict[str, str] | None = None) -> Outcome:
     """What OpenAI's client makes of a body, whatever it holds."""
     with server.client(default_headers=headers) as client:
         try:
@@ -606,3 +607,46 @@ def _(_: pytest.MonkeyPatch) -> list[Outcome]:
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.json()["choices"][0]["message"]["content"] for answer in answers}) == 1
     return [raw(late)]
+
+
+# ------------------------------------------------------- replicas (`--ray`) that are lost
+
+
+@row("replica-retried")
+def _(_: pytest.MonkeyPatch) -> list[Outcome]:
+    with fronted(scripted_chat(RULES)[0], [0, 0]) as front:
+        found = [seen(front, body())]
+        assert front.replicas.asked == 3
+        assert front.metric("retries_total") == 2
+        return found
+
+
+@row("replica-lost")
+def _(_: pytest.MonkeyPatch) -> list[Outcome]:
+    with fronted(scripted_chat(RULES)[0], [1]) as front:
+        with pytest.raises(openai.APIError, match="ask again") as caught:
+            front.ask(stream=True)
+        assert front.replicas.asked == 1, "a part of it had been sent"
+        assert front.metric("broken_streams_total", reason="replica_lost") == 1
+        return [outcome(caught.value)]
+
+
+@row("replicas-lost")
+def _(_: pytest.MonkeyPatch) -> list[Outcome]:
+    with fronted(scripted_chat(RULES)[0], [0] * 6) as front:
+        answer = front.post(body())
+        assert answer.headers["x-should-retry"] == "false"
+        assert front.replicas.asked == 3
+        return [raw(answer), seen(front, body(stream=True))]
+
+
+@row("no-replica")
+def _(_: pytest.MonkeyPatch) -> list[Outcome]:
+    with fronted(scripted_chat(RULES)[0], []) as front, front.http() as asking:
+        front.replicas.count = 0
+        health = asking.get("/health")
+        assert (health.status_code, health.json()["status"]) == (503, "no_replica")
+        front.replicas.startable = False
+        answer = front.post(body())
+        assert int(answer.headers["Retry-After"]) >= 1
+        return [raw(answer)]
