@@ -8,7 +8,7 @@ and every forward pass feeds all of them.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -48,6 +48,11 @@ class _UnderWay:
 
 
 _batch: ContextVar[_UnderWay | None] = ContextVar("langchain_pos_batch", default=None)
+
+
+def current_batch() -> Hashable | None:
+    """The batch that this thread works for; its answers take turns with those of others."""
+    return _batch.get()
 
 
 def belongs_to_batch(scheduler: Scheduler, request: Request[Any]) -> None:

@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from langchain_pos.chat_batch import belongs_to_batch
+from langchain_pos.chat_batch import belongs_to_batch, current_batch
 from langchain_pos.chat_messages import as_turns, encode_chat, template_of
 from langchain_pos.chat_output import MessageWriter, whole_message
 from langchain_pos.errors import InvalidRequestError
@@ -178,7 +178,7 @@ class ChatCall:
         yield None, [self._last(request.result())]
 
     def _submit(self) -> Request[ReasoningResult]:
-        request = self._answer.submit()
+        request = self._answer.submit(current_batch())
         self.queued = True
         belongs_to_batch(self._engine.scheduler, request)
         return request

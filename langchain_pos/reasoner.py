@@ -46,6 +46,8 @@ from langchain_pos.skeleton import given_plan
 from langchain_pos.trunk import Trunk
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from langchain_pos.engine.decoding import Steps
     from langchain_pos.engine.engine import Engine
     from langchain_pos.engine.scheduler import Request
@@ -150,9 +152,10 @@ class Answer:
         self.expander = Expander(*common, self.contract)
         self.concluder = Concluder(*common, form.constraint)
 
-    def submit(self) -> Request[ReasoningResult]:
-        """Queue it."""
-        return self.engine.scheduler.submit(self.reason, reserve=self.budget.reserve)
+    def submit(self, caller: Hashable | None = None) -> Request[ReasoningResult]:
+        """Queue it; the questions of one `caller` wait for one another, not others for all."""
+        reserve = self.budget.reserve
+        return self.engine.scheduler.submit(self.reason, reserve=reserve, caller=caller)
 
     # ------------------------------------------------------------------ the way
 

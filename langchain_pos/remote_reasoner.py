@@ -41,6 +41,8 @@ from langchain_pos.schema import (
 from langchain_pos.skeleton import given_plan
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from langchain_pos.remote_engine import OpenAICompletionsEngine
     from langchain_pos.remote_scheduler import RemoteRequest
     from langchain_pos.settings import ReasoningSettings
@@ -131,8 +133,8 @@ class RemoteAnswer:
 
         self.engine.tokenizer_or_none  # noqa: B018  # loaded here, not on the loop
 
-    def submit(self) -> RemoteRequest[ReasoningResult]:
-        """Start it."""
+    def submit(self, caller: Hashable | None = None) -> RemoteRequest[ReasoningResult]:
+        """Start it; whose turn it is, is the server's to say."""
         return self.engine.scheduler.submit(self.reason)
 
     # ------------------------------------------------------------------ the way

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterator, Sequence
 from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any, cast
 
@@ -219,15 +219,29 @@ class ParallelReasoningLLM(
         answer = reasoner.prepare(ask, settings, deltas=deltas, spans=tracer is not None)
         return answer, tracer
 
-    def _ask(self, input: ReasoningInput, manager: _Manager, **kwargs: Any) -> Asked:
+    def _ask(
+        self,
+        input: ReasoningInput,
+        manager: _Manager,
+        *,
+        caller: Hashable | None = None,
+        **kwargs: Any,
+    ) -> Asked:
         answer, tracer = self._prepare(input, manager, **kwargs)
-        return Asked(answer.engine.scheduler, answer.submit(), tracer)
+        return Asked(answer.engine.scheduler, answer.submit(caller), tracer)
 
-    async def _aask(self, input: ReasoningInput, manager: _Manager, **kwargs: Any) -> Asked:
+    async def _aask(
+        self,
+        input: ReasoningInput,
+        manager: _Manager,
+        *,
+        caller: Hashable | None = None,
+        **kwargs: Any,
+    ) -> Asked:
         # What takes time is done beside the event loop. Queueing is done here: a task that is
         # cancelled meanwhile leaves no request behind.
         answer, tracer = await run_in_executor(None, self._prepare, input, manager, **kwargs)
-        return Asked(answer.engine.scheduler, answer.submit(), tracer)
+        return Asked(answer.engine.scheduler, answer.submit(caller), tracer)
 
     def _invoke(
         self, input: ReasoningInput, run_manager: CallbackManagerForChainRun, **kwargs: Any
@@ -277,9 +291,10 @@ class ParallelReasoningLLM(
         **kwargs: Any,
     ) -> list[Exception | ReasoningResult]:
         limit = config[0].get("max_concurrency") if config else None
+        caller = object()
 
         def ask(place: int) -> Asked:
-            return self._ask(inputs[place], run_manager[place], **kwargs)
+            return self._ask(inputs[place], run_manager[place], caller=caller, **kwargs)
 
         answers = dict(answer_all(len(inputs), limit, ask))
         return [answers[place] for place in range(len(inputs))]
@@ -293,13 +308,14 @@ class ParallelReasoningLLM(
     ) -> list[Exception | ReasoningResult]:
         limit = (config[0].get("max_concurrency") if config else None) or len(inputs)
         slots = asyncio.Semaphore(limit)
+        caller = object()
 
         async def one(
             input: ReasoningInput, manager: AsyncCallbackManagerForChainRun
         ) -> Exception | ReasoningResult:
             async with slots:
                 try:
-                    return await self._ainvoke(input, manager, **kwargs)
+                    return await self._ainvoke(input, manager, caller=caller, **kwargs)
                 except Exception as error:  # noqa: BLE001 - each question has its own
                     return error
 

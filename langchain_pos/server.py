@@ -4,7 +4,7 @@
       └─ create_app  /v1/chat/completions, /v1/models, /health, /metrics; / (server_page.py)
            └─ Answer reads the chat model's chunks, writes OpenAI's (server_answers.py)
     Gate             who is answered, who waits, who is refused   (server_limits.py)
-      └─ FairQueue   whose turn it is                             (server_queue.py)
+      └─ FairQueue   whose turn it is                             (engine/turns.py)
     PosServer        uvicorn that drains when it is told to end
 
 Requests share the engine's forward passes: each is a `ChatCall` that waits in a worker thread.
@@ -25,11 +25,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from langchain_pos.chat_call import ChatCall
+from langchain_pos.engine.turns import Caller
 from langchain_pos.errors import InvalidRequestError, MissingExtraError
 from langchain_pos.server_answers import AnswerWriter
 from langchain_pos.server_errors import ApiError, api_error
 from langchain_pos.server_limits import Gate, ServerLimits, read_body, read_deadline
-from langchain_pos.server_queue import Caller
 from langchain_pos.server_schema import ChatRequest
 
 try:

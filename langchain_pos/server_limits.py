@@ -1,6 +1,6 @@
 """What a server allows: bodies, requests at once, requests that wait, seconds; and draining.
 
-Who waits is taken in turn (`FairQueue`, in server_queue.py), not in order of coming: one caller
+Who waits is taken in turn (`FairQueue`, in engine/turns.py), not in order of coming: one caller
 with many requests delays another one's by a single request.
 """
 
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from langchain_pos.engine.turns import Caller, FairQueue
 from langchain_pos.server_errors import ApiError
-from langchain_pos.server_queue import Caller, FairQueue
 
 if TYPE_CHECKING:
     from starlette.requests import Request

@@ -15,9 +15,9 @@ from langchain_pos.server_limits import ClientGone
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
+    from langchain_pos.engine.turns import Caller
     from langchain_pos.server_limits import Gate
     from langchain_pos.server_metrics import DoorMetrics
-    from langchain_pos.server_queue import Caller
     from langchain_pos.server_schema import ChatRequest
 
 

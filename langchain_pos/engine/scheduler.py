@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -24,6 +24,7 @@ from langchain_pos.engine.sampling import RowSampling, sample
 from langchain_pos.engine.segments import Segment
 from langchain_pos.engine.slots import ROOM, Ledger
 from langchain_pos.engine.speculation import NO_DRAFT, Draft, Verified
+from langchain_pos.engine.turns import Caller, FairQueue
 from langchain_pos.errors import NonFiniteLogitsError, OutOfSlotsError, RequestCancelled
 
 T = TypeVar("T")
@@ -48,8 +49,9 @@ class Request(Generic[T]):
         done: whether it has ended, in whichever way.
     """
 
-    def __init__(self, reserve: int) -> None:
+    def __init__(self, reserve: int, caller: Hashable | None = None) -> None:
         self.reserve = reserve
+        self.caller = Caller(self if caller is None else caller)
         self.passes = 0
         self.ledger = Ledger()
         self.events: deque[Any] = deque()
@@ -153,17 +155,25 @@ class Scheduler:
         self.sampler = sampler
         self.prefixes = PrefixCache(forward.forest, forward.cache, max_parked=max_parked)
         self._turn = _Turn()
-        self._incoming: deque[Request[Any]] = deque()
+        self._incoming: FairQueue[Request[Any]] = FairQueue()
         self._live: list[Request[Any]] = []
 
     # ----------------------------------------------------------- for the caller
 
-    def submit(self, make: Callable[[Request[T]], Steps[T]], *, reserve: int) -> Request[T]:
+    def submit(
+        self,
+        make: Callable[[Request[T]], Steps[T]],
+        *,
+        reserve: int,
+        caller: Hashable | None = None,
+    ) -> Request[T]:
         """Queue a request. It runs while somebody waits for it, or for any other one.
 
         Args:
             make: builds the generator; it opens segments through `self.root(request)`.
-            reserve: slots that it may need at most; it starts when they are free.
+            reserve: slots that it may need at most; it starts when they are free and it is its
+                turn.
+            caller: on whose behalf; callers take turns, and None is a caller of its own.
 
         Raises:
             OutOfSlotsError: `reserve` exceeds what the engine may ever hold.
@@ -174,10 +184,10 @@ class Scheduler:
                 f"the request may need {reserve} KV-cache slots (prompt and budgets together), "
                 f"the engine holds at most {limit}; ask for smaller budgets or raise max_slots"
             )
-        request: Request[T] = Request(reserve)
+        request: Request[T] = Request(reserve, caller)
         request._steps = make(request)
         with self._turn.condition:
-            self._incoming.append(request)
+            self._incoming.add(request.caller, request)
         return request
 
     def root(self, request: Request[Any], prompt_ids: Sequence[int] = ()) -> Segment:
@@ -270,7 +280,7 @@ class Scheduler:
     # ------------------------------------------------------------- one step
 
     def _step(self) -> None:
-        # 1. Requests whose slots are free join, in the order in which they came.
+        # 1. Requests whose slots are free join; callers take turns, and nobody is overtaken.
         self._admit()
         # 2. One pass over what the live ones want fed.
         parts = self._fill_pass()
@@ -283,11 +293,10 @@ class Scheduler:
 
     def _admit(self) -> None:
         reserved = sum(request.reserve for request in self._live)
-        while self._incoming:
-            request = self._incoming[0]
+        while (request := self._incoming.first()) is not None:
             if self._live and reserved + request.reserve > self.forward.forest.max_slots:
                 return
-            self._incoming.popleft()
+            self._incoming.take()
             reserved += request.reserve
             self._live.append(request)
             self._resume(request)
@@ -464,8 +473,8 @@ class Scheduler:
         request._feeds = []
         if request in self._live:
             self._live.remove(request)
-        elif request in self._incoming:
-            self._incoming.remove(request)
+        else:
+            self._incoming.remove(request.caller, request)
         for segment in list(request.ledger.segments):
             self.forward.forest.release(segment)
         request.done = True

@@ -315,6 +315,32 @@ def test_waiting_for_slots_keeps_the_order() -> None:
     assert engine.slots_in_use == 0
 
 
+def test_callers_that_wait_take_turns() -> None:
+    """Who submits many at once is not served before all others who come a little later."""
+    engine = tiny_engine(max_slots=64)
+    order: list[str] = []
+
+    def named(name: str) -> Callable[[Request[Any]], Steps[Completion]]:
+        def steps(request: Request[Any]) -> Steps[Completion]:
+            order.append(name)
+            return (yield from generating(engine, PROMPT, 3)(request))
+
+        return steps
+
+    def ask(name: str, caller: object | None) -> Request[Any]:
+        return engine.scheduler.submit(named(name), reserve=60, caller=caller)
+
+    many, few = object(), object()
+    requests = [ask(f"many {index}", many) for index in range(5)]
+    requests += [ask("alone", None), ask("few 0", few), ask("few 1", few)]
+    for request in requests:
+        engine.scheduler.run(request)
+    assert order == [
+        "many 0", "alone", "few 0", "many 1", "few 1", "many 2", "many 3", "many 4"
+    ]  # fmt: skip
+    assert engine.slots_in_use == 0
+
+
 def test_waiters_that_are_cancelled_leave_the_queue() -> None:
     """A request that waits for slots can be cancelled, and those behind it move up."""
     engine = tiny_engine(max_slots=64)

@@ -135,6 +135,25 @@ class TestThreads:
             assert [r.result().conclusion for r in (first, second)] == ["name: Ben"] * 2
         assert any(len({f.segment.owner for f in feeds}) == 2 for feeds in script.passes)
 
+    def test_a_batch_lets_others_in_between(self) -> None:
+        """Where slots are short, who comes later waits for one of a batch, not for all."""
+        llm, script = scripted_llm(STUDENTS, max_slots=2048)  # one at a time
+        scheduler = llm.engine.scheduler
+        halt = Halt(script, at=1)
+        finished: list[str] = []
+        with ThreadPoolExecutor(2) as pool:
+            batch = pool.submit(lambda: list(llm.batch_as_completed(["Who?"] * 6)))
+            halt.inside.wait()
+            single = pool.submit(llm.invoke, "Who?")
+            while len({request.caller for request in scheduler._incoming}) < 2:
+                threading.Event().wait(0.005)
+            single.add_done_callback(lambda _: finished.append("single"))
+            batch.add_done_callback(lambda _: finished.append("batch"))
+            halt.go_on.set()
+            assert single.result().conclusion == "name: Ben"
+            assert len(batch.result()) == 6
+        assert finished == ["single", "batch"]
+
     def test_an_error_in_one_thread_is_that_threads_alone(self) -> None:
         """A refused question beside a good one."""
         llm, _ = scripted_llm(STUDENTS)

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
+from langchain_pos.engine.turns import Caller
 from langchain_pos.server_errors import ApiError
 from langchain_pos.server_limits import Gate, ServerLimits
-from langchain_pos.server_queue import Caller
 
 
 class Guests:

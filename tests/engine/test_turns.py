@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from langchain_pos.server_queue import Caller, FairQueue
+from langchain_pos.engine.turns import Caller, FairQueue
 
 
 def filled(*names: str) -> FairQueue[str]:

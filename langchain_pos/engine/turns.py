@@ -4,24 +4,27 @@
     Ben   b1
     Cy    c1 c2
 
-A caller is who the server knows it to be: by API key, or by address where there are no keys. What a
-caller calls its own users (`safety_identifier`, `user`) splits that caller's turns in the same
-way and no one else's, so nobody is served sooner for inventing names.
+In the engine, a caller is one call: all questions of a batch are one, each other question is one of
+its own. In the server it is who the server knows it to be: by API key, or by address where there are
+no keys. What a caller calls its own users (`safety_identifier`, `user`) splits that caller's turns in
+the same way and no one else's, so nobody is served sooner for inventing names.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Hashable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
+N = TypeVar("N", bound=Hashable)
 
 
 class Caller(NamedTuple):
     """Who asks."""
 
-    account: str
-    """Known to the server: which API key, or which address."""
+    account: Hashable
+    """As it is known here: which API key, or which address; which call."""
     user: str = ""
     """Whom the caller says it asks for."""
 
@@ -35,7 +38,7 @@ class FairQueue(Generic[T]):
 
     def __init__(self) -> None:
         # Whose turn it is stands first, among accounts and among an account's users.
-        self._accounts: OrderedDict[str, OrderedDict[str, deque[T]]] = OrderedDict()
+        self._accounts: OrderedDict[Hashable, OrderedDict[str, deque[T]]] = OrderedDict()
         self._length = 0
 
     def __len__(self) -> int:
@@ -47,8 +50,20 @@ class FairQueue(Generic[T]):
         users.setdefault(caller.user, deque()).append(item)
         self._length += 1
 
+    def __iter__(self) -> Iterator[T]:
+        """All items, those of one caller together."""
+        for users in self._accounts.values():
+            for items in users.values():
+                yield from items
+
+    def first(self) -> T | None:
+        """Whose turn it is, None if nobody waits; it stays."""
+        for users in self._accounts.values():
+            return next(iter(users.values()))[0]
+        return None
+
     def take(self) -> T | None:
-        """Whose turn it is, None if nobody waits."""
+        """Whose turn it is, None if nobody waits; the turn is over then."""
         if not self._accounts:
             return None
         account, users = next(iter(self._accounts.items()))
@@ -105,7 +120,7 @@ def _count(users: OrderedDict[str, deque[T]]) -> int:
     return sum(map(len, users.values()))
 
 
-def _longest(counts: dict[str, int], comer: str) -> str | None:
+def _longest(counts: dict[N, int], comer: N) -> N | None:
     """Who has most, if that is more than `comer` would have with one more."""
     longest = max(counts, key=counts.__getitem__, default=None)
     if longest is None or counts[longest] <= counts.get(comer, 0) + 1:
