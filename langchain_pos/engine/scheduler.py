@@ -33,6 +33,9 @@ _RIGHT = 0.4
 _MOST_SLOWER = 0.5
 """Share by which guesses may make a pass slower."""
 _SHORT = 32
+"""A request that wants fewer tokens fed is decoding; one that wants more has a prompt."""
+_CHUNK = 256
+"""Rows of prompts in a pass in which others decode: so long nobody else gets a token."""
 Sampler = Callable[[torch.Tensor, Sequence[RowSampling]], list[int | NonFiniteLogitsError]]
 """Chooses a token for each row of logits; see `sampling.sample`."""
 
@@ -302,22 +305,29 @@ class Scheduler:
             self._resume(request)
 
     def _fill_pass(self) -> list[_Part]:
-        """Up to `max_rows` tokens, the shortest wishes first: a long prompt stalls nobody."""
+        """Up to `max_rows` tokens, the shortest wishes first: a long prompt stalls nobody.
+
+        While others decode, prompts are fed in smaller chunks, so that tokens keep coming.
+        """
         parts: list[_Part] = []
-        room = self.max_rows
+        room = prompt_room = self.max_rows
+        if any(0 < request._waiting_rows() <= _SHORT for request in self._live):
+            prompt_room = min(room, _CHUNK)
         planned: dict[Segment, int] = {}  # where shared segments will end
         for request in self._live:
             request._catch_up()
         for request in sorted(self._live, key=Request._waiting_rows):
+            is_prompt = request._waiting_rows() > _SHORT
             for index, feed in enumerate(request._feeds):
                 done = request._fed[index]
                 if feed.shared and feed.segment in planned:
                     done = max(done, planned[feed.segment] - (feed.start or 0))
                 rest = list(feed.token_ids[done:])
-                taken = rest[:room]
+                taken = rest[: min(room, prompt_room) if is_prompt else room]
                 if taken:
                     parts.append(_Part(request, index, taken, len(taken) == len(rest)))
                     room -= len(taken)
+                    prompt_room -= len(taken) if is_prompt else 0
                 if feed.shared:
                     end = planned.get(feed.segment, feed.segment.end)
                     planned[feed.segment] = end + len(taken)

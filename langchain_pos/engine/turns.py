@@ -5,9 +5,9 @@
     Cy    c1 c2
 
 In the engine, a caller is one call: all questions of a batch are one, each other question is one of
-its own. In the server it is who the server knows it to be: by API key, or by address where there are
-no keys. What a caller calls its own users (`safety_identifier`, `user`) splits that caller's turns in
-the same way and no one else's, so nobody is served sooner for inventing names.
+its own. In the server it is who the server knows it to be: by API key, or by address where there
+are no keys. What a caller calls its own users (`safety_identifier`, `user`) splits that caller's
+turns in the same way and no one else's, so nobody is served sooner for inventing names.
 """
 
 from __future__ import annotations

@@ -315,6 +315,30 @@ def test_waiting_for_slots_keeps_the_order() -> None:
     assert engine.slots_in_use == 0
 
 
+def test_a_long_prompt_is_cut_small_while_others_decode() -> None:
+    """Alone a prompt goes in chunks of `max_rows`; beside decoding ones in smaller ones."""
+    engine = tiny_engine(prefix_cache_tokens=0, settings={"max_position_embeddings": 4096})
+    rows: list[int] = []
+    run = engine.forward.run
+
+    def counted(feeds: Any, *args: Any) -> Any:
+        rows.append(max(len(tokens) for _, tokens in feeds))
+        return run(feeds, *args)
+
+    engine.forward.run = counted  # type: ignore[method-assign]
+    long = ids(1500, seed=8)
+    expected = engine.generate(long, max_new_tokens=2, drafts=False).token_ids
+    assert rows[:2] == [1024, 476]
+    first = submit(engine, generating(engine, PROMPT, 60), 100)
+    engine.scheduler.wait(lambda: first.passes > 3)
+    rows.clear()
+    second = submit(engine, generating(engine, long, 2), 1600)
+    assert engine.scheduler.run(second).token_ids == expected
+    assert [count for count in rows if count > 1] == [256] * 5 + [220]
+    assert first.passes >= 10, "it went on meanwhile"
+    engine.scheduler.cancel(first)
+
+
 def test_callers_that_wait_take_turns() -> None:
     """Who submits many at once is not served before all others who come a little later."""
     engine = tiny_engine(max_slots=64)
