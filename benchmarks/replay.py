@@ -113,8 +113,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             results.append(ours.results[-1])
             details.append(_details(kind, recorded, runs, ours.results[-1]))
             print(kind, recorded.id, _seconds([runs]), file=sys.stderr)
-        rows.append(_row(kind, found, results, token_ratio(tokenizer, some)))
-        _publish(rows, details, args, engine)  # after each kind: an interrupted run leaves some
+            row = _row(kind, found, results, token_ratio(tokenizer, some[: len(found)]))
+            # After each answer: what interrupts a run of an hour does not cost all of it.
+            _publish([*rows, row], details, args, engine)
+        rows.append(row)
 
 
 def _publish(
@@ -123,15 +125,15 @@ def _publish(
     args: argparse.Namespace,
     engine: Engine,
 ) -> None:
-    """Report what is there, with `--keep` beside the kinds that were not asked for."""
+    """Report what is there so far, with `--keep` beside the other kinds of the run before."""
     kept: dict[str, Any] = {"rows": [], "answers": []}
     before = args.out / "replay.json"
     if args.keep and before.is_file():
         kept = json.loads(before.read_text(encoding="utf-8"))
-    order = list(KINDS)
-    rows = [row for row in kept["rows"] if row["answers like"] not in args.kinds] + rows
+    order, done = list(KINDS), {row["answers like"] for row in rows}
+    rows = [row for row in kept["rows"] if row["answers like"] not in done] + rows
     rows.sort(key=lambda row: order.index(row["answers like"]))
-    details = [each for each in kept["answers"] if each["kind"] not in args.kinds] + details
+    details = [each for each in kept["answers"] if each["kind"] not in done] + details
     publish("replay", rows, args, answers=details, engine=engine.describe())
 
 
