@@ -328,7 +328,7 @@ def test_a_long_prompt_is_cut_small_while_others_decode() -> None:
     engine.forward.run = counted  # type: ignore[method-assign]
     long = ids(1500, seed=8)
     expected = engine.generate(long, max_new_tokens=2, drafts=False).token_ids
-    assert rows[:2] == [1024, 476]
+    assert rows[:2] == [1024, 475]  # the last token of a prompt is never shared
     first = submit(engine, generating(engine, PROMPT, 60), 100)
     engine.scheduler.wait(lambda: first.passes > 3)
     rows.clear()

@@ -11,6 +11,7 @@ import pytest
 
 from langchain_pos import ParallelReasoningLLM, ReasoningResult
 from langchain_pos.engine.engine import Engine
+from langchain_pos.engine.scheduler import Request
 from langchain_pos.errors import InvalidRequestError
 from tests.unit_tests.models import (
     BARE,
@@ -135,24 +136,31 @@ class TestThreads:
             assert [r.result().conclusion for r in (first, second)] == ["name: Ben"] * 2
         assert any(len({f.segment.owner for f in feeds}) == 2 for feeds in script.passes)
 
-    def test_a_batch_lets_others_in_between(self) -> None:
+    def test_a_batch_lets_others_in_between(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where slots are short, who comes later waits for one of a batch, not for all."""
         llm, script = scripted_llm(STUDENTS, max_slots=2048)  # one at a time
-        scheduler = llm.engine.scheduler
+        scheduler, ended = llm.engine.scheduler, []
+        end = scheduler._end
+
+        def noted(request: Request[Any], **kwargs: Any) -> None:
+            if not request.done:
+                ended.append(request.caller)
+            end(request, **kwargs)
+
+        monkeypatch.setattr(scheduler, "_end", noted)
         halt = Halt(script, at=1)
-        finished: list[str] = []
         with ThreadPoolExecutor(2) as pool:
-            batch = pool.submit(lambda: list(llm.batch_as_completed(["Who?"] * 6)))
+            batch = pool.submit(llm.batch, ["Who?"] * 6)
             halt.inside.wait()
             single = pool.submit(llm.invoke, "Who?")
             while len({request.caller for request in scheduler._incoming}) < 2:
                 threading.Event().wait(0.005)
-            single.add_done_callback(lambda _: finished.append("single"))
-            batch.add_done_callback(lambda _: finished.append("batch"))
             halt.go_on.set()
             assert single.result().conclusion == "name: Ben"
             assert len(batch.result()) == 6
-        assert finished == ["single", "batch"]
+        (alone,) = (caller for caller in ended if ended.count(caller) == 1)
+        assert len(ended) == 7
+        assert ended.index(alone) == 2, "behind the one under way and the one whose turn it was"
 
     def test_an_error_in_one_thread_is_that_threads_alone(self) -> None:
         """A refused question beside a good one."""
