@@ -17,7 +17,7 @@ from langchain_pos.engine.completion import TokenUsage
 from langchain_pos.engine.decoding import Steps
 from langchain_pos.engine.loading import load
 from langchain_pos.engine.packing import PackedModelError
-from langchain_pos.engine.scheduler import Request
+from langchain_pos.engine.request import Request
 from langchain_pos.prompts import join_text, load_prompts, opening
 from langchain_pos.reasoner import Answer, Reasoner
 from langchain_pos.schema import (

@@ -12,7 +12,8 @@ from langchain_pos.tracing import RunTracer, arun, run
 from langchain_pos.waiting import aevents
 
 if TYPE_CHECKING:
-    from langchain_pos.engine.scheduler import Request, Scheduler
+    from langchain_pos.engine.request import Request
+    from langchain_pos.engine.scheduler import Scheduler
 
 
 class Asked:

@@ -21,7 +21,7 @@ from langchain_pos.engine.sampling import RowSampling, SamplingParams
 if TYPE_CHECKING:
     from langchain_pos.engine.decoding import Steps
     from langchain_pos.engine.engine import Engine
-    from langchain_pos.engine.scheduler import Request
+    from langchain_pos.engine.request import Request
     from langchain_pos.runnable import ParallelReasoningLLM
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)

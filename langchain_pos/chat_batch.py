@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from langchain_core.runnables.config import ContextThreadPoolExecutor
 
 if TYPE_CHECKING:
-    from langchain_pos.engine.scheduler import Request, Scheduler
+    from langchain_pos.engine.request import Request
+    from langchain_pos.engine.scheduler import Scheduler
 
 T = TypeVar("T")
 

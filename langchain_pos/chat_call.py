@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from langchain_pos.chat_models import ChatParallelReasoning
     from langchain_pos.chat_prompt import Turn
     from langchain_pos.engine.engine import Engine
+    from langchain_pos.engine.request import Request
     from langchain_pos.engine.sampling import Logprobs
-    from langchain_pos.engine.scheduler import Request
     from langchain_pos.schema import ReasoningChunk, ReasoningResult
 
 MODES = ("auto", "parallel", "sequential")

@@ -22,7 +22,8 @@ from langchain_pos.concluding import Concluder
 from langchain_pos.conclusion import Conclusion
 from langchain_pos.contracts import contract_for
 from langchain_pos.engine.decoding import decode
-from langchain_pos.engine.sampling import SamplingParams, derive_seed
+from langchain_pos.engine.sampling import SamplingParams
+from langchain_pos.engine.seeds import derive_seed, request_seed
 from langchain_pos.engine.speculation import PromptLookup
 from langchain_pos.errors import (
     ContextLengthError,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
     from langchain_pos.engine.decoding import Steps
     from langchain_pos.engine.engine import Engine
-    from langchain_pos.engine.scheduler import Request
+    from langchain_pos.engine.request import Request
     from langchain_pos.settings import ReasoningSettings
 
 
@@ -134,7 +135,8 @@ class Answer:
             repetition_penalty=settings.repetition_penalty,
             seed=settings.seed,
         )
-        self.seed = self.engine.seed(self.sampling)
+        own = [step.temperature for step in ask.steps or ()]
+        self.seed = request_seed(settings.seed, settings.temperature, *own)
         if not ask.question.strip():
             raise InvalidRequestError("the question is empty; ask something")
         self.given: Plan | None = None

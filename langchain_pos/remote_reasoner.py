@@ -14,13 +14,12 @@ results and events are those of the local way.
 
 from __future__ import annotations
 
-import secrets
 from typing import TYPE_CHECKING
 
 from langchain_pos.budget import no_gain
 from langchain_pos.conclusion import Conclusion
 from langchain_pos.contracts import contract_for
-from langchain_pos.engine.seeds import derive_seed
+from langchain_pos.engine.seeds import derive_seed, request_seed
 from langchain_pos.errors import ContextLengthError, InvalidRequestError, PlanFormatError
 from langchain_pos.form import PLAIN, AnswerForm
 from langchain_pos.progress import Progress
@@ -128,7 +127,8 @@ class RemoteAnswer:
         if ask.steps is not None and settings.mode == "parallel":
             self.given = given_plan(ask.steps, settings.max_branches)
         self.contract = contract_for(settings.branch_schema, self.given)
-        self.seed = secrets.randbits(63) if settings.seed is None else settings.seed
+        own = [step.temperature for step in ask.steps or ()]
+        self.seed = request_seed(settings.seed, settings.temperature, *own)
         import langchain_pos.remote_client  # noqa: F401  # says which extra is missing
 
         self.engine.tokenizer_or_none  # noqa: B018  # loaded here, not on the loop

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from langchain_pos.errors import AnswerTimeoutError
 
 if TYPE_CHECKING:
-    from langchain_pos.engine.scheduler import Request, Scheduler
+    from langchain_pos.engine.request import Request
+    from langchain_pos.engine.scheduler import Scheduler
 
 
 def events(

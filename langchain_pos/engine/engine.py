@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -18,8 +17,10 @@ from langchain_pos.engine.forward import ForwardPass
 from langchain_pos.engine.loading import load, prepare
 from langchain_pos.engine.measuring import DRAFT_ROWS, RowCost, row_cost
 from langchain_pos.engine.packing import PackedModelError, can_pack, pack
+from langchain_pos.engine.request import Request
 from langchain_pos.engine.sampling import Logprobs, SamplingParams, derive_seed
-from langchain_pos.engine.scheduler import Request, Scheduler
+from langchain_pos.engine.scheduler import Scheduler
+from langchain_pos.engine.seeds import request_seed
 from langchain_pos.engine.segments import Segment
 from langchain_pos.engine.speculation import Draft, PromptLookup
 from langchain_pos.engine.text import backend
@@ -359,8 +360,8 @@ class Engine:
 
     @staticmethod
     def seed(sampling: SamplingParams) -> int:
-        """The request's seed: the one given, or a new one."""
-        return secrets.randbits(63) if sampling.seed is None else sampling.seed
+        """See `request_seed`."""
+        return request_seed(sampling.seed, sampling.temperature)
 
     # --------------------------------------------------------------------- limits
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,11 +19,12 @@ from langchain_pos.engine.decoding import Feed, Sampled, Steps
 from langchain_pos.engine.forward import ForwardPass
 from langchain_pos.engine.measuring import DRAFT_ROWS
 from langchain_pos.engine.prefixes import PrefixCache
+from langchain_pos.engine.request import Part, Request
 from langchain_pos.engine.sampling import RowSampling, sample
 from langchain_pos.engine.segments import Segment
-from langchain_pos.engine.slots import ROOM, Ledger
-from langchain_pos.engine.speculation import NO_DRAFT, Draft, Verified
-from langchain_pos.engine.turns import Caller, FairQueue
+from langchain_pos.engine.slots import ROOM
+from langchain_pos.engine.speculation import Verified
+from langchain_pos.engine.turns import FairQueue
 from langchain_pos.errors import NonFiniteLogitsError, OutOfSlotsError, RequestCancelled
 
 T = TypeVar("T")
@@ -38,84 +38,6 @@ _CHUNK = 256
 """Rows of prompts in a pass in which others decode: so long nobody else gets a token."""
 Sampler = Callable[[torch.Tensor, Sequence[RowSampling]], list[int | NonFiniteLogitsError]]
 """Chooses a token for each row of logits; see `sampling.sample`."""
-
-
-class Request(Generic[T]):
-    """A generator on its way through the scheduler, and what it holds.
-
-    Attributes:
-        passes: forward passes that fed at least one of its tokens.
-        ledger: its segments and slots.
-        events: what it has told its caller and nobody has taken yet.
-        shared_slots: slots of the shared prefix that its last root stands on.
-        cached_tokens: tokens of its prompts that it did not have to feed.
-        done: whether it has ended, in whichever way.
-    """
-
-    def __init__(self, reserve: int, caller: Hashable | None = None) -> None:
-        self.reserve = reserve
-        self.caller = Caller(self if caller is None else caller)
-        self.passes = 0
-        self.ledger = Ledger()
-        self.events: deque[Any] = deque()
-        self.shared_slots = 0
-        self.cached_tokens = 0
-        self.done = False
-        self.cancelled = False
-        self._result: T | None = None
-        self._error: BaseException | None = None
-        self._steps: Steps[T] | None = None
-        self._feeds: list[Feed] = []
-        self._fed: list[int] = []  # tokens fed of each feed
-        self._sampled: list[Sampled] = []
-        self._shared: list[Feed] = []  # to be fed before its next tokens
-
-    def emit(self, event: Any) -> None:
-        """Tell the caller something; `Scheduler.stream` yields it."""
-        self.events.append(event)
-
-    def result(self) -> T:
-        """What the generator returned, or the error that ended it."""
-        if self._error is not None:
-            raise self._error
-        return self._result  # type: ignore[return-value]
-
-    @property
-    def error(self) -> BaseException | None:
-        """What ended it, None when nothing went wrong."""
-        return self._error
-
-    def _waiting_rows(self) -> int:
-        return sum(len(feed.token_ids) for feed in self._feeds) - sum(self._fed)
-
-    def _catch_up(self) -> None:
-        """Others may have fed what is shared with them, or lost it again."""
-        for index, feed in enumerate(self._feeds):
-            if not feed.shared:
-                break
-            there = feed.segment.end - (feed.start or 0)
-            self._fed[index] = min(max(there, 0), len(feed.token_ids))
-
-
-@dataclass
-class _Part:
-    """Tokens of one feed that go into the current pass."""
-
-    request: Request[Any]
-    index: int
-    token_ids: list[int]
-    completes: bool
-    draft: Draft = NO_DRAFT
-
-    @property
-    def feed(self) -> Feed:
-        return self.request._feeds[self.index]
-
-    def rows(self) -> list[RowSampling]:
-        """How the tokens behind it and behind each of its draft are chosen."""
-        if not self.completes or self.feed.sampling is None:
-            return []
-        return [self.feed.sampling, *self.feed.draft_sampling[: len(self.draft)]]
 
 
 @dataclass
@@ -304,12 +226,12 @@ class Scheduler:
             self._live.append(request)
             self._resume(request)
 
-    def _fill_pass(self) -> list[_Part]:
+    def _fill_pass(self) -> list[Part]:
         """Up to `max_rows` tokens, the shortest wishes first: a long prompt stalls nobody.
 
         While others decode, prompts are fed in smaller chunks, so that tokens keep coming.
         """
-        parts: list[_Part] = []
+        parts: list[Part] = []
         room = prompt_room = self.max_rows
         if any(0 < request._waiting_rows() <= _SHORT for request in self._live):
             prompt_room = min(room, _CHUNK)
@@ -325,7 +247,7 @@ class Scheduler:
                 rest = list(feed.token_ids[done:])
                 taken = rest[: min(room, prompt_room) if is_prompt else room]
                 if taken:
-                    parts.append(_Part(request, index, taken, len(taken) == len(rest)))
+                    parts.append(Part(request, index, taken, len(taken) == len(rest)))
                     room -= len(taken)
                     prompt_room -= len(taken) if is_prompt else 0
                 if feed.shared:
@@ -336,7 +258,7 @@ class Scheduler:
         self._add_drafts(parts)
         return parts
 
-    def _add_drafts(self, parts: list[_Part]) -> None:
+    def _add_drafts(self, parts: list[Part]) -> None:
         """Share the rows that are left among those who have guesses."""
         left = self._rows_for_drafts(sum(len(part.token_ids) for part in parts))
         guessing = [part for part in parts if part.completes and part.feed.draft]
@@ -362,7 +284,7 @@ class Scheduler:
         worth = int(_MOST_SLOWER * self.pass_seconds / self.row_seconds)
         return max(free, min(worth, self.draft_rows * len(self._live)))
 
-    def _run_pass(self, parts: list[_Part]) -> None:
+    def _run_pass(self, parts: list[Part]) -> None:
         wanted = [index for index, part in enumerate(parts) if part.rows()]
         rows = [row for index in wanted for row in parts[index].rows()]
         ends = [part.feed.segment.end for part in parts]
@@ -399,7 +321,7 @@ class Scheduler:
         for request in {id(part.request): part.request for part in parts}.values():
             request.passes += 1
 
-    def _verify(self, part: _Part, sampled: list[int | NonFiniteLogitsError]) -> Sampled:
+    def _verify(self, part: Part, sampled: list[int | NonFiniteLogitsError]) -> Sampled:
         """Keep the guesses that were right; the others' slots are free again."""
         right = part.draft.accepted(sampled)
         segment = part.feed.segment
@@ -414,7 +336,7 @@ class Scheduler:
             return Verified(tuple(tokens), len(part.draft), last)
         return Verified((*tokens, last), len(part.draft))
 
-    def _fail_pass(self, parts: list[_Part], error: Exception) -> None:
+    def _fail_pass(self, parts: list[Part], error: Exception) -> None:
         """No memory: the request that holds most ends, the others try again. Otherwise all end."""
         requests = list({id(part.request): part.request for part in parts}.values())
         if _is_out_of_memory(error):

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from langchain_pos.engine import Constraint, Engine, SamplingParams
 from langchain_pos.engine.decoding import Steps, decode
-from langchain_pos.engine.scheduler import Request
+from langchain_pos.engine.request import Request
 from langchain_pos.engine.text import encode_continuation
 from langchain_pos.errors import InvalidRequestError, NonFiniteLogitsError
 from tests.engine.tiny import ids, said, submit, tiny_engine

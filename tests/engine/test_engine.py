@@ -11,7 +11,7 @@ import pytest
 from langchain_pos.engine import Engine, SamplingParams
 from langchain_pos.engine.completion import Completion
 from langchain_pos.engine.decoding import Feed, Steps, decode
-from langchain_pos.engine.scheduler import Request
+from langchain_pos.engine.request import Request
 from tests.engine.tiny import greedy_reference, ids, said, submit, tiny_engine
 
 PROMPT = ids(20, seed=9)

@@ -14,8 +14,8 @@ from langchain_pos.engine.flex import FLEX
 from langchain_pos.engine.forward import ForwardPass
 from langchain_pos.engine.grouping import BLOCK, row_groups
 from langchain_pos.engine.loading import takes_groups
+from langchain_pos.engine.request import Request
 from langchain_pos.engine.sampling import SamplingParams
-from langchain_pos.engine.scheduler import Request
 from langchain_pos.engine.segments import Segment
 from langchain_pos.engine.slots import PAGE, Ledger
 from langchain_pos.errors import NonFiniteLogitsError

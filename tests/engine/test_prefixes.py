@@ -11,7 +11,7 @@ from langchain_pos.engine import Completion, Engine
 from langchain_pos.engine.decoding import Steps, decode
 from langchain_pos.engine.engine import GREEDY
 from langchain_pos.engine.prefixes import LEAST
-from langchain_pos.engine.scheduler import Request
+from langchain_pos.engine.request import Request
 from langchain_pos.engine.slots import Ledger
 from langchain_pos.errors import NonFiniteLogitsError, OutOfSlotsError, RequestCancelled
 from tests.engine.tiny import ids, tiny_engine

@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 
 from langchain_pos.engine import Engine, SamplingParams
 from langchain_pos.engine.decoding import Steps, decode
+from langchain_pos.engine.request import Request
 from langchain_pos.engine.sampling import (
     Logprobs,
     RowSampling,
@@ -21,7 +22,7 @@ from langchain_pos.engine.sampling import (
     sample,
     uniform,
 )
-from langchain_pos.engine.scheduler import Request
+from langchain_pos.engine.seeds import request_seed
 from langchain_pos.engine.speculation import PromptLookup
 from langchain_pos.errors import InvalidRequestError, NonFiniteLogitsError
 from tests.engine.tiny import ids, said, tiny_engine, tiny_model
@@ -282,3 +283,11 @@ def test_logprobs_of_tokens_that_nobody_sampled() -> None:
     assert len(seen[0].top) == 2
     assert (other[0].logprob, other[0].top) == (0, ())
     assert (forced[1].logprob, forced[1].top) == (0, ())
+
+
+def test_a_request_without_a_temperature_has_the_same_seed_every_time() -> None:
+    """What is sampled all the same follows it; who wants sampling gets a new one."""
+    assert request_seed(None, 0.0) == request_seed(None, 0.0, None)
+    assert request_seed(7, 0.0) == request_seed(7, 1.0) == 7
+    assert len({request_seed(None, 0.8) for _ in range(5)}) == 5
+    assert len({request_seed(None, 0.0, None, 0.5) for _ in range(5)}) == 5, "a step's own"

@@ -12,8 +12,8 @@ import pytest
 from langchain_pos.engine import Engine
 from langchain_pos.engine.completion import Completion
 from langchain_pos.engine.decoding import Feed, Steps, decode
+from langchain_pos.engine.request import Request
 from langchain_pos.engine.sampling import SamplingParams
-from langchain_pos.engine.scheduler import Request
 from langchain_pos.errors import (
     ContextLengthError,
     InvalidRequestError,

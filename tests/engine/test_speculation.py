@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from langchain_pos.engine import Completion, Constraint, Engine, SamplingParams
 from langchain_pos.engine.decoding import DecodingSequence, Steps, decode
-from langchain_pos.engine.scheduler import Request
+from langchain_pos.engine.request import Request
 from langchain_pos.engine.speculation import Draft, DraftLength, PromptLookup
 from langchain_pos.errors import NonFiniteLogitsError
 from tests.engine.tiny import ids, tiny_engine

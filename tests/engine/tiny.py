@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from langchain_pos.engine import Completion, Engine
 from langchain_pos.engine.decoding import Feed, Steps
-from langchain_pos.engine.scheduler import Request
+from langchain_pos.engine.request import Request
 from tests.engine.families import SUPPORTED, VOCABULARY, Family
 from tests.engine.tokenizers_ import byte_level
 

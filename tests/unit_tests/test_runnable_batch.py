@@ -11,7 +11,7 @@ import pytest
 
 from langchain_pos import ParallelReasoningLLM, ReasoningResult
 from langchain_pos.engine.engine import Engine
-from langchain_pos.engine.scheduler import Request
+from langchain_pos.engine.request import Request
 from langchain_pos.errors import InvalidRequestError
 from tests.unit_tests.models import (
     BARE,
