@@ -71,8 +71,8 @@ class ReasoningSettings(BaseModel):
     repetition_penalty: float = Field(default=1.0, gt=0, le=100)
     """Above 1 makes tokens that occurred less likely."""
     seed: int | None = None
-    """Same seed, same answer; None draws a new one for each question that has a temperature. In half
-    precision, rows that share a pass round differently, so that there what runs beside it, and
+    """Same seed, same answer; None draws a new one for each question that has a temperature. In
+    half precision, rows that share a pass round differently, so that there what runs beside it, and
     `draft_rows`, can tip a choice between two tokens that are almost equally likely."""
 
     @model_validator(mode="after")
