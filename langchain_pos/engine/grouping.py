@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from langchain_pos.engine.slots import PAGE
+from langchain_pos.engine.slots import PAGE, Ledger
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 LEAST_SAVED = {"cpu": 16384, "cuda": 1 << 18}
 """Pairs of a row and a slot that each group must save: a further group costs about as much.
 
-Measured on a CPU; for CUDA, where it is a matter of kernels launched, an estimate."""
+Estimates, not measured: on a CPU from the time of an attention call, on CUDA from the kernels that
+a group launches."""
 
 BLOCK = 128
 """Rows of a long prompt that are attended to together."""
@@ -75,13 +76,16 @@ def row_groups(
         least_saved: pairs of a row and a slot that each group must save.
     """
     everything = whole(len(slots), forest.extent)
+    held_by: dict[Ledger, Counter[int]] = {}  # a request has a feed for each of its branches
     found: list[tuple[int, int, set[int]]] = []
     closed = True  # nothing may join the last group
     begin = 0
     for index, (segment, new) in enumerate(feeds):
-        held = Counter[int]()
-        for ledger in segment.owner.in_sight():
-            held.update(ledger.pages)
+        if segment.owner not in held_by:
+            held_by[segment.owner] = Counter[int]()
+            for ledger in segment.owner.in_sight():
+                held_by[segment.owner].update(ledger.pages)
+        held = held_by[segment.owner]
         last = begin + len(new)
         for end in [*range(begin + BLOCK, last - BLOCK + 1, BLOCK), last]:
             later = Counter[int]()
