@@ -31,7 +31,7 @@ class _NoSlots:
 
 
 class RemoteRequest(Generic[T]):
-    """A question on its way; see `engine.scheduler.Request`.
+    """A question on its way; see `engine.request.Request`.
 
     Attributes:
         events: what it has told its caller and nobody has taken yet.
