@@ -53,7 +53,7 @@ class Asked:
             raise
 
     async def achunks(self) -> AsyncGenerator[ReasoningChunk, None]:
-        """The same; the passes run in a worker thread, one await for each."""
+        """The same; another thread runs the passes."""
         try:
             async with aclosing(aevents(self.scheduler, self.request)) as events:
                 async for event in events:
@@ -111,6 +111,7 @@ def answer_all(
                 asked.take_events()
                 if asked.request.done and not asked.request.events:
                     del under_way[place]
+                    asked.scheduler.cancel(asked.request)
                     yield place, _answer(asked)
     except BaseException as stopped:
         for asked in under_way.values():

@@ -17,9 +17,8 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -196,16 +195,7 @@ def create_app(
 
 def app_of(service: Served, *, api_keys: Sequence[str] = (), page: bool = True) -> FastAPI:
     """The application over whoever answers; see `create_app`."""
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        # Every request that is answered sleeps in a thread while another drives the engine.
-        threads = 2 * service.gate.limits.max_concurrency + 4
-        with ThreadPoolExecutor(threads, thread_name_prefix="langchain-pos") as pool:
-            asyncio.get_running_loop().set_default_executor(pool)
-            yield
-
-    app = FastAPI(openapi_url=None, lifespan=lifespan)
+    app = FastAPI(openapi_url=None)
     app.state.service = service
     app.add_middleware(
         Guard,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from functools import partial
+from collections.abc import AsyncGenerator, Generator
 from typing import TYPE_CHECKING, Any
 
 from langchain_pos.errors import AnswerTimeoutError
@@ -47,19 +46,14 @@ def events(
 async def aevents(
     scheduler: Scheduler, request: Request[Any], timeout: float | None = None
 ) -> AsyncGenerator[Any, None]:
-    """See `events`. The passes run in a worker thread, one await for each.
-
-    Where the model answers over HTTP, no thread is needed to wait.
+    """See `events`; one await for each piece of news, and no thread of the caller's.
 
     Ends only when the request's slots are free, also when the task is cancelled.
     """
     news = _News(request, timeout)
-    wait: Callable[[_News], Awaitable[None]] = getattr(
-        scheduler, "await_news", partial(_in_thread, scheduler)
-    )
     try:
         while True:
-            await wait(news)
+            await scheduler.await_news(news)
             while request.events:
                 yield request.events.popleft()
             if request.done and not request.events:
@@ -70,10 +64,6 @@ async def aevents(
         scheduler.cancel(request)
         while not request.done:  # a pass is under way; its slots are free when it is over
             await asyncio.sleep(0.001)
-
-
-async def _in_thread(scheduler: Scheduler, news: _News) -> None:
-    await asyncio.to_thread(scheduler.wait, news)
 
 
 class _News:

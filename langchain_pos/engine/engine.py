@@ -16,6 +16,7 @@ from langchain_pos.engine.decoding import DecodingSequence, Feed, Steps, decode
 from langchain_pos.engine.forward import ForwardPass
 from langchain_pos.engine.loading import load, prepare
 from langchain_pos.engine.measuring import DRAFT_ROWS, RowCost, row_cost
+from langchain_pos.engine.openmp import give_back_workers
 from langchain_pos.engine.packing import PackedModelError, can_pack, pack
 from langchain_pos.engine.request import Request
 from langchain_pos.engine.sampling import Logprobs, SamplingParams, derive_seed
@@ -108,6 +109,7 @@ class Engine:
         )
         self.eos_token_ids = _eos_token_ids(model, tokenizer, self.forward.vocabulary)
         self._constraints: ConstraintCompiler | None = None
+        give_back_workers()  # the thread that loads a model need not be one that drives it
 
     @classmethod
     def load(

@@ -1,8 +1,8 @@
 """Steps every live request together, one forward pass after another.
 
-There is no thread of its own: whoever waits for a request drives the engine until that request
-has what he waits for, and thereby everybody's. One thread drives at a time; the others sleep
-until a pass is over. A request that nobody waits for does not move.
+Whoever waits for a request drives the engine until that request has what he waits for, and thereby
+everybody's. Where several wait, and where tasks of event loops do, one thread drives for all of
+them (`engine/driver.py`). A request that nobody waits for does not move.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 import torch
 
 from langchain_pos.engine.decoding import Feed, Sampled, Steps
+from langchain_pos.engine.driver import Driver
 from langchain_pos.engine.forward import ForwardPass
 from langchain_pos.engine.measuring import DRAFT_ROWS
+from langchain_pos.engine.openmp import give_back_workers
 from langchain_pos.engine.prefixes import PrefixCache
 from langchain_pos.engine.request import Part, Request
 from langchain_pos.engine.sampling import RowSampling, sample
@@ -80,6 +82,7 @@ class Scheduler:
         self.sampler = sampler
         self.prefixes = PrefixCache(forward.forest, forward.cache, max_parked=max_parked)
         self._turn = _Turn()
+        self._driver = Driver()
         self._incoming: FairQueue[Request[Any]] = FairQueue()
         self._live: list[Request[Any]] = []
 
@@ -163,30 +166,56 @@ class Scheduler:
             self.cancel(request)
 
     def wait(self, until: Callable[[], bool]) -> None:
-        """Drive the engine, or sleep while another thread does, until `until()`."""
-        turn = self._turn
-        while True:
-            driving = False
-            try:
-                with turn.condition:
-                    while turn.taken and not until():
-                        turn.condition.wait()
-                    if until():
-                        return
-                    driving = turn.taken = True
-                self._step()
-            finally:
-                if driving:
-                    self._give_back_turn()
+        """Drive the engine until `until()`, or sleep while another thread does."""
+        while not self._driver.busy and self._pass(until):
+            continue
+        if not until():
+            self._driver.sleep(until, self._drive)
+
+    async def await_news(self, until: Callable[[], bool]) -> None:
+        """See `wait`; for a task of any loop. Another thread drives."""
+        await self._driver.asleep(until, self._drive)
 
     def cancel(self, request: Request[Any]) -> None:
-        """End a request and free its slots: at once, or when the pass under way is over."""
+        """End a request and free its slots: at once, or when the pass under way is over.
+
+        To be called also behind a request that is done: the calling thread waits no more.
+        """
+        give_back_workers()
         if request.done:
             return
         with self._turn.condition:
             request.cancelled = True
             if not self._turn.taken:
                 self._sweep()
+
+    def _drive(self, until: Callable[[], bool]) -> None:
+        while self._pass(until, patient=True):
+            continue
+
+    def _pass(self, until: Callable[[], bool], *, patient: bool = False) -> bool:
+        """One step, unless `until()` is true, or another thread has the turn.
+
+        Args:
+            until: whether there is no need.
+            patient: wait for the turn.
+
+        Returns:
+            whether there was a step.
+        """
+        turn, driving = self._turn, False
+        try:
+            with turn.condition:
+                while patient and turn.taken and not until():
+                    turn.condition.wait()
+                if turn.taken or until():
+                    return False
+                driving = turn.taken = True
+            self._step()
+        finally:
+            if driving:
+                self._give_back_turn()
+        return True
 
     def _give_back_turn(self) -> None:
         with self._turn.condition:
