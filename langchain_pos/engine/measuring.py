@@ -11,7 +11,7 @@ from langchain_pos.engine.slots import Ledger
 
 DRAFT_ROWS = 32
 """Where nothing is measured: free on a CPU with matrix units, and on any GPU."""
-_SIZES = (1, 8, 16, 32, 64, 128, 256)
+_SIZES = (1, 4, 8, 12, 16, 24, 32, 48, 64, 128, 256)
 _DEARER = 1.3
 _PATIENCE = 0.5  # seconds
 _LEAST_ROUNDS, _MOST_ROUNDS = 2, 6
@@ -22,8 +22,7 @@ class RowCost:
     """What the rows of a pass cost on this machine.
 
     Attributes:
-        free: rows that cost at most 1.3 times as much as one, 256 at most; between the sizes that
-            are measured the cost is taken to grow evenly.
+        free: rows that cost at most 1.3 times as much as one; one of the sizes that are measured.
         seconds: of a further row where rows are not free any more; None when it is not known.
     """
 
@@ -54,19 +53,9 @@ def row_cost(forward: ForwardPass) -> RowCost:
                 break
     finally:
         forward.forest.release(root)
-    free = _rows_below(_DEARER * best[1], best)
+    free = max((rows for rows in _SIZES if best[rows] <= _DEARER * best[1]), default=1)
     most, fewer = _SIZES[-1], DRAFT_ROWS
     return RowCost(free, max(best[most] - best[fewer], 1e-6) / (most - fewer))
-
-
-def _rows_below(limit: float, seconds: dict[int, float]) -> int:
-    """Rows up to which a pass takes no more than `limit` seconds, by those that are measured."""
-    last = max(rows for rows in seconds if seconds[rows] <= limit)
-    further = [rows for rows in seconds if rows > last]
-    if not further:
-        return last
-    share = (limit - seconds[last]) / (seconds[further[0]] - seconds[last])
-    return last + int(share * (further[0] - last))
 
 
 def _seconds(forward: ForwardPass, root: Segment, rows: int) -> float:

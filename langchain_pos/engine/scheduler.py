@@ -83,6 +83,7 @@ class Scheduler:
         self.prefixes = PrefixCache(forward.forest, forward.cache, max_parked=max_parked)
         self._turn = _Turn()
         self._driver = Driver()
+        self._led = False  # by the driver's thread, in the last pass
         self._incoming: FairQueue[Request[Any]] = FairQueue()
         self._live: list[Request[Any]] = []
 
@@ -167,10 +168,15 @@ class Scheduler:
 
     def wait(self, until: Callable[[], bool]) -> None:
         """Drive the engine until `until()`, or sleep while another thread does."""
-        while not self._driver.busy and self._pass(until):
-            continue
+        while not self._is_led() and self._pass(until):
+            self._led = False
         if not until():
             self._driver.sleep(until, self._drive)
+
+    def _is_led(self) -> bool:
+        """Whether the thread for all drives, or did so last and there is still company."""
+        in_company = len(self._live) + len(self._incoming) > 1
+        return self._driver.busy or (self._led and in_company)
 
     async def await_news(self, until: Callable[[], bool]) -> None:
         """See `wait`; for a task of any loop. Another thread drives."""
@@ -191,7 +197,7 @@ class Scheduler:
 
     def _drive(self, until: Callable[[], bool]) -> None:
         while self._pass(until, patient=True):
-            continue
+            self._led = True
 
     def _pass(self, until: Callable[[], bool], *, patient: bool = False) -> bool:
         """One step, unless `until()` is true, or another thread has the turn.

@@ -16,7 +16,8 @@ from tests.engine.tiny import tiny_engine
 @pytest.mark.parametrize(
     ("base", "dearer_from", "expected"),
     [(0.001, 33, 32), (0.001, 65, 64), (0.001, 200, 128), (0.001, 999, 256), (0.001, 2, 1),
-     (0.001, 10, 8), (9.0, 999, DRAFT_ROWS), (0.03, 999, 256), (0.08, 999, DRAFT_ROWS)],
+     (0.001, 10, 8),
+     (0.001, 5, 4), (9.0, 999, DRAFT_ROWS), (0.02, 999, 256), (0.08, 999, DRAFT_ROWS)],
 )  # fmt: skip
 def test_the_last_step_before_a_pass_gets_dear(
     monkeypatch: pytest.MonkeyPatch, base: float, dearer_from: int, expected: int
@@ -46,7 +47,7 @@ def test_an_engine_measures_unless_it_is_told() -> None:
     told = tiny_engine(draft_rows=7)
     assert told.scheduler.draft_rows == 7
     measured = tiny_engine(draft_rows=None)
-    assert measured.scheduler.draft_rows in {1, 8, 16, 32, 64, 128, 256}
+    assert measured.scheduler.draft_rows in measuring._SIZES
     assert measured.slots_in_use == 0
     assert isinstance(measured, Engine)
     assert measured.describe()["draft_rows"] == str(measured.scheduler.draft_rows)
