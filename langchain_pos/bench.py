@@ -166,7 +166,7 @@ def step_times(
         steps: steps of a round; fewer when they take longer than two seconds together.
     """
     room = (engine.forward.forest.max_slots - prefix) // (steps + 1)
-    fitting = [width for width in widths if width <= min(room, engine.scheduler.max_rows)]
+    fitting = [width for width in widths if width <= min(room, engine.scheduler.budget.max_rows)]
     found: dict[int, list[float]] = {width: [] for width in fitting}
     token = engine.forward.vocabulary // 2
 

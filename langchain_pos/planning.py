@@ -213,7 +213,7 @@ class Planner:
         titles = [step.partition(":")[0] for step in text.split(STEP_MARK)[1:-1]]
         token_ids: list[int] = []
         expected: list[int | None] = []
-        most = self._engine.scheduler.draft_rows
+        most = self._engine.scheduler.budget.draft_rows
         for title in next_titles(self._question, titles, most // 4):
             token_ids += self._encode_behind_mark(title)
             expected += token_ids[len(expected) :]

@@ -7,7 +7,8 @@
       └─ FairQueue   whose turn it is                             (engine/turns.py)
     PosServer        uvicorn that drains when it is told to end
 
-Requests share the engine's forward passes: each is a `ChatCall` that waits in a worker thread.
+Requests share the engine's forward passes: each is a `ChatCall`, and one
+thread drives for all.
 Several replicas behind one door: server_ray.py.
 """
 

@@ -411,7 +411,7 @@ class Engine:
             "positions": str(self.context_length or "no limit"),
             "max_slots": str(self.forward.forest.max_slots),
             "cuda_graphs": self.forward.no_graphs or "on",
-            "draft_rows": str(self.scheduler.draft_rows),
+            "draft_rows": str(self.scheduler.budget.draft_rows),
             "probe": "passed",
         }
 

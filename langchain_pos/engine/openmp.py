@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -35,9 +36,9 @@ def _pauses() -> tuple[Callable[[int], int], ...]:
     if not maps.is_file():
         return ()
     paths = {line.split(maxsplit=5)[-1].strip() for line in maps.read_text().splitlines()}
-    loaded = [ctypes.CDLL(path) for path in sorted(paths) if "libgomp" in Path(path).name]
-    return tuple(
-        library.omp_pause_resource_all
-        for library in loaded
-        if hasattr(library, "omp_pause_resource_all")
-    )
+    found = []
+    for path in sorted(path for path in paths if "libgomp" in Path(path).name):
+        # A file that has been replaced meanwhile cannot be found; OpenMP before 5.0 has no pause.
+        with suppress(OSError, AttributeError):
+            found.append(ctypes.CDLL(path).omp_pause_resource_all)
+    return tuple(found)

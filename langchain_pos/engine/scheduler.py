@@ -17,6 +17,7 @@ import torch
 
 from langchain_pos.engine.decoding import Feed, Sampled, Steps
 from langchain_pos.engine.driver import Driver
+from langchain_pos.engine.filling import PassBudget
 from langchain_pos.engine.forward import ForwardPass
 from langchain_pos.engine.measuring import DRAFT_ROWS
 from langchain_pos.engine.openmp import give_back_workers
@@ -30,14 +31,6 @@ from langchain_pos.engine.turns import FairQueue
 from langchain_pos.errors import NonFiniteLogitsError, OutOfSlotsError, RequestCancelled
 
 T = TypeVar("T")
-_RIGHT = 0.4
-"""Share of guesses that are right, at least; two thirds are in the paper's tasks."""
-_MOST_SLOWER = 0.5
-"""Share by which guesses may make a pass slower."""
-_SHORT = 32
-"""A request that wants fewer tokens fed is decoding; one that wants more has a prompt."""
-_CHUNK = 256
-"""Rows of prompts in a pass in which others decode: so long nobody else gets a token."""
 Sampler = Callable[[torch.Tensor, Sequence[RowSampling]], list[int | NonFiniteLogitsError]]
 """Chooses a token for each row of logits; see `sampling.sample`."""
 
@@ -55,11 +48,7 @@ class Scheduler:
 
     Args:
         forward: the model with its forest.
-        max_rows: tokens fed in one pass at most; a longer prompt is fed in chunks.
-        draft_rows: rows that a pass may have when drafts fill it up: as many as cost little more
-            than one. Sequences take theirs first, drafts share what is left.
-        row_seconds: what a further row costs where rows are not free any more; None allows no
-            more than `draft_rows`.
+        max_rows, draft_rows, row_seconds: how much goes into a pass; see `PassBudget`.
         max_parked: tokens of prompts to keep for later requests; see `PrefixCache`.
         sampler: chooses the tokens of a pass; benchmarks replay recorded texts through it.
     """
@@ -75,10 +64,7 @@ class Scheduler:
         sampler: Sampler = sample,
     ) -> None:
         self.forward = forward
-        self.max_rows = max_rows
-        self.draft_rows = draft_rows
-        self.row_seconds = row_seconds
-        self.pass_seconds = 0.0
+        self.budget = PassBudget(max_rows, draft_rows, row_seconds)
         self.sampler = sampler
         self.prefixes = PrefixCache(forward.forest, forward.cache, max_parked=max_parked)
         self._turn = _Turn()
@@ -243,7 +229,7 @@ class Scheduler:
         # 1. Requests whose slots are free join; callers take turns, and nobody is overtaken.
         self._admit()
         # 2. One pass over what the live ones want fed.
-        parts = self._fill_pass()
+        parts = self.budget.fill(self._live)
         if parts:
             self._run_pass(parts)
         # 3. Whoever has all his tokens goes on.
@@ -260,64 +246,6 @@ class Scheduler:
             reserved += request.reserve
             self._live.append(request)
             self._resume(request)
-
-    def _fill_pass(self) -> list[Part]:
-        """Up to `max_rows` tokens, the shortest wishes first: a long prompt stalls nobody.
-
-        While others decode, prompts are fed in smaller chunks, so that tokens keep coming.
-        """
-        parts: list[Part] = []
-        room = prompt_room = self.max_rows
-        if any(0 < request._waiting_rows() <= _SHORT for request in self._live):
-            prompt_room = min(room, _CHUNK)
-        planned: dict[Segment, int] = {}  # where shared segments will end
-        for request in self._live:
-            request._catch_up()
-        for request in sorted(self._live, key=Request._waiting_rows):
-            is_prompt = request._waiting_rows() > _SHORT
-            for index, feed in enumerate(request._feeds):
-                done = request._fed[index]
-                if feed.shared and feed.segment in planned:
-                    done = max(done, planned[feed.segment] - (feed.start or 0))
-                rest = list(feed.token_ids[done:])
-                taken = rest[: min(room, prompt_room) if is_prompt else room]
-                if taken:
-                    parts.append(Part(request, index, taken, len(taken) == len(rest)))
-                    room -= len(taken)
-                    prompt_room -= len(taken) if is_prompt else 0
-                if feed.shared:
-                    end = planned.get(feed.segment, feed.segment.end)
-                    planned[feed.segment] = end + len(taken)
-                if len(taken) < len(rest):
-                    break  # a request's later feeds may build on this one
-        self._add_drafts(parts)
-        return parts
-
-    def _add_drafts(self, parts: list[Part]) -> None:
-        """Share the rows that are left among those who have guesses."""
-        left = self._rows_for_drafts(sum(len(part.token_ids) for part in parts))
-        guessing = [part for part in parts if part.completes and part.feed.draft]
-        for waiting, part in zip(range(len(guessing), 0, -1), guessing, strict=True):
-            part.draft = part.feed.draft.shortened(max(left // waiting, 0))
-            left -= len(part.draft)
-
-    def _rows_for_drafts(self, rows: int) -> int:
-        """How many rows drafts may add to a pass that has `rows` without them.
-
-        Those that are free. In company a pass takes longer, because the keys and values of all its
-        requests are read: then d guesses, of which a share p is right, raise the tokens a second
-
-            (rows + p * d) / (pass_seconds + d * row_seconds)
-
-        as long as p * pass_seconds > rows * row_seconds.
-        """
-        free = self.draft_rows - rows
-        if self.row_seconds is None or len(self._live) < 2:
-            return free
-        if _RIGHT * self.pass_seconds <= rows * self.row_seconds:
-            return free
-        worth = int(_MOST_SLOWER * self.pass_seconds / self.row_seconds)
-        return max(free, min(worth, self.draft_rows * len(self._live)))
 
     def _run_pass(self, parts: list[Part]) -> None:
         wanted = [index for index, part in enumerate(parts) if part.rows()]
@@ -342,8 +270,7 @@ class Scheduler:
         if failure is not None:
             self._fail_pass(parts, failure)
             return
-        if all(len(part.token_ids) <= _SHORT for part in parts):  # no prompt among them
-            self.pass_seconds += (time.perf_counter() - began - self.pass_seconds) / 8
+        self.budget.took(parts, time.perf_counter() - began)
         for part in parts:
             if not part.feed.shared:
                 part.request._fed[part.index] += len(part.token_ids)

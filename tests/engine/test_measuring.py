@@ -45,9 +45,9 @@ def test_the_last_step_before_a_pass_gets_dear(
 def test_an_engine_measures_unless_it_is_told() -> None:
     """What is measured or set is what the scheduler shares among drafts."""
     told = tiny_engine(draft_rows=7)
-    assert told.scheduler.draft_rows == 7
+    assert told.scheduler.budget.draft_rows == 7
     measured = tiny_engine(draft_rows=None)
-    assert measured.scheduler.draft_rows in measuring._SIZES
+    assert measured.scheduler.budget.draft_rows in measuring._SIZES
     assert measured.slots_in_use == 0
     assert isinstance(measured, Engine)
-    assert measured.describe()["draft_rows"] == str(measured.scheduler.draft_rows)
+    assert measured.describe()["draft_rows"] == str(measured.scheduler.budget.draft_rows)

@@ -12,6 +12,7 @@ import pytest
 from langchain_pos.engine import Engine
 from langchain_pos.engine.completion import Completion
 from langchain_pos.engine.decoding import Feed, Steps, decode
+from langchain_pos.engine.filling import PassBudget
 from langchain_pos.engine.request import Request
 from langchain_pos.engine.sampling import SamplingParams
 from langchain_pos.errors import (
@@ -391,7 +392,6 @@ def test_waiters_that_are_cancelled_leave_the_queue() -> None:
     ],
 )
 def test_drafts_in_company_follow_what_they_cost(
-    monkeypatch: pytest.MonkeyPatch,
     pass_seconds: float,
     row_seconds: float | None,
     live: int,
@@ -399,10 +399,8 @@ def test_drafts_in_company_follow_what_they_cost(
     expected: int,
 ) -> None:
     """Where passes are long for other reasons than their rows, requests guess together."""
-    scheduler = tiny_engine(draft_rows=32).scheduler
-    scheduler.row_seconds, scheduler.pass_seconds = row_seconds, pass_seconds
-    monkeypatch.setattr(scheduler, "_live", [None] * live)
-    assert scheduler._rows_for_drafts(rows) == expected
+    budget = PassBudget(1024, 32, row_seconds, pass_seconds)
+    assert budget.rows_for_drafts(rows, live) == expected
 
 
 def test_guesses_in_company_change_no_token() -> None:
@@ -411,7 +409,7 @@ def test_guesses_in_company_change_no_token() -> None:
     expected = [tiny_engine().generate(prompt, max_new_tokens=20).token_ids for prompt in asked]
     for row_seconds in (None, 1e-9):
         engine = tiny_engine(draft_rows=4)
-        engine.scheduler.row_seconds = row_seconds
+        engine.scheduler.budget.row_seconds = row_seconds
         requests = [submit(engine, generating(engine, prompt, 20), 80) for prompt in asked]
         assert [engine.scheduler.run(each).token_ids for each in requests] == expected
         assert engine.slots_in_use == 0

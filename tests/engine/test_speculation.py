@@ -177,9 +177,9 @@ def test_a_grammar_holds_inside_drafts() -> None:
 def test_rows_bound_drafts() -> None:
     """With room for one row there is no draft; a pass never has more rows than allowed."""
     tested = tiny_engine("qwen2")
-    tested.scheduler.draft_rows = 1
+    tested.scheduler.budget.draft_rows = 1
     assert tested.generate(prompt(0), max_new_tokens=20).drafts.drafted == 0
-    tested.scheduler.draft_rows = 8
+    tested.scheduler.budget.draft_rows = 8
     rows: list[int] = []
     run = tested.forward.run
 

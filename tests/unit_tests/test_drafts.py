@@ -42,7 +42,7 @@ def test_drafts_save_passes_in_every_stage_and_change_nothing() -> None:
 def test_the_record_pattern_drafts_whole_titles() -> None:
     """Behind the second title the others are guessed, several in one pass."""
     llm, script = scripted_llm(RULES, drafts=True)
-    llm.engine.scheduler.draft_rows = 64
+    llm.engine.scheduler.budget.draft_rows = 64
     llm.invoke(QUESTION)
     rows = [feed.text for feeds in script.passes for feed in feeds]
     assert any("Cleo Fox:......\n####Dora Kim:......\n####" in row for row in rows)
