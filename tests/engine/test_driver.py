@@ -193,22 +193,21 @@ def test_an_error_of_driving_reaches_one_and_the_others_go_on(
     assert engine.slots_in_use == 0
 
 
-def test_an_idle_thread_ends_and_holds_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine goes as soon as nobody uses it; the thread when its time is over."""
-    monkeypatch.setattr(driver, "_IDLE", 0.3)
+def test_an_idle_thread_holds_no_model() -> None:
+    """The engine goes when nobody uses it; the thread waits a while longer."""
     engine = tiny_engine()
     asyncio.run(read(engine, told(engine, PROMPTS[0])))
     thread = engine.scheduler._driver._thread
     assert thread is not None
     gone = weakref.ref(engine.forward)
     del engine
-    gc.collect()
-    assert gone() is None
-    thread.join()
-    assert not thread.is_alive()
+    while gone() is not None and thread.is_alive():  # it may not have come to rest yet
+        gc.collect()
+        time.sleep(0.01)
+    assert thread.is_alive()
 
 
-def test_it_starts_again_after_it_has_ended(
+def test_an_idle_thread_ends_and_starts_again(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A caller who comes later is served as the first."""
@@ -218,6 +217,7 @@ def test_it_starts_again_after_it_has_ended(
     thread = engine.scheduler._driver._thread
     if thread is not None:
         thread.join()
+    assert engine.scheduler._driver._thread is None
     assert asyncio.run(read(engine, told(engine, PROMPTS[0]))) == first
 
 
