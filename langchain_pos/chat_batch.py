@@ -1,15 +1,16 @@
-"""Many chat answers at once: a thread waits for each, and the engine steps them together.
+"""Many chat answers at once: a thread or a task waits for each, the engine steps them together.
 
 langchain-core's `invoke` does callbacks, tracing, cache and rate limit around each answer. So a
-batch is as many `invoke`s, each in a thread that sleeps: whoever's turn it is drives the engine,
-and every forward pass feeds all of them.
+batch is as many `invoke`s, each in a thread that sleeps, or as many `ainvoke`s; one thread drives
+the engine, and every forward pass feeds all of them.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -52,15 +53,32 @@ _batch: ContextVar[_UnderWay | None] = ContextVar("langchain_pos_batch", default
 
 
 def current_batch() -> Hashable | None:
-    """The batch that this thread works for; its answers take turns with those of others."""
+    """The batch that this thread or task works for; its answers take turns with those of others."""
     return _batch.get()
 
 
 def belongs_to_batch(scheduler: Scheduler, request: Request[Any]) -> None:
-    """Let the batch that this thread works for, if it does, cancel the request."""
+    """Let the batch that this thread or task works for, if it does, cancel the request."""
     batch = _batch.get()
     if batch is not None:
         batch.add(scheduler, request)
+
+
+@contextmanager
+def one_batch() -> Iterator[None]:
+    """What is asked meanwhile, in threads and tasks that start here too, belongs to one batch.
+
+    An error cancels what is under way of it.
+    """
+    under_way = _UnderWay()
+    outer = _batch.set(under_way)
+    try:
+        yield
+    except BaseException:
+        under_way.cancel()
+        raise
+    finally:
+        _batch.reset(outer)
 
 
 def side_by_side(
@@ -83,23 +101,18 @@ def side_by_side(
 
     if count == 1:
         return [one(0)]
-    under_way = _UnderWay()
-    outer = _batch.set(under_way)
-    try:
-        with ContextThreadPoolExecutor(max_workers=min(count, limit, BATCH_THREADS)) as pool:
-            futures = [pool.submit(one, place) for place in range(count)]
-            try:
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                failed = _first_error(futures, done)
-                if failed is not None:
-                    raise failed
-            except BaseException:
-                for future in futures:
-                    future.cancel()
-                under_way.cancel()
-                raise
-    finally:
-        _batch.reset(outer)
+    threads = min(count, limit, BATCH_THREADS)
+    with ContextThreadPoolExecutor(max_workers=threads) as pool, one_batch():
+        futures = [pool.submit(one, place) for place in range(count)]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            failed = _first_error(futures, done)
+            if failed is not None:
+                raise failed
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
     return [future.result() for future in futures]
 
 

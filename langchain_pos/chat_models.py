@@ -23,7 +23,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field
 
-from langchain_pos.chat_batch import BATCH_THREADS, side_by_side
+from langchain_pos.chat_batch import BATCH_THREADS, one_batch, side_by_side
 from langchain_pos.chat_call import ChatCall, as_result
 from langchain_pos.chat_messages import as_turns, encode_chat
 from langchain_pos.chat_output import PROVIDER
@@ -316,6 +316,20 @@ class ChatParallelReasoning(LocalModel, BaseChatModel, ReasoningSettings):
 
         found = side_by_side(answer, len(inputs), limit=limit, return_exceptions=return_exceptions)
         return found  # type: ignore[return-value]
+
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """See `batch`."""
+        with one_batch():
+            return await super().abatch(
+                inputs, config, return_exceptions=return_exceptions, **kwargs
+            )
 
     def batch_as_completed(  # type: ignore[override]
         self,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from langchain_core.callbacks import BaseCallbackHandler
+
 from langchain_pos import ChatParallelReasoning
 from langchain_pos.engine.engine import Engine
 from tests.engine.tokenizers_ import byte_level
@@ -52,3 +54,23 @@ def said(message: Any) -> tuple[Any, ...]:
 
 def _plain(block: Any) -> Any:
     return {key: value for key, value in block.items() if key not in ("index", "id")}
+
+
+class Recorder(BaseCallbackHandler):
+    """Counts what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.tokens: list[str] = []
+
+    def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+        self.told.append("start")
+
+    def on_llm_new_token(self, token: Any, **kwargs: Any) -> None:
+        self.tokens.append(token)
+
+    def on_llm_end(self, *args: Any, **kwargs: Any) -> None:
+        self.told.append("end")
+
+    def on_llm_error(self, error: BaseException, **kwargs: Any) -> None:
+        self.told.append(type(error).__name__)

@@ -19,12 +19,21 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel
 
-from langchain_pos import OpenAICompletionsEngine, ParallelReasoningLLM
+from langchain_pos import OpenAICompletionsEngine, ParallelReasoningLLM, ReasoningResult
 from langchain_pos.server import bind
 from tests.unit_tests.models import BARE, SMALL
 
 MODEL = "scripted"
+ASKED = "Question: Who?\n\nAnswer:\n"
+OUTLINE = "Let us see.\n####Ann:......\n####Ben:......\n####%%%%"
+
+
+class Gpa(BaseModel):
+    """What a branch finds."""
+
+    gpa: int
 
 
 @dataclass
@@ -216,3 +225,14 @@ def serving(rules: Rules, **card: Any) -> Iterator[Server]:
         server.should_exit = True
         server.force_exit = True
         thread.join()
+
+
+def told(result: ReasoningResult) -> dict[str, Any]:
+    """What a result says, without what it has cost."""
+    data = result.model_dump(
+        include={"blocks", "conclusion", "mode", "finish_reason", "fallback_reason", "error"}
+    )
+    for block in data["blocks"]:
+        for branch in block["branches"]:
+            del branch["started"], branch["ended"], branch["usage"]
+    return data

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import pickle
-import threading
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from langchain_core.caches import InMemoryCache
-from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
+from langchain_core.callbacks import UsageMetadataCallbackHandler
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import ConfigurableField
 
-from langchain_pos import AnswerTimeoutError, ChatParallelReasoning, InvalidRequestError
-from tests.unit_tests.chat_models import said, scripted_chat
-from tests.unit_tests.models import STUDENTS, Halt
+from langchain_pos import ChatParallelReasoning, InvalidRequestError
+from tests.unit_tests.chat_models import Recorder, said, scripted_chat
+from tests.unit_tests.models import STUDENTS
 
 TWICE = {
     "Who?\n\nAnswer:\n": "First.\n####Ann:......\n####Ben:......\n####%%%%",
@@ -234,93 +232,6 @@ class TestMessages:
         assert chat.get_num_tokens("Ann") == len(chat.get_token_ids("Ann"))
 
 
-class Recorder(BaseCallbackHandler):
-    """Counts what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-        self.tokens: list[str] = []
-
-    def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
-        self.told.append("start")
-
-    def on_llm_new_token(self, token: Any, **kwargs: Any) -> None:
-        self.tokens.append(token)
-
-    def on_llm_end(self, *args: Any, **kwargs: Any) -> None:
-        self.told.append("end")
-
-    def on_llm_error(self, error: BaseException, **kwargs: Any) -> None:
-        self.told.append(type(error).__name__)
-
-
-class TestBatch:
-    RULES: ClassVar[dict[str, str | list[str]]] = {
-        f"Who{n}?\n\nAnswer:\n": f"It is {'x' * n} {n}" for n in range(12)
-    }
-
-    def inputs(self) -> list[str]:
-        return [f"Who{n}?" for n in range(12)]
-
-    async def test_shares_forward_passes(self) -> None:
-        """All inputs are under way in the same passes, and each gets its own answer."""
-        chat, script = scripted_chat(self.RULES, mode="sequential")
-        alone = [chat.invoke(each).content for each in self.inputs()]
-        passes = len(script.passes)
-        script.passes.clear()
-        assert [m.content for m in chat.batch(self.inputs())] == alone
-        assert max(len({fed.segment for fed in each}) for each in script.passes) > 6
-        assert len(script.passes) < passes / 2
-        assert [m.content for m in await chat.abatch(self.inputs())] == alone
-        messages = [[HumanMessage(each)] for each in self.inputs()]
-        together = chat.generate(messages)
-        assert [g[0].text for g in together.generations] == alone
-        assert len(together.run or []) == 12
-        done = dict(chat.batch_as_completed(self.inputs()))
-        assert [done[n].content for n in range(12)] == alone  # type: ignore[union-attr]
-        assert chat.engine.slots_in_use == 0
-
-    def test_max_concurrency(self) -> None:
-        """No more than so many are under way at once."""
-        chat, script = scripted_chat(self.RULES, mode="sequential")
-        chat.batch(self.inputs(), {"max_concurrency": 2})
-        assert max(len({fed.segment for fed in each}) for each in script.passes) <= 2
-
-    def test_each_has_its_own_error_and_callbacks(self) -> None:
-        """With `return_exceptions` the others are whole, and each run is told its own end."""
-        chat, _ = scripted_chat(self.RULES, mode="sequential")
-        recorder = Recorder()
-        mixed = ["Who1?", [AIMessage("no question")], "Who2?"]
-        found = chat.batch(mixed, {"callbacks": [recorder]}, return_exceptions=True)
-        assert [type(each).__name__ for each in found] == [
-            "AIMessage",
-            "InvalidRequestError",
-            "AIMessage",
-        ]
-        assert sorted(recorder.told) == sorted(
-            ["start"] * 3 + ["end"] * 2 + ["InvalidRequestError"]
-        )
-
-    def test_an_error_cancels_the_others(self) -> None:
-        """Without `return_exceptions` it is raised, and the slots of the others are free."""
-        chat, script = scripted_chat({"Who1?\n\nAnswer:\n": "…"}, mode="sequential")
-        recorder = Recorder()
-        with pytest.raises(InvalidRequestError):
-            chat.batch(
-                ["Who1?", [AIMessage("no question")]],
-                {"callbacks": [recorder]},
-                max_sequential_tokens=3000,
-            )
-        assert chat.engine.slots_in_use == 0
-        assert len(script.passes) < 3000
-        assert sorted(recorder.told)[:2] == ["InvalidRequestError", "RequestCancelled"]
-
-    def test_empty(self) -> None:
-        """No inputs, no answers."""
-        chat, _ = scripted_chat({})
-        assert chat.batch([]) == []
-
-
 class TestCallbacksAndCache:
     def test_tokens_are_told_while_streaming(self) -> None:
         """Once each, whether the caller streams or a handler asks for it."""
@@ -404,39 +315,6 @@ class TestCallbacksAndCache:
         chat, _ = scripted_chat(STUDENTS, rate_limiter=Limiter())
         chat.batch(["Who?", "Who?"])
         assert len(asked) == 2
-
-
-class TestCancelling:
-    def test_closing_a_stream_frees_its_slots(self) -> None:
-        """In the middle of an answer."""
-        chat, _ = scripted_chat({"Who?\n\nAnswer:\n": "…"}, mode="sequential")
-        stream = chat.stream("Who?")
-        next(stream)
-        assert chat.engine.slots_in_use > 0
-        stream.close()  # type: ignore[attr-defined]
-        assert chat.engine.slots_in_use == 0
-
-    async def test_cancelling_a_task_frees_its_slots(self) -> None:
-        """`ainvoke` ends when its slots are free."""
-        chat, script = scripted_chat({"Who?\n\nAnswer:\n": "…"}, mode="sequential")
-        halt = Halt(script, at=3)
-        task = asyncio.create_task(chat.ainvoke("Who?"))
-        await asyncio.to_thread(halt.inside.wait)
-        task.cancel()
-        threading.Timer(0.05, halt.go_on.set).start()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert chat.engine.slots_in_use == 0
-
-    async def test_timeout(self) -> None:
-        """An answer that takes too long is given up, and its slots are free."""
-        rules = {"Who?\n\nAnswer:\n": "…"}
-        chat, _ = scripted_chat(rules, mode="sequential", timeout=0.01, max_sequential_tokens=3000)
-        with pytest.raises(AnswerTimeoutError, match=r"0\.01"):
-            chat.invoke("Who?")
-        with pytest.raises(TimeoutError):
-            await chat.ainvoke("Who?")
-        assert chat.engine.slots_in_use == 0
 
 
 class TestRunnable:

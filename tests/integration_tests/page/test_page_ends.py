@@ -1,0 +1,190 @@
+"""The page at `/` in headless Chromium: stopping, errors, keys; hostile and long answers."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import pytest
+
+from langchain_pos.plain import clean
+from tests.integration_tests.browsing import needs_chromium, opened, playwright, streamed
+from tests.integration_tests.page_questions import INJECTION, RULES, halted, many, shown
+from tests.unit_tests.chat_models import scripted_chat
+from tests.unit_tests.hostile import HTML, MARKDOWN, WIDE, hostile_result
+from tests.unit_tests.models import Script
+from tests.unit_tests.serving import Running, running
+
+pytestmark = needs_chromium
+expect = playwright.expect
+
+
+@pytest.mark.parametrize("way", ["button", "escape", "leaving"])
+def test_stopping_frees_the_slots(browser: Any, server: Running, script: Script, way: str) -> None:
+    """The pass under way is the last, and the next question is answered."""
+    with opened(browser, server) as page:
+        with halted(script, 40) as halt:
+            page.ask("Long?", "sequential")
+            expect(page.tab.locator("#conclusion .text")).not_to_be_empty()
+            halt.inside.wait()
+            assert server.chat.engine.slots_in_use > 0
+            if way == "leaving":
+                page.tab.goto("about:blank")
+            else:
+                stop = page.tab.get_by_role("button", name="Stop")
+                stop.click() if way == "button" else page.tab.keyboard.press("Escape")
+                expect(page.tab.get_by_role("status")).to_have_text("Stopped")
+                assert stop.is_disabled()
+            while not server.chat.engine.scheduler._live[0].cancelled:
+                time.sleep(0.005)
+        assert server.at_rest()
+        assert len(script.passes) == 41
+        if way == "leaving":
+            page.tab.goto("/")
+        page.ask("Who?")
+        page.done()
+        expect(page.tab.locator("#error")).to_be_hidden()
+
+
+def test_stopped_branches_are_no_longer_writing(
+    browser: Any, server: Running, script: Script
+) -> None:
+    """What they have written stays, marked as cancelled."""
+    server.ask()
+    branching = [n for n, fed in enumerate(script.passes) if len(fed) == 2]
+    fifth = len(script.passes) + branching[4]
+    with opened(browser, server) as page, halted(script, fifth) as halt:
+        page.ask("Who?")
+        halt.inside.wait()
+        expect(page.tab.locator(".card.writing")).to_have_count(2)
+        page.tab.get_by_role("button", name="Stop").click()
+        expect(page.tab.locator(".card.cancelled")).to_have_count(2)
+        assert page.tab.locator(".card .note").all_inner_texts() == ["cancelled"] * 2
+
+
+def test_errors_are_told_in_the_servers_words(
+    browser: Any, server: Running, script: Script
+) -> None:
+    """A refusal, and a stream that breaks; an alert, and the next answer takes it away."""
+    with opened(browser, server, complains=True) as page:
+        alert = page.tab.get_by_role("alert")
+        page.ask("Who? " * 5000)
+        expect(alert).to_contain_text("Shorten the question")
+        expect(page.tab.get_by_role("status")).to_have_text("There is no whole answer")
+
+        def broken() -> None:
+            if len(script.passes) == 20:
+                raise ZeroDivisionError("a secret of ours")
+
+        script.before = broken
+        page.ask("Who?")
+        expect(alert).to_have_text("the server failed; its log says how")
+        script.before = lambda: None
+        page.ask("Who?")
+        page.done()
+        expect(page.tab.locator("#error")).to_be_hidden()
+
+
+def test_a_server_that_is_full_or_gone(browser: Any) -> None:
+    """The one says when to try again, the other cannot be reached."""
+    chat, script = scripted_chat(RULES)
+    with (
+        running(chat, max_concurrency=1, max_queue=0) as server,
+        opened(browser, server) as first,
+        opened(browser, server, complains=True) as page,
+    ):
+        alert = page.tab.get_by_role("alert")
+        with halted(script, 5) as halt:
+            first.ask("Who?")
+            halt.inside.wait()
+            page.ask("Who?")
+            expect(alert).to_contain_text("all that this server allows")
+            expect(alert).to_contain_text(re.compile(r"\(try again in \d+ s\)"))
+        first.done()
+        page.tab.route("**/v1/**", lambda route: route.abort("connectionrefused"))
+        page.ask("Who?")
+        expect(alert).to_have_text("the server cannot be reached; is it still running?")
+
+
+def test_the_key_is_asked_for_and_kept_nowhere(browser: Any) -> None:
+    """The page comes without one; a wrong one is told and may be mended, the right one opens."""
+    chat, _ = scripted_chat(RULES)
+    with (
+        running(chat, api_key="secret") as server,
+        opened(browser, server, complains=True) as page,
+    ):
+        key = page.tab.get_by_label("API key")
+        expect(key).to_be_visible()
+        assert page.complaints == [], "it does not ask before it has a key"
+        key.fill("wrong")
+        page.ask("Who?")
+        expect(page.tab.get_by_role("alert")).to_contain_text("the API key is missing or wrong")
+        expect(key).to_be_focused()
+        key.fill("secret")
+        page.tab.keyboard.press("Enter")
+        page.done()
+        assert key.get_attribute("type") == "password"
+        stored = "() => [localStorage.length, sessionStorage.length, document.cookie]"
+        assert page.tab.evaluate(stored) == [0, 0, ""]
+        assert page.tab.url == f"{server.url}/"
+        page.tab.reload()
+        assert key.input_value() == ""
+
+
+def test_without_a_key_none_is_asked_for(browser: Any, server: Running) -> None:
+    """There is no field for what the server does not want."""
+    with opened(browser, server) as page:
+        assert not page.tab.get_by_label("API key").is_visible()
+
+
+def test_markup_that_a_model_writes_stays_text(browser: Any, server: Running) -> None:
+    """Through the whole server: no element is made, no script runs."""
+    with opened(browser, server) as page:
+        page.ask("Evil?")
+        page.done()
+        assert page.cards() == [("Eve", INJECTION), ("Mallory", "<b>bold</b>")]
+        assert page.tab.locator("#conclusion .text").text_content() == "</div><svg onload=x()>"
+        assert page.tab.title() == "langchain-pos"
+        assert page.tab.locator("#answer :is(script, b:not(#stages b), svg, img)").count() == 0
+
+
+@pytest.mark.parametrize("width", [320, 1280])
+def test_hostile_text_in_every_place(browser: Any, server: Running, width: int) -> None:
+    """The elements are those of a harmless result; every text is shown; nothing sticks out."""
+    hostile = hostile_result()
+    count = len((*HTML, *WIDE, *MARKDOWN))
+    tags = "() => [...document.querySelectorAll('#answer *')].map(e => e.tagName).join()"
+    attributes = (
+        "() => [...document.querySelectorAll('#answer *')].flatMap(e => e.getAttributeNames())"
+        ".filter(name => name.startsWith('on') || name === 'src' || name === 'href')"
+    )
+    with opened(browser, server, viewport={"width": width, "height": 800}) as page:
+        made = []
+        for result in (hostile_result(tuple(f"word{n}" for n in range(count))), hostile):
+            page.answer_with(streamed(result, size=500))
+            page.ask("Who?")
+            page.done()
+            page.tab.evaluate("() => (document.getElementById('timeline').open = true)")
+            made.append(page.tab.evaluate(tags))
+            assert page.fits()
+        assert made[0] == made[1]
+        assert page.tab.evaluate(attributes) == []
+        assert page.tab.title() == "langchain-pos"
+        assert page.cards() == shown(hostile)
+        for place in ("#conclusion .text", ".block > .text"):
+            assert page.tab.locator(place).text_content() == clean(hostile.conclusion)
+
+
+def test_long_answers_are_drawn_by_the_frame_and_in_bounded_nodes(
+    browser: Any, server: Running
+) -> None:
+    """Far fewer writes than pieces, and no write copies more than a bounded text before it."""
+    result = many(16, "word " * 2000)
+    events = streamed(result, size=5)
+    with opened(browser, server) as page:
+        page.answer_with(events)
+        page.ask("Who?")
+        page.done()
+        assert page.cards() == shown(result)
+        assert page.seen("appended") < len(events) / 10

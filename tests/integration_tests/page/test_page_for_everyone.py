@@ -1,0 +1,186 @@
+"""The page at `/` in headless Chromium: keyboard, screen readers, contrast, any screen."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.integration_tests.browsing import needs_chromium, opened, playwright, streamed
+from tests.integration_tests.page_questions import halted, many
+from tests.unit_tests.models import Script
+from tests.unit_tests.serving import Running
+
+pytestmark = needs_chromium
+expect = playwright.expect
+
+
+def test_by_keyboard_alone(browser: Any, server: Running, script: Script) -> None:
+    """Every control can be reached, shows that it has the focus, and works."""
+    focused = "() => document.activeElement.id || document.activeElement.tagName"
+    outlined = (
+        "() => { const s = getComputedStyle(document.activeElement);"
+        " return s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) >= 2; }"
+    )
+    with opened(browser, server) as page, halted(script, 40) as halt:
+        keys = page.tab.keyboard
+        way = []
+        for _ in range(4):
+            keys.press("Tab")
+            way.append(page.tab.evaluate(focused))
+            assert page.tab.evaluate(outlined), way
+        assert way == ["question", "mode", "submit", "demo"]
+
+        for _ in range(3):
+            keys.press("Shift+Tab")
+        keys.press("Control+A")
+        keys.type("Long?")
+        keys.press("Tab")
+        keys.press("End")  # the last of the modes
+        keys.press("Tab")
+        keys.press("Enter")  # on Ask
+        expect(page.tab.locator("#conclusion .text")).not_to_be_empty()
+        assert page.tab.evaluate(focused) == "stop", "the focus goes where it is of use"
+        keys.press("Enter")
+        expect(page.tab.get_by_role("status")).to_have_text("Stopped")
+        assert page.tab.evaluate(focused) == "submit"
+        halt.go_on.set()
+
+        keys.press("Shift+Tab")
+        keys.press("Home")
+        keys.press("Shift+Tab")
+        keys.press("Control+A")
+        keys.type("Who?")
+        keys.press("Control+Enter")
+        page.done()
+        assert page.tab.evaluate(focused) == "question", "who writes goes on writing"
+        way = []
+        for _ in range(6):
+            keys.press("Tab")
+            way.append(page.tab.evaluate(focused))
+            assert page.tab.evaluate(outlined), way
+        assert way == ["mode", "submit", "demo", "copy-text", "copy-json", "SUMMARY"]
+
+
+def test_every_control_has_a_name(browser: Any, server: Running) -> None:
+    """In the tree that Chromium gives to screen readers; with roles for what changes."""
+    with opened(browser, server) as page:
+        page.ask("Who?")
+        page.done()
+        session = page.tab.context.new_cdp_session(page.tab)
+        nodes = session.send("Accessibility.getFullAXTree")["nodes"]
+        named = [
+            (node["role"]["value"], node.get("name", {}).get("value", ""))
+            for node in nodes
+            if not node["ignored"]
+        ]
+        controls = {"button", "textbox", "combobox", "DisclosureTriangle", "form", "list"}
+        found = [(role, name) for role, name in named if role in controls]
+        roles = {role for role, _ in named}
+        assert {"main", "form", "status", "timer", "heading", "listitem"} <= roles
+        assert len([role for role, _ in found if role == "button"]) == 5
+        unnamed = [(role, name) for role, name in found if not name and role != "list"]
+        assert unnamed == []
+        headings = {name for role, name in named if role == "heading"}
+        assert {"langchain-pos", "Answer", "2 branches", "Conclusion"} <= headings
+
+
+def test_screen_readers_hear_of_stages_and_not_of_tokens(browser: Any, server: Running) -> None:
+    """The status changes once a stage; no other live region changes while it is written."""
+    with opened(browser, server) as page:
+        page.ask("Who?")
+        page.done()
+        statuses = page.seen("statuses")
+        assert statuses == [
+            "Asked; waiting for the first token",
+            "Planning",
+            "Writing 2 branches side by side",
+            "Concluding",
+            statuses[-1],
+        ]
+        live = page.tab.locator("[aria-live]:not([aria-live=off]), [role=status], [role=alert]")
+        assert live.evaluate_all("all => all.map(e => e.id)") == ["error", "status"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast(browser: Any, server: Running, scheme: Any) -> None:
+    """All text has 4.5 to 1 at least, as WCAG AA asks, in both colour schemes."""
+    measure = """() => {
+      const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+      const light = (colour) => {
+        const [r, g, b] = parts(colour).map((v) => v / 255)
+          .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+      };
+      const ground = (e) => {
+        for (; e; e = e.parentElement) {
+          const colour = getComputedStyle(e).backgroundColor;
+          if ((parts(colour)[3] ?? 1) === 1) return colour;
+        }
+        throw new Error("no ground");
+      };
+      const found = [];
+      for (const e of document.querySelectorAll("body *")) {
+        const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+        if (!own || !e.checkVisibility() || e.disabled || e.closest("noscript")) continue;
+        const [a, b] = [light(getComputedStyle(e).color), light(ground(e))];
+        found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.textContent.slice(0, 30)]);
+      }
+      return found;
+    }"""
+    with opened(browser, server, color_scheme=scheme, complains=True) as page:
+        page.ask("Who? " * 5000)
+        expect(page.tab.get_by_role("alert")).not_to_be_empty()
+        found = page.tab.evaluate(measure)
+        page.ask("Who?")
+        page.done()
+        found += page.tab.evaluate(measure)
+        assert len(found) > 30
+        assert [each for each in found if each[0] < 4.5] == []
+        ground = page.tab.evaluate("() => getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", ground))) < 384) is (scheme == "dark")
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_reduced_motion(browser: Any, server: Running, script: Script, motion: Any) -> None:
+    """Nothing is animated for those who want it so."""
+    with opened(browser, server, reduced_motion=motion) as page, halted(script, 8) as halt:
+        page.ask("Who?")
+        halt.inside.wait()
+        expect(page.tab.locator("[aria-current=step]")).to_have_count(1)
+        animated = page.tab.evaluate("() => document.getAnimations().length")
+        halt.go_on.set()
+        page.done()
+        assert (animated > 0) is (motion == "no-preference")
+
+
+@pytest.mark.parametrize("branches", [2, 10, 64])
+@pytest.mark.parametrize("width", [320, 768, 1280, 2560])
+def test_any_number_of_branches_fits_any_screen(
+    browser: Any, server: Running, branches: int, width: int
+) -> None:
+    """No horizontal scrolling; on wide screens cards stand beside each other."""
+    with opened(browser, server, viewport={"width": width, "height": 800}) as page:
+        page.answer_with(streamed(many(branches)))
+        page.ask("Who?")
+        page.done()
+        assert page.fits()
+        page.tab.get_by_text("Timeline").click()
+        assert page.fits()
+        lefts = page.tab.locator(".card").evaluate_all(
+            "cards => cards.map(c => c.getBoundingClientRect().left)"
+        )
+        assert len(lefts) == branches
+        columns = len(set(lefts))
+        assert columns == 1 if width == 320 else columns >= 2
+        if width == 2560:
+            assert columns >= min(branches, 5)
+
+
+def test_on_a_narrow_screen_the_answer_comes_into_sight(browser: Any, server: Running) -> None:
+    """It stands below the question, so the page scrolls to it."""
+    with opened(browser, server, viewport={"width": 320, "height": 640}) as page:
+        page.ask("Who?")
+        page.done()
+        expect(page.tab.get_by_role("status")).to_be_in_viewport()
