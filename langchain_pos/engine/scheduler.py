@@ -171,7 +171,8 @@ class Scheduler:
     def cancel(self, request: Request[Any]) -> None:
         """End a request and free its slots: at once, or when the pass under way is over.
 
-        To be called also behind a request that is done: the calling thread waits no more.
+        To be called behind a request that is done as well: the calling thread waits no more, and
+        gives its workers back.
         """
         give_back_workers()
         if request.done:

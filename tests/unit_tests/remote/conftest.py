@@ -11,7 +11,6 @@ from tests.unit_tests.models import STUDENTS
 
 
 @pytest.fixture
-@pytest.fixture
 def server() -> Iterator[Server]:
     """The question "Who?" answered in two branches."""
     with serving(dict(STUDENTS)) as running:
