@@ -47,7 +47,9 @@ there.""",
 `python -m benchmarks.ragged`: branches as long as those recorded from the paper's runs. *Lock-step*
 is our own engine, kept from retiring a branch before the longest has ended; *in groups* has eight
 rows: waiting branches take freed rows, against groups that wait for their longest. Only recorded
-tokens count.""",
+tokens count. A branch that retires frees its row; how much that gains depends on what a row costs.
+On this CPU a pass of ten rows takes hardly longer than one of a single row (*Roofline*), and the
+longest branch decides how many passes there are, so lock-step costs little here.""",
     "replay": """## Whole requests
 
 `python -m benchmarks.replay` answers questions with the texts recorded from the paper's runs,
@@ -58,10 +60,10 @@ where, they guess the recorded text, and the text that comes out is compared wit
 `prompt_lookup_num_tokens`; *the paper's algorithm* writes the same parallel answer behind the same
 prompt as ours. There is no Qwen tokenizer without a network: text is cut by a rule that gives about
 as many tokens as were recorded (*token ratio*; `benchmarks/recorded.py`). The ratio to `generate`
-follows the length of the recorded sequential answer, so one answer says little: of five answers
-about ten students it was 3.0 to 6.2 (3.9 together; 2.2 to 2.7 over the paper's algorithm), of two
-about thirty 6.9 and 7.4 (3.4 and 3.2), in a run on this machine that was interrupted before it
-wrote its table.""",
+follows the length of the recorded sequential answer (among those about ten students from 3.0 to
+6.3), so a kind's ratio is that of sums. Where little can be guessed, what is left over the paper's
+algorithm is the price of a pass: planning's branches and conclusions are free prose, and take as
+many passes as tokens either way.""",
     "embedded": """## The shipped model's own answers
 
 `python -m benchmarks.embedded`: real questions, the model's own tokens. Parallel is ours;
