@@ -108,9 +108,9 @@ to alone*: every text of every branch, and how it ended. *First token*: the firs
 that a stream tells. *MiB*: the server's resident set, at the 50th and the last request at once.
 Client and server share the machine's cores. What company saves is the read of the weights and what
 a pass costs beside its rows; each request still has its prompt to feed and its own keys and values
-to read, and answers in parallel have filled the passes' free rows alone. In a profile at 16 at once,
-in float32, half of the time was attention over each request's own keys and values, a fifth the
-matrix products, whose rows are not free any more then.""",
+to read, and answers in parallel have filled the passes' free rows alone. In a profile at 16 at
+once, in float32, half of the time was attention over each request's own keys and values, a fifth
+the matrix products, whose rows are not free any more then.""",
     "soak": """## Mixed load for a long time
 
 `python -m benchmarks.soak --minutes 60`: phases of steady load, bursts beyond what the queue holds,
