@@ -135,10 +135,23 @@ class Driver:
     def _anybody(self) -> bool:
         """Whether somebody has what he waits for, or nobody waits any more."""
         asleep = list(self._asleep)
-        return not asleep or any(sleeper.until() for sleeper in asleep)
+        return not asleep or any(map(_is_due, asleep))
 
     def _wake(self) -> None:
         for sleeper in list(self._asleep):
-            if sleeper.until():
-                self._forget(sleeper)
-                sleeper.wake()
+            error = None
+            try:
+                if not sleeper.until():
+                    continue
+            except BaseException as raised:  # noqa: BLE001  it is his; the others' thread goes on
+                error = raised
+            self._forget(sleeper)
+            sleeper.wake(error)
+
+
+def _is_due(sleeper: _Sleeper | _SleepingTask) -> bool:
+    """Whether he must be woken; also where the question itself fails, which he is told then."""
+    try:
+        return sleeper.until()
+    except BaseException:  # noqa: BLE001  `_wake` asks again
+        return True

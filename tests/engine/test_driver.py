@@ -193,6 +193,31 @@ def test_an_error_of_driving_reaches_one_and_the_others_go_on(
     assert engine.slots_in_use == 0
 
 
+@pytest.mark.parametrize("failing_first", [False, True])
+def test_a_condition_that_fails_is_its_own_callers_error(
+    engine: Engine, *, failing_first: bool
+) -> None:
+    """The thread that drives for all goes on for the others."""
+    expected = list(engine.generate(PROMPTS[1], max_new_tokens=30).token_ids)
+    request = told(engine, PROMPTS[1])
+
+    def failing() -> bool:
+        if request.passes > 3:
+            raise LookupError("no such thing")
+        return False
+
+    async def main() -> list[Any]:
+        tasks = [read(engine, request), engine.scheduler.await_news(failing)]
+        order = tasks[::-1] if failing_first else tasks
+        return await asyncio.gather(*order, return_exceptions=True)
+
+    found = asyncio.run(main())
+    answer, error = found[::-1] if failing_first else found
+    assert answer == expected
+    assert isinstance(error, LookupError)
+    assert engine.slots_in_use == 0
+
+
 def test_an_idle_thread_holds_no_model() -> None:
     """The engine goes when nobody uses it; the thread waits a while longer."""
     engine = tiny_engine()
