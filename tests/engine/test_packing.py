@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
-from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
 from langchain_pos.engine.engine import Engine
-from langchain_pos.engine.packing import PackedLinear, can_pack, pack
+from langchain_pos.engine.packing import can_pack, pack
 from langchain_pos.errors import UnsupportedModelError
 from tests.engine.tiny import tiny_model
 from tests.engine.tokenizers_ import byte_level
@@ -30,33 +31,95 @@ def half() -> PreTrainedModel:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 7, 64, 300])
 def test_a_packed_layer_computes_what_the_layer_computes(rows: int, bias: bool) -> None:
-    """Up to the rounding of bfloat16, for any number of rows and leading dimensions."""
+    """Up to the rounding of bfloat16, for any number of rows, alone and with others."""
     torch.manual_seed(rows)
-    linear = nn.Linear(96, 160, bias=bias).to(torch.bfloat16)
     states = torch.randn(1, rows, 96).to(torch.bfloat16)
+    parent = Projections([nn.Linear(96, size, bias=bias) for size in (160, 32, 48)])
+    parent = parent.to(torch.bfloat16)
     with torch.inference_mode():
-        packed = PackedLinear(linear)
-        torch.testing.assert_close(packed(states), linear(states), rtol=0.02, atol=0.02)
-        factor = torch.randn(1, rows, 160).to(torch.bfloat16)
-        expected = linear(states) * factor
-        torch.testing.assert_close(packed.times(states, factor), expected, rtol=0.03, atol=0.03)
+        expected = [layer(states) for layer in parent.layers()]
+        assert pack(parent) == 3
+        assert len({layer.matrix for layer in parent.layers()}) == 1  # type: ignore[attr-defined]
+        for layer, wanted in zip(parent.layers(), expected, strict=True):
+            torch.testing.assert_close(layer(states), wanted, rtol=0.02, atol=0.02)
+
+
+class Projections(nn.Module):
+    """Layers that read the same states; `order` says which is called when."""
+
+    def __init__(self, layers: list[nn.Linear], order: str = "abc") -> None:
+        super().__init__()
+        self.a, self.b, self.c = layers
+        self.order = order
+        self.between = False  # write to the states between two layers
+
+    def layers(self) -> list[nn.Module]:
+        return [self.a, self.b, self.c]
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool = False) -> list[torch.Tensor]:
+        states = torch.ones(*input_ids.shape, self.a.in_features, dtype=torch.bfloat16)
+        done = []
+        for name in self.order:
+            done.append(getattr(self, name)(states))
+            if self.between:
+                states += 1
+        return done
+
+
+def test_only_what_reads_the_same_states_becomes_one_matrix() -> None:
+    """Not what is called again, never, apart, or with states that were written to meanwhile."""
+
+    def matrices(order: str, *, between: bool = False) -> int:
+        parent = Projections([nn.Linear(8, 8) for _ in range(3)], order).to(torch.bfloat16)
+        parent.between = between
+        pack(parent)
+        return len({layer.matrix for layer in parent.layers()})  # type: ignore[attr-defined]
+
+    assert matrices("abc") == 1
+    assert matrices("ab") == 2
+    assert matrices("abca") == 2
+    assert matrices("abc", between=True) == 3
+    assert matrices("x") == 3  # the trial fails: each for itself
+
+
+def test_parts_of_a_matrix_answer_in_any_order_for_any_states() -> None:
+    """What one of them keeps for the others is never taken for other states."""
+    torch.manual_seed(1)
+    parent = Projections([nn.Linear(16, size) for size in (8, 24, 32)]).to(torch.bfloat16)
+    plain = [nn.Linear(16, layer.out_features) for layer in parent.layers()]  # type: ignore[arg-type]
+    for copy, layer in zip(plain, parent.layers(), strict=True):
+        copy.load_state_dict(layer.state_dict())
+        copy.to(torch.bfloat16)
+    with torch.inference_mode():
+        pack(parent)
+        for _ in range(40):
+            one, other = torch.randn(2, 1, 3, 16).to(torch.bfloat16)
+            for index in torch.randint(0, 3, (4,)).tolist():
+                for states in (one, other, one):
+                    found = parent.layers()[index](states)
+                    torch.testing.assert_close(found, plain[index](states), rtol=0.02, atol=0.02)
 
 
 def test_packing_takes_every_linear_layer_and_fuses_gated_mlps() -> None:
     """Attention, MLP and output layers; the logits stay what they were."""
     model = half().eval()
-    ids = torch.randint(0, 90, (1, 20))
+    ids = torch.randint(0, 90, (1, 600))
     with torch.inference_mode():
         before = model(ids).logits.float()
         count = pack(model)
         after = model(ids).logits.float()
     assert count == 7 * model.config.num_hidden_layers + 1
-    assert type(model.model.layers[0].mlp).__name__ == "PackedQwen2MLP"
+    layer = model.model.layers[0]
+    assert type(layer.mlp).__name__ == "PackedQwen2MLP"
+    assert layer.mlp.gate_proj.matrix is layer.mlp.up_proj.matrix
+    attention = layer.self_attn
+    assert attention.q_proj.matrix is attention.k_proj.matrix is attention.v_proj.matrix
+    assert attention.o_proj.matrix is not attention.q_proj.matrix
     assert (before - after).norm() < 0.02 * before.norm()
 
 
-def test_what_is_no_gated_mlp_is_not_fused() -> None:
-    """Another activation, and a forward that does something else, are left as they are."""
+def test_a_gated_mlp_may_have_any_activation_but_does_nothing_else() -> None:
+    """A forward that does more is left as it is."""
     config = LlamaConfig(
         hidden_size=32,
         intermediate_size=64,
@@ -66,8 +129,13 @@ def test_what_is_no_gated_mlp_is_not_fused() -> None:
         hidden_act="gelu",
     )
     model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
-    pack(model)
-    assert type(model.model.layers[0].mlp).__name__ == "LlamaMLP"
+    states = torch.randn(1, 700, 32).to(torch.bfloat16)
+    with torch.inference_mode():
+        before = model.model.layers[0].mlp(states)
+        pack(model)
+        after = model.model.layers[0].mlp(states)
+    assert type(model.model.layers[0].mlp).__name__ == "PackedLlamaMLP"
+    torch.testing.assert_close(after, before, rtol=0.02, atol=0.02)
 
     class Other(type(half().model.layers[0].mlp)):  # type: ignore[misc]
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -112,12 +180,13 @@ def test_a_model_that_does_not_bear_packing_is_loaded_again_without(
     """Some model may use a layer's weight without calling the layer."""
     half().save_pretrained(tmp_path)
     byte_level().save_pretrained(tmp_path)
-    original = Qwen2MLP.forward
+    original = Qwen2Attention.forward
 
-    def reads_weights(self: Qwen2MLP, x: torch.Tensor) -> torch.Tensor:
-        return original(self, x) + self.gate_proj.weight[0].sum() * 0
+    def reads_weights(self: Qwen2Attention, *args: Any, **kwargs: Any) -> Any:
+        states, *rest = original(self, *args, **kwargs)
+        return states + self.o_proj.weight[0].sum() * 0, *rest
 
-    monkeypatch.setattr(Qwen2MLP, "forward", reads_weights)
+    monkeypatch.setattr(Qwen2Attention, "forward", reads_weights)
     assert Engine.load(str(tmp_path)).describe()["weights"] == "as loaded"
     with pytest.raises(UnsupportedModelError):
         Engine(half(), byte_level(), pack_weights=True)
