@@ -60,11 +60,10 @@ where, they guess the recorded text, and the text that comes out is compared wit
 `prompt_lookup_num_tokens`; *the paper's algorithm* writes the same parallel answer behind the same
 prompt as ours. There is no Qwen tokenizer without a network: text is cut by a rule that gives about
 as many tokens as were recorded (*token ratio*; `benchmarks/recorded.py`). The ratio to `generate`
-follows the length of the recorded sequential answer (among those about ten students from 3.0 to
-6.3), so a kind's ratio is that of sums, and one answer says little: two others about thirty
-students gave 6.9 and 7.4 in a run that was interrupted before it wrote its table. Where little can
-be guessed, what is left over the paper's algorithm is the price of a pass: planning's branches and
-conclusions are free prose, and take as many passes as tokens either way.""",
+follows the length of the recorded sequential answer (among those about ten students from 3.5 to
+6.8), so a kind's ratio is that of sums. Where little can be guessed, what is left over the paper's
+algorithm is the price of a pass: planning's branches and conclusions are free prose, and take
+nearly as many passes as tokens either way.""",
     "embedded": """## The shipped model's own answers
 
 `python -m benchmarks.embedded`: real questions, the model's own tokens. Parallel is ours;
