@@ -67,7 +67,8 @@ nearly as many passes as tokens either way.""",
     "embedded": """## The shipped model's own answers
 
 `python -m benchmarks.embedded`: real questions, the model's own tokens. Parallel is ours;
-sequential is transformers `generate` on the prompt of `mode="sequential"`.""",
+sequential is transformers `generate` on the prompt of `mode="sequential"`. Of twenty questions one
+is five percent: for how often answers are right, see *Quality*, which asks fifty.""",
     "roofline": """## Roofline
 
 `python -m benchmarks.roofline`: one decoding step of our engine, over the time in which this
