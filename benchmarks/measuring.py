@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.report import RESULTS, report
+from benchmarks.report import RESULTS, report, without_folders
 
 
 @dataclass(frozen=True)
@@ -152,14 +152,7 @@ def parse(
     if args.quick:
         args.runs = min(args.runs, 2)
         args.model = "tiny" if tiny else args.model
-    shown, words = [], list(sys.argv[1:] if argv is None else argv)
-    while words:  # a result names no folder of the machine that it was made on
-        word = words.pop(0)
-        if word in ("--out", "--data"):
-            words[:1] = []
-        elif not word.startswith(("--out=", "--data=")):
-            shown.append(word)
-    args.words = shown
+    args.words = without_folders(sys.argv[1:] if argv is None else argv)
     return args
 
 

@@ -65,7 +65,9 @@ def report(
     path = folder / f"{name}.json"
     content = {
         "benchmark": name,
-        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": " ".join(
+            [f"python -m benchmarks.{Path(sys.argv[0]).stem}", *without_folders(sys.argv[1:])]
+        ),
         "machine": machine(),
         "rows": list(rows),
         **details,
@@ -73,6 +75,18 @@ def report(
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     print(f"\nwritten to {path}")
     return path
+
+
+def without_folders(argv: Sequence[str]) -> list[str]:
+    """A command's words but for `--data` and `--out`: a result names no folder of its machine."""
+    shown, words = [], list(argv)
+    while words:
+        word = words.pop(0)
+        if word in ("--out", "--data"):
+            words[:1] = []
+        elif not word.startswith(("--out=", "--data=")):
+            shown.append(word)
+    return shown
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
