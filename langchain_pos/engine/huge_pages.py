@@ -31,7 +31,7 @@ def move_to_huge_pages(memory: Iterable[tuple[int, int]]) -> int:
         memory: addresses and bytes. A page is moved if half of it or more is among them.
 
     Returns:
-        bytes that have been moved.
+        bytes in huge pages now, also those that were before.
     """
     size, advise = _page_size(), _madvise()
     if not size or advise is None:

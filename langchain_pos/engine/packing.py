@@ -13,7 +13,7 @@ a model is loaded for the CPU:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -242,13 +242,11 @@ def _fuse(module: nn.Module) -> None:
         """The same module, with its forward fused."""
 
         def forward(self, states: torch.Tensor) -> torch.Tensor:
-            done = list(self._in_blocks(states))
-            return done[0] if len(done) == 1 else torch.cat(done, dim=-2)
-
-        def _in_blocks(self, states: torch.Tensor) -> Iterator[torch.Tensor]:
-            for rows in states.split(_MLP_ROWS, dim=-2):
-                gate, up = self.gate_proj.matrix.of_all(rows)
-                yield self.down_proj(self.act_fn(gate).mul_(up))
+            done = []
+            for block in states.split(_MLP_ROWS, dim=-2):
+                gate, up = self.gate_proj.matrix.of_all(block)
+                done.append(self.down_proj(self.act_fn(gate).mul_(up)))
+            return torch.cat(done, dim=-2) if len(done) > 1 else done[0]
 
     Fused.__name__ = Fused.__qualname__ = f"Packed{type(module).__name__}"
     module.__class__ = Fused
