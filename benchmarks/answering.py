@@ -14,13 +14,14 @@ from benchmarks.measuring import Clock, Run
 from benchmarks.models import engine_for, twin
 from benchmarks.peers import Prefix, answer
 from langchain_pos.engine.completion import TokenUsage
-from langchain_pos.engine.decoding import Steps
+from langchain_pos.engine.cpu.weight_packing import PackedModelError
+from langchain_pos.engine.decoding.sequence import Steps
 from langchain_pos.engine.loading import load
-from langchain_pos.engine.packing import PackedModelError
-from langchain_pos.engine.request import Request
-from langchain_pos.prompts import join_text, load_prompts, opening
-from langchain_pos.reasoner import Answer, Reasoner
-from langchain_pos.schema import (
+from langchain_pos.engine.scheduler.request import Request
+from langchain_pos.reasoning.prompts import join_text, load_prompts, opening
+from langchain_pos.reasoning.reasoner import Answer, Reasoner
+from langchain_pos.reasoning.settings import ReasoningSettings
+from langchain_pos.results.data import (
     STEP_MARK,
     Block,
     BranchResult,
@@ -29,7 +30,6 @@ from langchain_pos.schema import (
     ReasoningResult,
     StagePasses,
 )
-from langchain_pos.settings import ReasoningSettings
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from benchmarks.measuring import Run, alternate, median_seconds, options, parse,
 from benchmarks.report import data_folder
 from benchmarks.scoring import Score
 from langchain_pos.embedded import embedded_model_path
-from langchain_pos.schema import ReasoningResult
-from langchain_pos.settings import ReasoningSettings
+from langchain_pos.reasoning.settings import ReasoningSettings
+from langchain_pos.results.data import ReasoningResult
 
 OURS, SEQUENTIAL = "parallel", "sequential"
 

@@ -15,7 +15,7 @@ from typing import Any
 import xgrammar
 
 from benchmarks.report import report
-from langchain_pos.grammar import skeleton_grammar
+from langchain_pos.reasoning.skeleton_grammar import skeleton_grammar
 
 PLACES = ("", "Let us", " see\n", "####", "Ann", ":", "......\n####", "经济", " ")
 

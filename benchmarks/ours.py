@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from benchmarks.measuring import Clock, Run
 from langchain_pos.engine import Engine
-from langchain_pos.engine.decoding import Feed, Steps, decode
-from langchain_pos.engine.request import Request
+from langchain_pos.engine.decoding.sequence import Feed, Steps, decode
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
+from langchain_pos.engine.scheduler.request import Request
 
 T = TypeVar("T")
 

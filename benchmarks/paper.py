@@ -31,7 +31,7 @@ from benchmarks.measuring import options, parse, publish
 from benchmarks.report import data_folder
 from benchmarks.scoring import names_it
 from langchain_pos.embedded import embedded_model_path
-from langchain_pos.settings import ReasoningSettings
+from langchain_pos.reasoning.settings import ReasoningSettings
 
 _GIB = 1 << 30
 

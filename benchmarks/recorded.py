@@ -21,7 +21,7 @@ from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from langchain_pos.schema import BODY_PLACEHOLDER, END_MARK, STEP_MARK
+from langchain_pos.results.data import BODY_PLACEHOLDER, END_MARK, STEP_MARK
 
 KINDS = {
     "retrieval-10": "logic_gpa_resume_10",

@@ -45,14 +45,14 @@ from benchmarks.paper_algorithm import PaperAlgorithm
 from benchmarks.peers import PAPER, generate_text
 from benchmarks.recorded import KINDS, Recorded, encode, read, token_ratio, tokenizer_for
 from benchmarks.report import data_folder
-from langchain_pos.chat_prompt import encode_prompt
 from langchain_pos.engine import Engine
 from langchain_pos.engine.sampling import RowSampling, derive_seed, sample
 from langchain_pos.errors import NonFiniteLogitsError
-from langchain_pos.prompts import join_text, opening, prompts_for
-from langchain_pos.reasoner import Reasoner
-from langchain_pos.schema import ReasoningRequest, ReasoningResult
-from langchain_pos.settings import ReasoningSettings
+from langchain_pos.reasoning.chat_template import encode_prompt
+from langchain_pos.reasoning.prompts import join_text, opening, prompts_for
+from langchain_pos.reasoning.reasoner import Reasoner
+from langchain_pos.reasoning.settings import ReasoningSettings
+from langchain_pos.results.data import ReasoningRequest, ReasoningResult
 
 OURS, SEQUENTIAL, LOOKUP = "ours", "generate", "generate, prompt look-up"
 LOOKUP_TOKENS = 10

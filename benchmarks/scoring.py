@@ -12,7 +12,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from langchain_pos.schema import END_MARK, ReasoningResult
+from langchain_pos.results.data import END_MARK, ReasoningResult
 
 _RECORD = re.compile(r"student named (.+?) is \d+ years old.*?GPA of (\d+(?:\.\d+)?)")
 _BOUNDS = re.compile(r"GPA between (\d+(?:\.\d+)?) and (\d+(?:\.\d+)?)")

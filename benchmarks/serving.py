@@ -29,7 +29,7 @@ from training.students import paper_problem, students
 
 MODEL = "served"
 ANSWERS = "/v1/chat/completions"
-_COMMAND = "from langchain_pos.cli import main; main()"
+_COMMAND = "from langchain_pos.cli.main import main; main()"
 _NAME = re.compile(r"student named (.+?) is \d")
 
 

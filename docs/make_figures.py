@@ -11,8 +11,8 @@ from pathlib import Path
 
 import matplotlib as mpl
 
-from langchain_pos.engine.mask_picture import belt
-from langchain_pos.plotting import tokens_figure
+from langchain_pos.engine.forest.mask_picture import belt
+from langchain_pos.results.figures import tokens_figure
 
 FIGURES = Path(__file__).parent / "figures"
 

@@ -10,10 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from langchain_pos.chat_models import ChatParallelReasoning
-    from langchain_pos.demo import demo_question
-    from langchain_pos.documents import DocumentsAnswer, Reading, read_documents_chain
+    from langchain_pos.chat_models.base import ChatParallelReasoning
     from langchain_pos.embedded import embedded_model_path
+    from langchain_pos.embedded.demo import demo_question
     from langchain_pos.engine.completion import Completion, TokenUsage
     from langchain_pos.engine.engine import Engine
     from langchain_pos.engine.sampling import SamplingParams
@@ -31,12 +30,11 @@ if TYPE_CHECKING:
         ServerError,
         UnsupportedModelError,
     )
-    from langchain_pos.plan_parser import PlanParser
-    from langchain_pos.prompts import ReasoningPrompts
-    from langchain_pos.reasoner import Reasoner
-    from langchain_pos.remote_engine import OpenAICompletionsEngine
-    from langchain_pos.runnable import ParallelReasoningLLM
-    from langchain_pos.schema import (
+    from langchain_pos.reasoning.plan_parser import PlanParser
+    from langchain_pos.reasoning.prompts import ReasoningPrompts
+    from langchain_pos.reasoning.reasoner import Reasoner
+    from langchain_pos.remote.engine import OpenAICompletionsEngine
+    from langchain_pos.results.data import (
         Block,
         BranchResult,
         Plan,
@@ -47,14 +45,16 @@ if TYPE_CHECKING:
         StageTimings,
         Step,
     )
+    from langchain_pos.runnables.documents import DocumentsAnswer, Reading, read_documents_chain
+    from langchain_pos.runnables.parallel_reasoning import ParallelReasoningLLM
     from langchain_pos.tools import ParallelSubtasksTool
 
     __version__: str
 
 _MODULES = {
-    "chat_models": ("ChatParallelReasoning",),
-    "demo": ("demo_question",),
-    "documents": ("DocumentsAnswer", "Reading", "read_documents_chain"),
+    "chat_models.base": ("ChatParallelReasoning",),
+    "embedded.demo": ("demo_question",),
+    "runnables.documents": ("DocumentsAnswer", "Reading", "read_documents_chain"),
     "embedded": ("embedded_model_path",),
     "engine.completion": ("Completion", "TokenUsage"),
     "engine.engine": ("Engine",),
@@ -73,12 +73,12 @@ _MODULES = {
         "ServerError",
         "UnsupportedModelError",
     ),
-    "plan_parser": ("PlanParser",),
-    "prompts": ("ReasoningPrompts",),
-    "reasoner": ("Reasoner",),
-    "remote_engine": ("OpenAICompletionsEngine",),
-    "runnable": ("ParallelReasoningLLM",),
-    "schema": (
+    "reasoning.plan_parser": ("PlanParser",),
+    "reasoning.prompts": ("ReasoningPrompts",),
+    "reasoning.reasoner": ("Reasoner",),
+    "remote.engine": ("OpenAICompletionsEngine",),
+    "runnables.parallel_reasoning": ("ParallelReasoningLLM",),
+    "results.data": (
         "Block",
         "BranchResult",
         "Plan",

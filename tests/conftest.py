@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.family_table import pytest_terminal_summary  # noqa: F401  a hook of pytest
+from tests.support.family_table import pytest_terminal_summary  # noqa: F401  a hook of pytest
 
 # A busy machine is no failure.
 settings.register_profile("patient", deadline=None)

@@ -9,22 +9,21 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 
-from langchain_pos.engine.attention import FOLDED
 from langchain_pos.engine.completion import Completion, TokenUsage
 from langchain_pos.engine.constraints import Constraint, ConstraintCompiler
-from langchain_pos.engine.decoding import DecodingSequence, Feed, Steps, decode
-from langchain_pos.engine.forward import ForwardPass
+from langchain_pos.engine.cpu.openmp import give_back_workers
+from langchain_pos.engine.cpu.row_cost import DRAFT_ROWS, RowCost, row_cost
+from langchain_pos.engine.cpu.weight_packing import PackedModelError, can_pack, pack
+from langchain_pos.engine.decoding.drafts import Draft, PromptLookup
+from langchain_pos.engine.decoding.sequence import DecodingSequence, Feed, Steps, decode
+from langchain_pos.engine.forest.segments import Segment
+from langchain_pos.engine.forward.forward_pass import ForwardPass
 from langchain_pos.engine.loading import load, prepare
-from langchain_pos.engine.measuring import DRAFT_ROWS, RowCost, row_cost
-from langchain_pos.engine.openmp import give_back_workers
-from langchain_pos.engine.packing import PackedModelError, can_pack, pack
-from langchain_pos.engine.request import Request
 from langchain_pos.engine.sampling import Logprobs, SamplingParams, derive_seed
-from langchain_pos.engine.scheduler import Scheduler
+from langchain_pos.engine.scheduler.request import Request
+from langchain_pos.engine.scheduler.scheduler import Scheduler
 from langchain_pos.engine.seeds import request_seed
-from langchain_pos.engine.segments import Segment
-from langchain_pos.engine.speculation import Draft, PromptLookup
-from langchain_pos.engine.text import backend
+from langchain_pos.engine.tokenization.text import backend
 from langchain_pos.errors import ContextLengthError, InvalidRequestError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -53,8 +52,6 @@ class Engine:
             begin alike, at most, and at most a quarter of the slots; 0 keeps none.
         cuda_graphs: record small passes as CUDA graphs; None does so where the whole model lies on
             one CUDA device. Elsewhere True runs the same fixed shapes unrecorded, for tests.
-        compile_model: run small passes through `torch.compile`, in fixed shapes; every shape is
-            compiled when it is first needed, which takes long. Nothing is packed then.
         pack_weights: rewrite the weights in place for faster steps on the CPU, where that gains
             anything; the model can then neither be saved nor moved. See `engine/packing.py`.
 
@@ -74,14 +71,13 @@ class Engine:
         draft_rows: int | None = DRAFT_ROWS,
         prefix_cache_tokens: int = PREFIX_CACHE_TOKENS,
         cuda_graphs: bool | None = None,
-        compile_model: bool = False,
         pack_weights: bool = False,
     ) -> None:
         backend(tokenizer)  # refuses slow tokenizers before any work
         self.model = model
         self.tokenizer = tokenizer
         self.parameters = sum(p.numel() for p in model.parameters())
-        packed = pack(model) if pack_weights and can_pack(model) and not compile_model else 0
+        packed = pack(model) if pack_weights and can_pack(model) else 0
         self.weights = f"{packed} layers packed" if packed else "as loaded"
         try:
             found = prepare(model, attn_implementation)
@@ -94,8 +90,7 @@ class Engine:
             model,
             mask_form=found.mask_form,
             max_slots=slots,
-            graphs=compile_model or (_can_record(model) if cuda_graphs is None else cuda_graphs),
-            compiled=compile_model,
+            graphs=_can_record(model) if cuda_graphs is None else cuda_graphs,
             groups_rows=found.groups_rows,
         )
         kept = min(prefix_cache_tokens, slots // 4)
@@ -124,7 +119,6 @@ class Engine:
         draft_rows: int | None = None,
         prefix_cache_tokens: int = PREFIX_CACHE_TOKENS,
         cuda_graphs: bool | None = None,
-        compile_model: bool = False,
         pack_weights: bool | None = None,
         trust_remote_code: bool = False,
         use_safetensors: bool = True,
@@ -153,7 +147,6 @@ class Engine:
                 draft_rows=draft_rows,
                 prefix_cache_tokens=prefix_cache_tokens,
                 cuda_graphs=cuda_graphs,
-                compile_model=compile_model,
                 pack_weights=packed,
             )
 
@@ -394,11 +387,9 @@ class Engine:
 
     def describe(self) -> dict[str, str]:
         """What a user asks first: model, device, dtype, attention path, limits."""
-        config, flex = self.forward.config, self.forward.flex
+        config = self.forward.config
         apart = ", requests apart" if self.forward.groups_rows else ""
         attention = f"{config._attn_implementation} ({self.forward.mask_form} mask{apart})"
-        if flex is not None and flex.failed:
-            attention += f", given up for {FOLDED}: {flex.failed}"
         return {
             "model": str(getattr(self.model, "name_or_path", "") or config.model_type),
             "architecture": type(self.model).__name__,

@@ -18,17 +18,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from langchain_pos.engine import attention, choosing, flex
-from langchain_pos.engine.forward import ForwardPass, MaskForm
-from langchain_pos.engine.slots import PAGE, Ledger
+from langchain_pos.engine import attention
+from langchain_pos.engine.forest.slots import PAGE, Ledger
+from langchain_pos.engine.forward.forward_pass import ForwardPass, MaskForm
 from langchain_pos.errors import ModelLoadError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _ISOLATABLE = {"full_attention", "sliding_attention"}
-OURS = (attention.FOLDED, attention.SPLIT, flex.FLEX)
-"""Ways to attend that are not the model's; all of them can attend to rows in groups."""
 _PROBE_WINDOW = 4
 
 
@@ -213,7 +211,7 @@ def prepare(model: PreTrainedModel, attn_implementation: str) -> Found:
 
     Args:
         model: a transformers causal language model; put in eval mode.
-        attn_implementation: "auto" tries ours (on CUDA the fastest one of three first), then
+        attn_implementation: "auto" tries ours, then
             "sdpa", then "eager"; otherwise that one.
 
     Raises:
@@ -222,15 +220,12 @@ def prepare(model: PreTrainedModel, attn_implementation: str) -> Found:
     refuse_state(model.config)
     _refuse_model(model)
     attention.register()
-    flex.register()
     model.eval()
     if attn_implementation != "auto":
         names = [attn_implementation]
     else:
         names = [attention.FOLDED, "sdpa"] if getattr(model, "_supports_sdpa", False) else []
         names += ["eager"]
-        if names[0] == attention.FOLDED:
-            names = list(dict.fromkeys([_fastest(model), *names]))
     text = model.config.get_text_config(decoder=True)
     forms: list[MaskForm] = ["single"]
     if getattr(text, "layer_types", None):
@@ -242,9 +237,8 @@ def prepare(model: PreTrainedModel, attn_implementation: str) -> Found:
             try:
                 model.set_attn_implementation(name)
                 with _short_window(text):
-                    # FlexAttention takes passes of fixed shapes only.
-                    slot_bytes = probe(model, form, fixed=name == flex.FLEX)
-                    groups_rows = name in OURS and takes_groups(model, form)
+                    slot_bytes = probe(model, form)
+                    groups_rows = name == attention.FOLDED and takes_groups(model, form)
             except Exception as error:  # noqa: BLE001  whatever it trips over is the finding
                 failures.append(f"{name}, {form} mask: {' '.join(str(error).split())[:200]}")
                 continue
@@ -253,17 +247,6 @@ def prepare(model: PreTrainedModel, attn_implementation: str) -> Found:
     raise UnsupportedModelError(
         f"{model.config.model_type} does not keep branches apart. Tried: " + "; ".join(failures)
     )
-
-
-def _fastest(model: PreTrainedModel) -> str:
-    """The fastest of our ways to attend, for this model's heads; only on CUDA is there a choice."""
-    if model.device.type != "cuda":
-        return attention.FOLDED
-    config = model.config.get_text_config(decoder=True)
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return choosing.fastest(heads, kv_heads, dim, model.dtype, model.device)
 
 
 @contextmanager
@@ -281,13 +264,12 @@ def _short_window(config: Any) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def probe(model: PreTrainedModel, form: MaskForm, *, fixed: bool = False) -> int:
+def probe(model: PreTrainedModel, form: MaskForm) -> int:
     """Three short branches in company against the same alone, and with siblings overwritten.
 
     Args:
         model: as for `prepare`, its attention implementation set.
         form: how the model is given its mask.
-        fixed: run passes in fixed shapes, recorded on CUDA; see `engine/graphs.py`.
 
     Returns:
         bytes that the keys and values of one token take.
@@ -295,7 +277,7 @@ def probe(model: PreTrainedModel, form: MaskForm, *, fixed: bool = False) -> int
     Raises:
         UnsupportedModelError: a branch is not what it is alone.
     """
-    forward = ForwardPass(model, mask_form=form, graphs=fixed)
+    forward = ForwardPass(model, mask_form=form)
     generator = torch.Generator().manual_seed(7)
     stranger, prefix, *branches = (
         torch.randint(0, forward.vocabulary, (length,), generator=generator).tolist()

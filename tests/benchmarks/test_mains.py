@@ -14,7 +14,7 @@ from benchmarks import render
 from benchmarks.models import engine_for, random_model
 from benchmarks.recorded import read, tokenizer_for
 from benchmarks.replay import SETTINGS, Replay
-from tests.benchmarks import data
+from tests.support import recorded_data as data
 
 PLAIN = ("branches", "memory", "roofline")
 WITH_DATA = ("ragged", "replay", "embedded", "paper", "serve", "soak")

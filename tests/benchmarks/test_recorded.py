@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.recorded import encode, read, take_apart, token_ratio, tokenizer_for
-from tests.benchmarks.data import PARALLEL, transcript
+from tests.support.recorded_data import PARALLEL, transcript
 
 
 def test_an_answer_in_parts() -> None:

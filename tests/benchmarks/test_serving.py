@@ -12,8 +12,8 @@ import pytest
 from benchmarks import soak
 from benchmarks.serve import memory
 from benchmarks.serving import MIX, Questions, Reply, _read_event, percentile, slope
-from langchain_pos.server_schema import ChatRequest
-from tests.benchmarks import data
+from langchain_pos.server.requests import ChatRequest
+from tests.support import recorded_data as data
 
 
 def test_every_twenty_hold_the_same_kinds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -106,8 +106,8 @@ def test_the_soaks_invalid_bodies_are_refused_as_it_says(
     body: dict[str, Any], refused: str
 ) -> None:
     """By a server, so that an hour of load does not end with a wrong expectation."""
-    from tests.unit_tests.chat_models import scripted_chat
-    from tests.unit_tests.serving import running
+    from tests.support.scripted_chat import scripted_chat
+    from tests.support.serving import running
 
     chat, _ = scripted_chat({})
     known = {**body, "model": "scripted"} if body.get("model") == soak.MODEL else body

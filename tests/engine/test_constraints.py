@@ -11,12 +11,12 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from langchain_pos.engine import Constraint, Engine, SamplingParams
-from langchain_pos.engine.decoding import Steps, decode
-from langchain_pos.engine.request import Request
-from langchain_pos.engine.text import encode_continuation
+from langchain_pos.engine.decoding.sequence import Steps, decode
+from langchain_pos.engine.scheduler.request import Request
+from langchain_pos.engine.tokenization.text import encode_continuation
 from langchain_pos.errors import InvalidRequestError, NonFiniteLogitsError
-from tests.engine.tiny import ids, said, submit, tiny_engine
-from tests.engine.tokenizers_ import byte_level, metaspace
+from tests.support.tiny import ids, said, submit, tiny_engine
+from tests.support.tokenizers import byte_level, metaspace
 
 SCHEMA = {
     "type": "object",

@@ -10,9 +10,9 @@ import pytest
 
 from langchain_pos.engine import Engine, SamplingParams
 from langchain_pos.engine.completion import Completion
-from langchain_pos.engine.decoding import Feed, Steps, decode
-from langchain_pos.engine.request import Request
-from tests.engine.tiny import greedy_reference, ids, said, submit, tiny_engine
+from langchain_pos.engine.decoding.sequence import Feed, Steps, decode
+from langchain_pos.engine.scheduler.request import Request
+from tests.support.tiny import greedy_reference, ids, said, submit, tiny_engine
 
 PROMPT = ids(20, seed=9)
 GREEDY = SamplingParams()

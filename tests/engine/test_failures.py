@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from langchain_pos.engine import Engine
+from langchain_pos.engine.cache.key_values import SlotLayer
 from langchain_pos.engine.completion import Completion
-from langchain_pos.engine.kv_cache import SlotLayer
 from langchain_pos.errors import OutOfSlotsError, RequestCancelled
-from tests.engine.test_scheduler import generating
-from tests.engine.tiny import ids, said, submit, tiny_engine
+from tests.engine.scheduler.test_scheduler import generating
+from tests.support.tiny import ids, said, submit, tiny_engine
 
 PROMPT, LONG = ids(20, seed=9), ids(60, seed=4)
 NO_MEMORY = [

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 from langchain_pos.engine import Engine
 from langchain_pos.engine.attention import FOLDED
 from langchain_pos.errors import UnsupportedModelError
-from tests.engine.families import REFUSED, SUPPORTED, WINDOW, Family
-from tests.engine.tiny import greedy_reference, ids
-from tests.engine.tokenizers_ import byte_level
-from tests.family_table import COLUMNS
+from tests.support.families import REFUSED, SUPPORTED, WINDOW, Family
+from tests.support.family_table import COLUMNS
+from tests.support.tiny import greedy_reference, ids
+from tests.support.tokenizers import byte_level
 
 PROMPT = ids(17, seed=1)
 OPENINGS = [ids(length, seed=length) for length in (3, 1, 5, 2, 4)]

@@ -11,21 +11,17 @@ import pytest
 import torch
 
 from langchain_pos.engine import Completion, Engine
-from langchain_pos.engine.attention import SPLIT
-from langchain_pos.engine.flex import FLEX
-from langchain_pos.engine.forward import ForwardPass
-from langchain_pos.engine.segments import Segment
-from langchain_pos.engine.slots import Ledger
+from langchain_pos.engine.forest.segments import Segment
+from langchain_pos.engine.forest.slots import Ledger
+from langchain_pos.engine.forward.forward_pass import ForwardPass
 from langchain_pos.errors import NonFiniteLogitsError
-from tests.engine.tiny import ids, said, tiny_engine
+from tests.support.tiny import ids, said, tiny_engine
 
 IMPLEMENTATIONS: dict[str, dict[str, Any]] = {
     "auto": {},
     "sdpa": {"attn_implementation": "sdpa"},
     "eager": {"attn_implementation": "eager"},
     "fixed shapes": {"cuda_graphs": True},
-    "split": {"cuda_graphs": True, "attn_implementation": SPLIT},
-    "flex": {"cuda_graphs": True, "attn_implementation": FLEX},
 }
 POISON = 380
 """A token id that nothing else in these tests says."""

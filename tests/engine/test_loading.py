@@ -20,9 +20,9 @@ from transformers import (
 
 from langchain_pos.engine import Constraint, Engine
 from langchain_pos.errors import ModelLoadError, UnsupportedModelError
-from tests.engine.families import REFUSED
-from tests.engine.tiny import ids, tiny_model
-from tests.engine.tokenizers_ import byte_level
+from tests.support.families import REFUSED
+from tests.support.tiny import ids, tiny_model
+from tests.support.tokenizers import byte_level
 
 PROMPT = ids(12)
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from langchain_pos.engine import Engine, SamplingParams
-from langchain_pos.engine.decoding import Steps, decode
-from langchain_pos.engine.request import Request
+from langchain_pos.engine.decoding.drafts import PromptLookup
+from langchain_pos.engine.decoding.sequence import Steps, decode
 from langchain_pos.engine.sampling import (
     Logprobs,
     RowSampling,
@@ -22,10 +22,10 @@ from langchain_pos.engine.sampling import (
     sample,
     uniform,
 )
+from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.engine.seeds import request_seed
-from langchain_pos.engine.speculation import PromptLookup
 from langchain_pos.errors import InvalidRequestError, NonFiniteLogitsError
-from tests.engine.tiny import ids, said, tiny_engine, tiny_model
+from tests.support.tiny import ids, said, tiny_engine, tiny_model
 
 WARM = SamplingParams(temperature=0.9, top_k=50, top_p=0.9, min_p=0.01, seed=11)
 OPENINGS = [ids(length, seed=length) for length in (3, 1, 5, 2)]

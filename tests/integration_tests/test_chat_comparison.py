@@ -22,7 +22,7 @@ from langchain_core.tools import tool
 from pydantic import BaseModel, Field
 
 from langchain_pos import ChatParallelReasoning, embedded_model_path
-from langchain_pos.loaded import LoadedEngines
+from langchain_pos.engine_cache import LoadedEngines
 
 PAGE = Path(__file__).parents[2] / "docs" / "chat_model.md"
 TOKENS = 64

@@ -17,9 +17,9 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 
 from langchain_pos import ChatParallelReasoning, demo_question, embedded_model_path
 from langchain_pos.engine.engine import Engine
-from langchain_pos.loaded import LoadedEngines
-from tests.unit_tests.models import BARE, SMALL, Script, tiny_model
-from tests.unit_tests.test_chat_messages import QWEN, tokenizer_with
+from langchain_pos.engine_cache import LoadedEngines
+from tests.chat_models.test_messages import QWEN, tokenizer_with
+from tests.support.scripted import BARE, SMALL, Script, tiny_model
 
 BUDGETS = {"max_tokens": 200, "max_branches": 8, "max_branch_tokens": 64, "max_blocks": 1}
 SCHEMAS = ["pydantic", "typeddict", "json_schema"]

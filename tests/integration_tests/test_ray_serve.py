@@ -23,13 +23,13 @@ import psutil
 import pytest
 
 from langchain_pos import ChatParallelReasoning, demo_question
-from tests.unit_tests.serving import MODEL, URL, Client, body, running
+from tests.support.serving import MODEL, URL, Client, body, running
 
 pytest.importorskip("ray", reason="the extra 'ray' is not installed")
 grpc = pytest.importorskip("grpc")
 pytestmark = pytest.mark.slow
 
-COMMAND = "from langchain_pos.cli import main; main()"
+COMMAND = "from langchain_pos.cli.main import main; main()"
 KEY = "a-secret"
 QUESTIONS = [demo_question(), demo_question().replace("highest", "lowest")]
 

@@ -26,7 +26,7 @@ from langchain_pos import (
     embedded_model_path,
 )
 from langchain_pos.errors import ModelLoadError
-from langchain_pos.remote_client import CompletionsClient
+from langchain_pos.remote.client import CompletionsClient
 
 MODEL = str(embedded_model_path())
 NEEDED = ("accelerate", "fastapi", "openai", "uvicorn")

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from langchain_pos.errors import PlanFormatError
-from langchain_pos.plan_parser import PlanParser
+from langchain_pos.reasoning.plan_parser import PlanParser
 
 PLANNING_7B = "Qwen2.5-7B-Instruct/industry_tasks/"
 PLANNING_14B = "Qwen2.5-14B-Instruct/industry_tasks/"

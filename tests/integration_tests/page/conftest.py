@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.integration_tests.page_questions import RULES
-from tests.unit_tests.chat_models import scripted_chat
-from tests.unit_tests.models import Script
-from tests.unit_tests.serving import Running, running
+from tests.support.page_questions import RULES
+from tests.support.scripted import Script
+from tests.support.scripted_chat import scripted_chat
+from tests.support.serving import Running, running
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from langchain_pos import ChatParallelReasoning, ReasoningResult, demo_question
-from langchain_pos.schema import Block, ReasoningChunk
-from tests.integration_tests.browsing import (
+from langchain_pos.results.data import Block, ReasoningChunk
+from tests.support.browsing import (
     Watched,
     needs_chromium,
     opened,
@@ -19,9 +19,9 @@ from tests.integration_tests.browsing import (
     streamed,
     wire,
 )
-from tests.integration_tests.page_questions import halted, many, result_of, shown
-from tests.unit_tests.models import Script
-from tests.unit_tests.serving import Running, body, running
+from tests.support.page_questions import halted, many, result_of, shown
+from tests.support.scripted import Script
+from tests.support.serving import Running, body, running
 
 pytestmark = needs_chromium
 expect = playwright.expect

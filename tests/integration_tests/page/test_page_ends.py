@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from langchain_pos.plain import clean
-from tests.integration_tests.browsing import needs_chromium, opened, playwright, streamed
-from tests.integration_tests.page_questions import INJECTION, RULES, halted, many, shown
-from tests.unit_tests.chat_models import scripted_chat
-from tests.unit_tests.hostile import HTML, MARKDOWN, WIDE, hostile_result
-from tests.unit_tests.models import Script
-from tests.unit_tests.serving import Running, running
+from langchain_pos.results.plain import clean
+from tests.support.browsing import needs_chromium, opened, playwright, streamed
+from tests.support.hostile import HTML, MARKDOWN, WIDE, hostile_result
+from tests.support.page_questions import INJECTION, RULES, halted, many, shown
+from tests.support.scripted import Script
+from tests.support.scripted_chat import scripted_chat
+from tests.support.serving import Running, running
 
 pytestmark = needs_chromium
 expect = playwright.expect

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.integration_tests.browsing import needs_chromium, opened, playwright, streamed
-from tests.integration_tests.page_questions import halted, many
-from tests.unit_tests.models import Script
-from tests.unit_tests.serving import Running
+from tests.support.browsing import needs_chromium, opened, playwright, streamed
+from tests.support.page_questions import halted, many
+from tests.support.scripted import Script
+from tests.support.serving import Running
 
 pytestmark = needs_chromium
 expect = playwright.expect

@@ -1,0 +1,1 @@
+"""`ChatParallelReasoning`: the three stages as a LangChain chat model."""

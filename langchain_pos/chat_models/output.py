@@ -1,0 +1,204 @@
+"""What the reasoner tells, as LangChain messages: branches as reasoning, the conclusion as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
+from langchain_core.messages.tool import tool_call, tool_call_chunk
+from langchain_core.messages.utils import message_chunk_to_message
+
+from langchain_pos.chat_models.tool_calling import CallText, ToolCallReader
+from langchain_pos.results.data import Block, BranchResult, ReasoningChunk
+
+if TYPE_CHECKING:
+    from langchain_pos.reasoning.reasoner import Answer
+    from langchain_pos.results.data import ReasoningResult
+
+PROVIDER = "langchain_pos"
+
+
+class MessageWriter:
+    """Turns the chunks of one answer into message chunks; they add up to the message.
+
+    A branch reads `title: body`. With `blocks` every branch is a reasoning block of its own and
+    grows while it is written, beside the others. Without, `additional_kwargs["reasoning_content"]`
+    takes them as they are finished, in the plan's order, and the content is the text alone.
+
+    Args:
+        blocks: write content blocks (`output_version="v1"`).
+        calls: finds tool calls in the text; None where there can be none.
+    """
+
+    def __init__(self, *, blocks: bool, calls: ToolCallReader | None) -> None:
+        self._blocks = blocks
+        self._calls = calls
+        self._next_index = 0  # of the next content block
+        self._places: list[int] = []  # content block of each branch of the last plan
+        self._text_index: int | None = None
+        self._plans = 0
+        self._told = ""  # of the conclusion behind the last plan
+        self._finished: dict[int, BranchResult] = {}
+        self._ended: set[int] = set()
+        self._waiting = 0  # the first branch that has not been told, without blocks
+        self.called = False
+
+    def write(self, chunk: ReasoningChunk) -> Iterator[AIMessageChunk]:
+        """The message chunks that a chunk stands for; may be none."""
+        if chunk.stage == "plan" and len(chunk.blocks) > self._plans:
+            yield from self._plan(chunk.blocks)
+        elif chunk.stage == "expand":
+            branch = chunk.blocks[-1].branches[0]
+            yield from self._branch(branch, ended=not chunk.delta)
+        elif chunk.stage == "conclude" and chunk.conclusion:
+            self._told += chunk.conclusion
+            yield from self._answer(chunk.conclusion)
+
+    def close(self, answer: Answer, result: ReasoningResult, **metadata: Any) -> AIMessageChunk:
+        """The last chunk: what is still held back, usage and metadata."""
+        last = list(self._written(self._calls.close())) if self._calls is not None else []
+        chunk = AIMessageChunk(content=[] if self._blocks else "")
+        for piece in last:
+            chunk += piece
+        chunk.chunk_position = "last"
+        chunk.usage_metadata = _usage(answer, result)
+        told = _metadata(result) | metadata
+        if self.called and result.finish_reason == "stop":
+            told["finish_reason"] = "tool_calls"
+        chunk.response_metadata = told
+        return chunk
+
+    # -------------------------------------------------------------------- reasoning
+
+    def _plan(self, blocks: tuple[Block, ...]) -> Iterator[AIMessageChunk]:
+        plan = blocks[-1].plan
+        if self._plans:  # the conclusion so far has become the preamble of a further block
+            rest = plan.preamble.removeprefix(self._told)
+            if plan.preamble:
+                yield from self._answer(rest + "\n\n")
+        elif plan.preamble:
+            yield from self._think(plan.preamble, self._new_index())
+            if not self._blocks:
+                yield self._reasoning("\n")
+        self._plans, self._told, self._text_index = len(blocks), "", None
+        self._finished, self._ended, self._waiting = {}, set(), 0
+        self._places = [self._new_index() for _ in plan.steps]
+        if self._blocks:
+            for step, place in zip(plan.steps, self._places, strict=True):
+                yield from self._think(f"{step.title}: ", place)
+
+    def _branch(self, branch: BranchResult, *, ended: bool) -> Iterator[AIMessageChunk]:
+        if self._blocks:
+            if branch.text:
+                yield from self._think(branch.text, self._places[branch.index])
+            return
+        known = self._finished.get(branch.index)
+        text = (known.text if known else "") + branch.text
+        branch = branch.model_copy(update={"text": text})
+        self._finished[branch.index] = branch
+        if ended:
+            self._ended.add(branch.index)
+        while self._waiting in self._ended:
+            done = self._finished[self._waiting]
+            self._waiting += 1
+            yield self._reasoning(f"{done.title}: {done.text}\n")
+
+    def _think(self, text: str, index: int) -> Iterator[AIMessageChunk]:
+        if self._blocks:
+            block = {"type": "reasoning", "reasoning": text, "index": index}
+            yield AIMessageChunk(content=[block])
+        else:
+            yield self._reasoning(text)
+
+    def _reasoning(self, text: str) -> AIMessageChunk:
+        return AIMessageChunk(content="", additional_kwargs={"reasoning_content": text})
+
+    # ----------------------------------------------------------------------- answer
+
+    def _answer(self, text: str) -> Iterator[AIMessageChunk]:
+        if self._calls is None:
+            yield self._text(text)
+        else:
+            yield from self._written(self._calls.push(text))
+
+    def _written(self, pieces: Iterator[str | CallText]) -> Iterator[AIMessageChunk]:
+        for piece in pieces:
+            yield self._text(piece) if isinstance(piece, str) else self._call(piece)
+
+    def _text(self, text: str) -> AIMessageChunk:
+        if not self._blocks:
+            return AIMessageChunk(content=text)
+        if self._text_index is None:
+            self._text_index = self._new_index()
+        return AIMessageChunk(content=[{"type": "text", "text": text, "index": self._text_index}])
+
+    def _call(self, call: CallText) -> AIMessageChunk:
+        self.called = self.called or call.whole
+        # An unfinished call must not be read as far as it goes, as langchain-core would do.
+        args = call.args if call.whole else f"unfinished: {call.args}"
+        chunk = tool_call_chunk(name=call.name, args=args, id=call.id, index=self._new_index())
+        self._text_index = None
+        return AIMessageChunk(content=[] if self._blocks else "", tool_call_chunks=[chunk])
+
+    def _new_index(self) -> int:
+        self._next_index += 1
+        return self._next_index - 1
+
+
+def whole_message(chunks: list[AIMessageChunk]) -> AIMessage:
+    """The sum of all chunks as a plain message."""
+    total = chunks[0] if len(chunks) == 1 else chunks[0] + chunks[1:]
+    message = message_chunk_to_message(total)
+    if not isinstance(message, AIMessage):
+        raise TypeError(f"chunks of an answer add up to {type(message).__name__}")
+    if isinstance(message.content, list):
+        message.content = [
+            {key: value for key, value in block.items() if key != "index"}
+            if isinstance(block, dict)
+            else block
+            for block in message.content
+        ]
+    # What core parses leniently, for streams, is read here as it stands.
+    message.tool_calls = [
+        tool_call(name=call["name"], args=json.loads(written["args"] or "{}"), id=call["id"])
+        for call, written in zip(message.tool_calls, _whole_calls(total), strict=True)
+    ]
+    for call in message.invalid_tool_calls:
+        call["error"] = "the answer ended before this call was complete"
+    return message
+
+
+def _whole_calls(total: AIMessageChunk) -> list[Any]:
+    whole = {call["id"] for call in total.tool_calls}
+    return [chunk for chunk in total.tool_call_chunks if chunk["id"] in whole]
+
+
+def _usage(answer: Answer, result: ReasoningResult) -> UsageMetadata:
+    usage = UsageMetadata(
+        input_tokens=result.usage.input_tokens,
+        output_tokens=result.usage.output_tokens,
+        total_tokens=result.usage.total_tokens,
+        input_token_details=InputTokenDetails(cache_read=result.cached_tokens),
+    )
+    tokens = answer.progress.stage_tokens
+    usage["output_token_details"] = OutputTokenDetails(reasoning=tokens["plan"] + tokens["expand"])
+    return usage
+
+
+def _metadata(result: ReasoningResult) -> dict[str, Any]:
+    reasoning = result.model_dump(mode="json")
+    told = {
+        "model_name": result.model_name,
+        "model_provider": PROVIDER,
+        "finish_reason": result.finish_reason,
+        "mode": result.mode,
+        "timings": reasoning["timings"] | {"total": result.timings.total},
+        "forward_passes": reasoning["forward_passes"] | {"total": result.forward_passes.total},
+        "drafts": reasoning["drafts"],
+        "reasoning": reasoning,
+    }
+    optional = {"error": result.error, "fallback_reason": result.fallback_reason}
+    return told | {name: value for name, value in optional.items() if value is not None}

@@ -1,0 +1,148 @@
+"""`langchain-pos serve`: the chat model behind an OpenAI-compatible HTTP server."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+import typer
+
+from langchain_pos.cli.options import (
+    BudgetOption,
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    exit_codes,
+    quiet_libraries,
+    say,
+)
+from langchain_pos.errors import InvalidRequestError
+
+
+def serve(
+    model: ModelOption = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but this machine's wants an API key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="LANGCHAIN_POS_API_KEY",
+            show_default=False,
+            help="What clients must send; several, with commas between, for callers that take "
+            "turns. The environment hides it from `ps`.",
+        ),
+    ] = None,
+    served_model_name: Annotated[
+        str | None, typer.Option(help="What clients call the model; by default its name.")
+    ] = None,
+    max_concurrency: Annotated[
+        int, typer.Option(min=1, help="Requests answered at once; further ones wait.")
+    ] = 16,
+    max_queue: Annotated[int, typer.Option(min=0, help="Requests that wait at most.")] = 64,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of an answer's text that may be asked for.")
+    ] = 4096,
+    max_body_bytes: Annotated[int, typer.Option(min=1024, help="Bytes of a request.")] = 2 * 2**20,
+    request_seconds: Annotated[
+        float, typer.Option(min=0.001, help="From a request to the end of its answer.")
+    ] = 600,
+    drain_seconds: Annotated[
+        float, typer.Option(min=0, help="For answers under way when told to end.")
+    ] = 30,
+    max_branches: Annotated[int, typer.Option(min=2, help="Most steps of one plan.")] = 64,
+    max_branch_tokens: BudgetOption = None,
+    max_slots: Annotated[
+        int | None, typer.Option(min=1, help="KV-cache slots; half of the free memory if left out.")
+    ] = None,
+    page: Annotated[
+        bool,
+        typer.Option("--page/--no-page", help="At /: ask, and watch the branches being written."),
+    ] = True,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    device_map: Annotated[
+        str | None,
+        typer.Option(help="auto, balanced, …: transformers spreads a model over several GPUs."),
+    ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Several replicas of the model, on Ray Serve.")
+    ] = False,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="One a GPU if left out; a fixed number otherwise.")
+    ] = None,
+    min_replicas: Annotated[
+        int | None, typer.Option(min=1, help="Replicas follow the load, from this number …")
+    ] = None,
+    max_replicas: Annotated[int | None, typer.Option(min=1, help="… to this one.")] = None,
+    gpus_per_replica: Annotated[
+        float | None, typer.Option(min=0, help="1 if left out, where there are GPUs.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="A Ray cluster that runs; one on this machine if left out.")
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Serve the model over HTTP, as OpenAI's API: /v1/chat/completions, /v1/models.
+
+    SIGTERM or Ctrl+C refuses new requests and finishes those under way; a second one ends at once.
+    """
+    with exit_codes(debug):
+        from langchain_pos.chat_models.base import ChatParallelReasoning
+        from langchain_pos.server.app import ServerLimits, bind, make_server
+
+        scaling = {
+            "replicas": replicas,
+            "min_replicas": min_replicas,
+            "max_replicas": max_replicas,
+            "gpus_per_replica": gpus_per_replica,
+            "address": ray_address,
+        }
+        scaling = {name: value for name, value in scaling.items() if value is not None}
+        if scaling and not ray:
+            named = ", ".join("--ray-address" if n == "address" else _option(n) for n in scaling)
+            raise InvalidRequestError(f"{named} is for several replicas; give --ray as well")
+        quiet_libraries()
+        given = {
+            "model": model,
+            "max_branches": max_branches,
+            "max_branch_tokens": max_branch_tokens,
+            "max_slots": max_slots,
+            "device": device,
+            "dtype": dtype,
+            "model_kwargs": {"device_map": device_map} if device_map is not None else None,
+        }
+        chat = ChatParallelReasoning(**{k: v for k, v in given.items() if v is not None})
+        asked: dict[str, Any] = {
+            "host": host,
+            "api_key": None if api_key is None else [key.strip() for key in api_key.split(",")],
+            "limits": ServerLimits(
+                max_concurrency=max_concurrency,
+                max_queue=max_queue,
+                max_tokens=max_tokens,
+                max_body_bytes=max_body_bytes,
+                request_seconds=request_seconds,
+                drain_seconds=drain_seconds,
+            ),
+            "model_name": served_model_name,
+            "page": page,
+        }
+        with ExitStack() as stack:
+            if ray:
+                from langchain_pos.server.replicas.launch import RayOptions, ray_server
+
+                options = RayOptions.of(**scaling)
+                server = stack.enter_context(ray_server(chat, options=options, **asked))
+            else:
+                server = make_server(chat, **asked)
+            socket = bind(host, port)
+            name = f"[{host}]" if ":" in host else host
+            url = f"http://{name}:{socket.getsockname()[1]}"
+            say(f"{url}/v1 serves {server.model_name}" + (f"; to watch it: {url}/" if page else ""))
+            server.run(sockets=[socket])
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

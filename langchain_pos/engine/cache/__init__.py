@@ -1,0 +1,1 @@
+"""Keys and values of the slots, and the prompts that are kept for later."""

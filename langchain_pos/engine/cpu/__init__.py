@@ -1,0 +1,1 @@
+"""What makes a forward pass fast on a CPU: packed weights, huge pages, threads."""

@@ -1,0 +1,1 @@
+"""Sequences while they are decoded: tokens in, drafts, a completion out."""

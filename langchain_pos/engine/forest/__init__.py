@@ -1,0 +1,1 @@
+"""The forest of segments: which slots are whose, and who sees what."""

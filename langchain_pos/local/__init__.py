@@ -1,0 +1,1 @@
+"""A decoder over this package's own engine."""

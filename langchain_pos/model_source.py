@@ -1,0 +1,159 @@
+"""The fields that say which model answers, and how it is loaded: one home for all runnables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from langchain_pos.engine_cache import LoadedEngines
+from langchain_pos.reasoning.prompts import ReasoningPrompts, load_prompts
+from langchain_pos.remote.engine import OpenAICompletionsEngine
+
+if TYPE_CHECKING:
+    from langchain_pos.engine.engine import Engine
+    from langchain_pos.reasoning.reasoner import Reasoner
+
+
+class LocalModel(BaseModel):
+    """A model by its name, loaded when it is first needed, one that is loaded, or a server."""
+
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True, protected_namespaces=(), populate_by_name=True
+    )
+
+    model: str | None = None
+    """Folder or Hugging Face hub name; None is the model that ships with the package."""
+    dtype: str = "auto"
+    """"auto" (the checkpoint's) or a torch dtype's name."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda", "cuda:1", "mps"."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    attn_implementation: str = "auto"
+    """"auto", "sdpa" or "eager"."""
+    max_slots: int | None = Field(default=None, ge=1)
+    """KV-cache slots to hold at most; None takes what fits in half of the free memory."""
+    draft_rows: int | None = Field(default=None, ge=1)
+    """Rows of a forward pass that drafts may fill; None: measured when the model is loaded."""
+    prefix_cache_tokens: int = Field(default=16384, ge=0)
+    """Tokens of questions whose keys and values are kept for later ones that begin alike."""
+    cuda_graphs: bool | None = None
+    """Record forward passes as CUDA graphs; None: where the model lies on one CUDA device."""
+    pack_weights: bool | None = None
+    """Rewrite the weights for faster steps on a CPU; None: unless the model was given loaded."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+    use_safetensors: bool = True
+    """Refuse pickled weights."""
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """For transformers' `from_pretrained`: `device_map`, `quantization_config`, …"""
+    prompts: ReasoningPrompts | None = None
+    """What is said to the model; None: its own wording if its folder carries one, else English or
+    Chinese by the question's script."""
+
+    remote: OpenAICompletionsEngine | None = Field(default=None, alias="engine")
+    """A server that answers in place of a local model; given as `engine`. What is said above about
+    loading does not concern it."""
+
+    engines: SkipJsonSchema[LoadedEngines] = Field(
+        default_factory=LoadedEngines, exclude=True, repr=False
+    )
+    """The loaded model, shared by the copies that LangChain makes; leave it alone."""
+
+    @field_validator("remote", mode="before")
+    @classmethod
+    def _is_a_server(cls, engine: Any) -> Any:
+        if engine is None or isinstance(engine, OpenAICompletionsEngine | dict):
+            return engine
+        raise ValueError(
+            f"engine={type(engine).__name__} is no server; allowed is an OpenAICompletionsEngine. "
+            "A local Engine goes through from_engine, a loaded model through from_model"
+        )
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        if self.remote is not None and self.model is not None:
+            raise ValueError(
+                f"model={self.model!r} names a local model, and engine a server; give the server's "
+                "model to the engine: OpenAICompletionsEngine(model=…)"
+            )
+        return self
+
+    @classmethod
+    def from_model(cls, model: Any, tokenizer: Any, **fields: Any) -> Self:
+        """Over a transformers model and tokenizer that are loaded already."""
+        from langchain_pos.engine.engine import Engine
+
+        return cls.from_engine(
+            Engine(
+                model,
+                tokenizer,
+                attn_implementation=fields.get("attn_implementation", "auto"),
+                max_slots=fields.get("max_slots"),
+                draft_rows=fields.get("draft_rows"),
+                prefix_cache_tokens=fields.get("prefix_cache_tokens", 16384),
+                cuda_graphs=fields.get("cuda_graphs"),
+                pack_weights=bool(fields.get("pack_weights")),
+            ),
+            **fields,
+        )
+
+    @classmethod
+    def from_engine(cls, engine: Engine, **fields: Any) -> Self:
+        """Over an engine; several may share one, and its forward passes."""
+        name = str(getattr(engine.model, "name_or_path", "") or "") or None
+        runnable = cls(**{"model": name, **fields})
+        runnable.engines.give(runnable.model, runnable._load_options(), engine)
+        return runnable
+
+    @property
+    def engine(self) -> Engine:
+        """The engine; loads the model if need be. A server, where one was given.
+
+        Raises:
+            ModelLoadError, UnsupportedModelError: it cannot serve.
+        """
+        if self.remote is not None:
+            return cast("Engine", self.remote)
+        return self.engines.get(self.model, self._load_options())
+
+    @property
+    def reasoner(self) -> Reasoner:
+        """The three stages over `engine`."""
+        return self._reasoner(self.model)
+
+    def _reasoner(self, model: str | None) -> Reasoner:
+        if self.remote is not None:
+            from langchain_pos.remote.reasoner import RemoteReasoner
+
+            prompts = self.prompts or self.remote.prompts
+            # The same surface: it prepares answers, and its engine's scheduler runs them.
+            return cast("Reasoner", RemoteReasoner(self.remote, prompts=prompts, model_name=model))
+        from langchain_pos.reasoning.reasoner import Reasoner
+
+        engine = self.engines.get(model, self._load_options())
+        name = model or str(getattr(engine.model, "name_or_path", "") or "")
+        folder = Path(name).expanduser() if name else None
+        if folder is None or not folder.is_dir():
+            return Reasoner(engine, prompts=self.prompts, model_name=name)
+        prompts = self.prompts or load_prompts(folder)
+        return Reasoner(engine, prompts=prompts, model_name=folder.name)
+
+    def _load_options(self) -> dict[str, Any]:
+        return {
+            "dtype": self.dtype,
+            "device": self.device,
+            "revision": self.revision,
+            "attn_implementation": self.attn_implementation,
+            "max_slots": self.max_slots,
+            "draft_rows": self.draft_rows,
+            "prefix_cache_tokens": self.prefix_cache_tokens,
+            "cuda_graphs": self.cuda_graphs,
+            "pack_weights": self.pack_weights,
+            "trust_remote_code": self.trust_remote_code,
+            "use_safetensors": self.use_safetensors,
+            **self.model_kwargs,
+        }

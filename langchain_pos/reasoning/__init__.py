@@ -1,0 +1,1 @@
+"""The three stages, written once for any decoder: plan, expand, conclude."""

@@ -1,0 +1,134 @@
+"""Budgets that fit: what each stage may write, within the model's positions and the slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from langchain_pos.errors import ContextLengthError, OutOfSlotsError
+
+if TYPE_CHECKING:
+    from langchain_pos.engine.engine import Engine
+    from langchain_pos.reasoning.settings import ReasoningSettings
+    from langchain_pos.results.data import Plan
+
+LEAST_ROOM = 64
+"""Tokens behind the prompt without which no answer is tried."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one question may use, in tokens.
+
+    The joined answer must fit the model's positions, so the room behind the prompt is shared out:
+    a third at most for the skeleton, a third at most for the conclusion, the rest for the
+    branches.
+
+    Attributes:
+        limit: positions and slots that the answer may reach.
+        plan: one skeleton.
+        conclusion: one conclusion.
+        sequential: an answer in the ordinary way.
+        reserve: slots held at most, at any moment.
+    """
+
+    limit: int
+    plan: int
+    conclusion: int
+    sequential: int
+    reserve: int
+
+    @classmethod
+    def of(
+        cls, engine: Engine, prompt: int, settings: ReasoningSettings, given: Plan | None = None
+    ) -> Budget:
+        """Share out what is left behind a prompt of so many tokens.
+
+        Steps that are given may ask for longer branches than the settings do.
+
+        Raises:
+            ContextLengthError: the model's positions leave less than `LEAST_ROOM` tokens.
+            OutOfSlotsError: the slots do.
+        """
+        slots = engine.forward.forest.max_slots
+        limit = min(engine.context_length or slots, slots)
+        room = limit - prompt
+        if room < LEAST_ROOM:
+            told = f"the prompt has {prompt} tokens, and {LEAST_ROOM} must be left for the answer"
+            if limit == engine.context_length:
+                raise ContextLengthError(
+                    f"{told}; the model has {limit} positions. Shorten the question, or use a "
+                    "model with a longer context"
+                )
+            raise OutOfSlotsError(
+                f"{told}; the engine may hold {slots} KV-cache slots. Shorten the question, or "
+                "raise max_slots"
+            )
+        return cls.within(limit, prompt, settings, given)
+
+    @classmethod
+    def within(
+        cls, limit: int, prompt: int, settings: ReasoningSettings, given: Plan | None = None
+    ) -> Budget:
+        """Share out `limit` positions, of which a prompt takes some and leaves `LEAST_ROOM`."""
+        room = limit - prompt
+        plan = min(settings.max_plan_tokens, room // 3)
+        conclusion = min(settings.max_conclusion_tokens, room // 3) if settings.conclude else 0
+        asked = [step.max_tokens or 0 for step in given.steps] if given else []
+        step = settings.max_title_tokens + max([settings.max_branch_tokens, *asked])
+        belt = prompt + 2 * plan + settings.max_parallel_branches * step
+        joined = prompt + 2 * plan + settings.max_branches * step + settings.max_blocks * conclusion
+        sequential = min(settings.max_sequential_tokens, room)
+        reserve = min(max(belt, joined, prompt + sequential), limit)
+        return cls(limit, plan, conclusion, sequential, reserve)
+
+    def further_plan(self, base: int) -> int:
+        """Tokens of a further skeleton behind `base` tokens; 0 when there is no room for one."""
+        room = self.limit - base
+        return min(self.plan, room // 3) if room >= LEAST_ROOM else 0
+
+    def branches(self, base: int, openings: list[list[int]], wanted: Sequence[int]) -> list[int]:
+        """Tokens of each branch, so that all of them and the conclusion fit behind `base`.
+
+        Raises:
+            ContextLengthError: not even one token for each is left.
+        """
+        room = self.limit - base - self.conclusion - sum(map(len, openings))
+        share = room // len(openings) - 2  # the join writes a line break behind each body
+        if share < 1:
+            raise ContextLengthError(
+                f"{len(openings)} steps do not fit: {self.limit - base} tokens are left behind "
+                f"the plan, {self.conclusion} of them for the conclusion. Ask for fewer branches "
+                "(max_branches) or a shorter conclusion (max_conclusion_tokens)"
+            )
+        return [min(tokens, share) for tokens in wanted]
+
+    def parallel(
+        self, base: int, openings: list[list[int]], branches: Sequence[int], wanted: int
+    ) -> int:
+        """Branches that may be decoded at the same time within the reserved slots."""
+        lengths = (len(start) + own for start, own in zip(openings, branches, strict=True))
+        longest_first = sorted(lengths, reverse=True)
+        fit = sum(held <= self.reserve - base for held in accumulate(longest_first))
+        return max(min(wanted, fit), 1)
+
+
+def no_gain(steps: int, longest: int) -> str | None:
+    """Why it does not pay to write steps together, or None where it may.
+
+    Together they take a pass for the openings, one for each token of the longest body, and one for
+    the join; one after the other, a pass for each token of all bodies. How long bodies get is not
+    known before, so `longest`, what they may have at most, is taken: the answer is a bound.
+
+    Args:
+        steps: of the plan.
+        longest: tokens that a body may have.
+    """
+    if steps * longest > longest + 2:
+        return None
+    return (
+        f"declined: {steps} steps of at most {longest} tokens take no fewer forward passes "
+        "together than one after the other"
+    )

@@ -1,0 +1,189 @@
+"""What one question has cost so far, and what its caller is told while it is answered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from langchain_pos.engine.completion import DraftUsage, TokenUsage
+from langchain_pos.reasoning.spans import SpanTeller
+from langchain_pos.results.data import (
+    Block,
+    BranchResult,
+    Plan,
+    ReasoningChunk,
+    ReasoningResult,
+    Stage,
+    StagePasses,
+    StageTimings,
+)
+
+if TYPE_CHECKING:
+    from langchain_pos.reasoning.conclusion import Conclusion
+
+
+class _Held(Protocol):
+    @property
+    def peak_slots(self) -> int: ...
+
+
+class _Reported(Protocol):
+    """What is needed of a request, be it to the engine or to a server; see there."""
+
+    @property
+    def passes(self) -> int: ...
+    @property
+    def ledger(self) -> _Held: ...
+    @property
+    def shared_slots(self) -> int: ...
+    @property
+    def cached_tokens(self) -> int: ...
+
+    def emit(self, event: Any) -> None: ...
+
+
+class Progress:
+    """Clocks, counters and chunks of one question.
+
+    Args:
+        deltas: whether pieces of text are told, or only plans and finished branches.
+        spans: whether the beginning and end of every stage and branch are told as well.
+    """
+
+    def __init__(self, *, deltas: bool, spans: bool = False) -> None:
+        self.deltas = deltas
+        self.spans: SpanTeller | None = None
+        if spans:
+            self.spans = SpanTeller(
+                lambda event: self._request.emit(event),
+                deltas,
+                lambda: self.now,
+                lambda: (self.output_tokens, self._request.passes),
+            )
+        self.attempts = 0
+        self.output_tokens = 0
+        self.stage_tokens: dict[Stage, int] = {"plan": 0, "expand": 0, "conclude": 0}
+        self.drafts = DraftUsage()
+        self._queued_at = time.perf_counter()
+        self._started_at = self._queued_at
+        self._seconds: dict[Stage, float] = {"plan": 0.0, "expand": 0.0, "conclude": 0.0}
+        self._passes: dict[Stage, int] = {"plan": 0, "expand": 0, "conclude": 0}
+        self._request: _Reported  # from `begin` on
+
+    def begin(self, request: _Reported, prompt_tokens: int) -> None:
+        """The question leaves the queue."""
+        if self.spans is not None:
+            self.spans.prompt_tokens = prompt_tokens
+        self._request = request
+        self._started_at = time.perf_counter()
+
+    @property
+    def now(self) -> float:
+        """Seconds since the question left the queue."""
+        return time.perf_counter() - self._started_at
+
+    @contextmanager
+    def stage(self, stage: Stage) -> Iterator[None]:
+        """Time, forward passes and tokens inside count for `stage`."""
+        began, passes = time.perf_counter(), self._request.passes
+        tokens = self.output_tokens
+        try:
+            yield
+        finally:
+            self._seconds[stage] += time.perf_counter() - began
+            self._passes[stage] += self._request.passes - passes
+            self.stage_tokens[stage] += self.output_tokens - tokens
+
+    # -------------------------------------------------------------------- spans
+
+    def has_read(self, tokens: int) -> None:
+        """The model has read so many further tokens; the next span that ends counts them."""
+        if self.spans is not None:
+            self.spans.prompt_tokens += tokens
+
+    def prompt(self, messages: list[tuple[str, str]]) -> None:
+        """What is asked from here on."""
+        if self.spans is not None:
+            self.spans.prompt = messages
+
+    def open(self, stage: Stage, blocks: list[Block], so_far: str = "") -> None:
+        """A stage begins behind `blocks` and what the conclusion has written so far."""
+        if self.spans is not None:
+            self.spans.open_stage(stage, blocks, so_far)
+
+    def close(self, outcome: Conclusion | Block | Plan | None) -> None:
+        """The stage that is open has ended with this."""
+        if self.spans is not None:
+            self.spans.close_stage(outcome)
+
+    def branch_start(self, blocks: list[Block], index: int) -> None:
+        """A branch is about to be fed."""
+        if self.spans is not None:
+            self.spans.open_branch(blocks, index)
+
+    # ------------------------------------------------------------------ telling
+
+    def tell(self, chunk: ReasoningChunk) -> None:
+        """Give the caller a chunk."""
+        self._request.emit(chunk)
+
+    def plan_text(self, piece: str) -> None:
+        """A piece of raw skeleton."""
+        if self.spans is not None:
+            self.spans.stage_text(piece)
+        if self.deltas:
+            self.tell(ReasoningChunk(stage="plan", delta=piece))
+
+    def branch_text(self, blocks: list[Block], index: int, piece: str) -> None:
+        """A piece of a branch's body."""
+        if self.spans is not None:
+            self.spans.branch_text(index, piece)
+        if self.deltas:
+            title = blocks[-1].plan.titles[index]
+            branch = BranchResult(index=index, title=title, text=piece)
+            self._tell_branch(blocks, branch, piece)
+
+    def branch_end(self, blocks: list[Block], branch: BranchResult, passes: int) -> None:
+        """A branch has ended. Its text, if told already, is not told again."""
+        if self.spans is not None:
+            self.spans.close_branch(branch, passes)
+        update = {"text": ""} if self.deltas else {}
+        self._tell_branch(blocks, branch.model_copy(update=update), "")
+
+    def _tell_branch(self, blocks: list[Block], branch: BranchResult, piece: str) -> None:
+        bare = [Block.model_construct(plan=block.plan) for block in blocks[:-1]]
+        last = Block.model_construct(plan=blocks[-1].plan, branches=(branch,))
+        self.tell(
+            ReasoningChunk(stage="expand", branch=branch.index, delta=piece, blocks=(*bare, last))
+        )
+
+    def conclusion_text(self, piece: str) -> None:
+        """A piece of the conclusion, or of a sequential answer."""
+        if self.spans is not None:
+            self.spans.stage_text(piece)
+        if self.deltas:
+            self.tell(ReasoningChunk(stage="conclude", delta=piece, conclusion=piece))
+
+    # ---------------------------------------------------------------- the result
+
+    def finish(self, result: ReasoningResult, prompt_tokens: int) -> ReasoningResult:
+        """Add what it has cost, and tell the caller what no chunk has told yet."""
+        result = result.model_copy(
+            update={
+                "usage": TokenUsage(prompt_tokens, self.output_tokens),
+                "timings": StageTimings(queued=self._started_at - self._queued_at, **self._seconds),
+                "forward_passes": StagePasses(**self._passes),
+                "drafts": self.drafts,
+                "plan_attempts": self.attempts,
+                "peak_slots": self._request.ledger.peak_slots + self._request.shared_slots,
+                "cached_tokens": self._request.cached_tokens,
+            }
+        )
+        told = {name: getattr(result, name) for name in ReasoningResult.model_fields}
+        del told["blocks"]
+        if self.deltas:
+            del told["conclusion"]
+        self.tell(ReasoningChunk(stage="conclude", **told))
+        return result

@@ -1,0 +1,118 @@
+"""What can be set for a question: budgets, sampling, and what to do when planning fails."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from langchain_pos.errors import InvalidRequestError
+from langchain_pos.results.data import Mode
+
+Visibility = Literal["isolated", "titles"]
+Join = Literal["reprefill", "reuse"]
+
+
+class ReasoningSettings(BaseModel):
+    """Settings of one question; every one of them is also a field of `ParallelReasoningLLM`."""
+
+    mode: Mode = "parallel"
+    """"parallel", or "sequential": the same model, the ordinary way."""
+    max_branches: int = Field(default=64, ge=2)
+    """Most steps of one plan."""
+    max_parallel_branches: int = Field(default=32, ge=1)
+    """Branches decoded at the same time; further ones wait and follow."""
+    max_blocks: int = Field(default=3, ge=1)
+    """Rounds of plan and branches in one answer, at most."""
+    max_preamble_tokens: int = Field(default=160, ge=8)
+    """Tokens before the first step; then the first step is opened for the model."""
+    max_title_tokens: int = Field(default=48, ge=4)
+    """Tokens of one title; then it is closed for the model."""
+    max_plan_tokens: int = Field(default=1536, ge=64)
+    """Tokens of a skeleton; then it is closed for the model."""
+    max_branch_tokens: int = Field(default=512, ge=1)
+    """Tokens of one branch."""
+    max_conclusion_tokens: int = Field(default=1024, ge=1)
+    """Tokens of one conclusion."""
+    max_sequential_tokens: int = Field(default=4096, ge=1)
+    """Tokens of an answer in the ordinary way."""
+    max_plan_attempts: int = Field(default=3, ge=1)
+    """Skeletons tried before the question is answered sequentially."""
+    on_plan_failure: Literal["sequential", "raise"] = "sequential"
+    """What happens then: the ordinary answer with the reason, or `PlanFormatError`."""
+    allow_decline: bool = True
+    """Whether the model may say that a question does not fall into parts."""
+    visibility: Visibility = "isolated"
+    """"isolated": a branch sees the prompt and itself (the paper); "titles": the outline too."""
+    decline_without_gain: bool = True
+    """Answer in the ordinary way where the plan's steps are too few and too short to gain by
+    being written together."""
+    join: Join = "reprefill"
+    """"reprefill": the conclusion reads the joined branches as one text (the paper); "reuse": it
+    sees the branches' own keys and values, side by side, and nothing is fed again."""
+    drafts: bool = True
+    """Guess tokens ahead by prompt look-up: the same answer in fewer forward passes."""
+    conclude: bool = True
+    """False: the branches are the answer, and stage 3 is left out."""
+    branch_schema: SkipJsonSchema[type[Any] | dict[str, Any] | None] = None
+    """Every branch writes one JSON object of this pydantic model, dataclass, TypedDict or JSON
+    schema; `branch.parsed` is it."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Texts that end a branch or the conclusion, besides `####` and EOS."""
+    temperature: float = Field(default=0.0, ge=0, le=100)
+    """0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Keep the likeliest tokens whose probabilities add up to this."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Keep this many of the likeliest tokens."""
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    """Drop tokens less likely than this share of the likeliest one."""
+    repetition_penalty: float = Field(default=1.0, gt=0, le=100)
+    """Above 1 makes tokens that occurred less likely."""
+    seed: int | None = None
+    """Same seed, same answer; None draws a new one for each question that has a temperature. In
+    half precision, rows that share a pass round differently, so that there what runs beside it, and
+    `draft_rows`, can tip a choice between two tokens that are almost equally likely."""
+
+    @model_validator(mode="after")
+    def _titles_fit_the_plan(self) -> Self:
+        least = self.max_preamble_tokens // 4 + 2 * min(self.max_title_tokens, 8)
+        if self.max_plan_tokens < least:
+            raise ValueError(
+                f"max_plan_tokens={self.max_plan_tokens} leaves no room for two titles; "
+                f"at least {least} are needed with these bounds on preamble and titles"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_asked_for(self) -> Self:
+        if not self.conclude and self.mode == "sequential":
+            raise ValueError(
+                "conclude=False asks for the branches alone, and mode='sequential' writes none; "
+                "change one of them"
+            )
+        return self
+
+    @classmethod
+    def of(cls, source: ReasoningSettings, **overrides: Any) -> ReasoningSettings:
+        """The settings of `source` with some of them changed for one call.
+
+        Raises:
+            InvalidRequestError: an unknown name or a value that is not allowed.
+        """
+        known = ReasoningSettings.model_fields
+        unknown = sorted(set(overrides) - set(known))
+        if unknown:
+            raise InvalidRequestError(
+                f"unknown setting {', '.join(map(repr, unknown))}; allowed are {', '.join(known)}"
+            )
+        values = {name: getattr(source, name) for name in known} | overrides
+        try:
+            return ReasoningSettings(**values)
+        except ValidationError as error:
+            wrong = "; ".join(
+                f"{'.'.join(map(str, e['loc'])) or 'settings'}={e['input']!r}: {e['msg']}"
+                for e in error.errors(include_url=False)
+            )
+            raise InvalidRequestError(wrong) from error

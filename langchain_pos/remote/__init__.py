@@ -1,0 +1,1 @@
+"""A decoder over an OpenAI-compatible server."""

@@ -1,0 +1,226 @@
+"""What becomes of a completion as it comes from a server: cut, told, looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from langchain_pos.engine.completion import FinishReason, TokenUsage
+from langchain_pos.engine.tokenization.stopping import StoppedText
+from langchain_pos.errors import PlanFormatError
+from langchain_pos.reasoning.conclusion import OPENED_STEP, Told
+from langchain_pos.reasoning.skeleton_grammar import closing
+from langchain_pos.results.data import END_MARK, STEP_MARK
+
+
+@dataclass
+class Written:
+    """One completion as the server wrote it.
+
+    Attributes:
+        text: as it came; some servers leave the stop text at its end.
+        finish_reason: "stop" or "length"; None while it is being written, or where the caller broke
+            it off.
+        stop: the stop text that ended it, where the server tells; None also for EOS.
+        usage: as the server tells it; None where it has not.
+        cached_tokens: tokens of the prompt that the server had read before.
+        chunks: pieces of text that came.
+    """
+
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    stop: str | None = None
+    usage: TokenUsage | None = None
+    cached_tokens: int = 0
+    chunks: int = 0
+
+
+class Sink:
+    """Takes one completion as it comes.
+
+    Attributes:
+        written: what came since the last `begin`.
+        usage: what it has cost in the end.
+    """
+
+    def __init__(self) -> None:
+        self.written = Written()
+        self.usage = TokenUsage()
+
+    def begin(self) -> None:
+        """A completion begins, for the first time or anew."""
+        self.written = Written()
+
+    def take(self, piece: str) -> bool:
+        """Take a piece of text; says whether to go on."""
+        raise NotImplementedError
+
+    @property
+    def may_restart(self) -> bool:
+        """Whether it may still begin anew, because nobody has been told of what was written."""
+        return not self.written.chunks
+
+
+class TextSink(Sink):
+    """Takes the text of a branch, or of an ordinary answer.
+
+    Args:
+        tell: is told the pieces; None holds them back.
+        stop: texts that end it; they are cut off here, whether or not the server has.
+        strip: leave out white space at both ends.
+        restartable: whether it may begin anew although something has been told.
+    """
+
+    def __init__(
+        self,
+        tell: Callable[[str], None] | None,
+        *,
+        stop: tuple[str, ...],
+        strip: bool = True,
+        restartable: bool = False,
+    ) -> None:
+        super().__init__()
+        self._tell = tell
+        self._stop = stop
+        self._strip = strip
+        self._restartable = restartable
+        self._text = StoppedText(stop, strip=strip)
+
+    def begin(self) -> None:
+        """See `Sink`."""
+        super().begin()
+        self._text = StoppedText(self._stop, strip=self._strip)
+
+    def take(self, piece: str) -> bool:
+        """See `Sink`."""
+        self._say(self._text.push(piece))
+        return True
+
+    def close(self) -> str:
+        """The whole text; nothing more comes."""
+        self._say(self._text.flush())
+        return self._text.text
+
+    @property
+    def may_restart(self) -> bool:
+        """See `Sink`."""
+        return self._restartable or self._tell is None or not self._text.text
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """How it ended."""
+        if self._text.stopped is not None:  # found in the very last token of the budget, too
+            return "stop"
+        return self.written.finish_reason or "stop"
+
+    def _say(self, piece: str) -> None:
+        if piece and self._tell is not None:
+            self._tell(piece)
+
+
+class ConclusionSink(TextSink):
+    """Takes a conclusion, and breaks it off where it opens a further block.
+
+    Args:
+        tell: is told the pieces, except what may yet be dropped.
+        stop: texts that end it.
+        strip: leave out white space at both ends.
+        restartable: see `TextSink`.
+        may_open: whether it may open a block.
+
+    Attributes:
+        opened: the step that opens one, with its title.
+    """
+
+    def __init__(
+        self,
+        tell: Callable[[str], None],
+        *,
+        stop: tuple[str, ...],
+        strip: bool,
+        restartable: bool,
+        may_open: bool,
+    ) -> None:
+        self._told = Told(tell, may_open=may_open)
+        super().__init__(self._push, stop=stop, strip=strip, restartable=restartable)
+        self._told_to = tell
+        self._may_open = may_open
+        self.opened: tuple[str, str] | None = None
+
+    def begin(self) -> None:
+        """See `Sink`."""
+        super().begin()
+        self._told = Told(self._told_to, may_open=self._may_open)
+
+    def take(self, piece: str) -> bool:
+        """See `Sink`."""
+        super().take(piece)
+        if self._may_open and (step := OPENED_STEP.search(self._text.text)):
+            self.opened = step[0], step["title"]
+        return self.opened is None
+
+    def close(self) -> str:
+        """See `TextSink`."""
+        text = super().close()
+        self._told.flush()
+        return text
+
+    def before_step(self) -> tuple[str, str]:
+        """The text before the step that opens a block: as it came, and as it was told."""
+        raw = OPENED_STEP.split(self.written.text, maxsplit=1)[0]
+        told = OPENED_STEP.split(self._text.text, maxsplit=1)[0]
+        return raw, told.rstrip()
+
+    def _push(self, piece: str) -> None:
+        self._told.push(piece)
+
+
+class SkeletonSink(Sink):
+    """Takes a skeleton. May begin anew at any time: what is told of it is raw text, not the plan.
+
+    Args:
+        tell: is told the pieces.
+        stop: the terminator, where the server does not know where a skeleton ends.
+    """
+
+    may_restart = True
+
+    def __init__(self, tell: Callable[[str], None], *, stop: tuple[str, ...]) -> None:
+        super().__init__()
+        self.stop = stop
+        self._tell = tell
+        self._text = StoppedText(stop)
+
+    def begin(self) -> None:
+        """See `Sink`."""
+        super().begin()
+        self._text = StoppedText(self.stop)
+
+    def take(self, piece: str) -> bool:
+        """See `Sink`."""
+        if told := self._text.push(piece):
+            self._tell(told)
+        return True
+
+    def whole(self, opened: str) -> str:
+        """The skeleton with its end: the terminator, which servers cut off, or which is missing.
+
+        Raises:
+            PlanFormatError: the budget ended before two steps were there.
+        """
+        rest = self._text.flush()
+        text = self._text.text
+        end = ""
+        if self.written.finish_reason == "length" and self._text.stopped is None:
+            if (opened + text).count(STEP_MARK) <= 2:
+                raise PlanFormatError("the skeleton was not closed within its budget", text=text)
+            end = closing(text)
+        elif not text.rstrip().endswith(END_MARK) and (self.stop or not text):
+            # Whether it was EOS or the terminator, a server need not tell. A text that has no
+            # steps, and is more than blanks, is no outline unless the terminator is seen.
+            known = self._text.stopped or self.written.stop
+            steps = STEP_MARK in opened + text
+            end = END_MARK if known or steps or not text.strip() else ""
+        if rest or end:
+            self._tell(rest + end)
+        return text + end

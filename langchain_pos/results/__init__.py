@@ -1,0 +1,1 @@
+"""What comes out: plan, branches, conclusion, result, and how they are shown."""

@@ -1,0 +1,378 @@
+"""The data of a question's way: plan, branches, conclusion, result. Frozen, JSON round-trips.
+
+ReasoningRequest   what is asked
+Plan of Steps      stage 1, what the model means to do
+BranchResult       stage 2, one for each step
+Block              one plan with its branches; an answer may have several
+ReasoningResult    everything
+ReasoningChunk     a piece of a result while it is written; pieces add up to the whole
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from langchain_pos.engine.completion import DraftUsage, FinishReason, TokenUsage
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import Console
+
+    from langchain_pos.results.timeline import SequentialEstimate
+
+Mode = Literal["parallel", "sequential"]
+Stage = Literal["plan", "expand", "conclude"]
+
+STEP_MARK = "####"
+"""Opens a step (paper, section 3.1). Ordinary text, never a special token."""
+END_MARK = "####%%%%"
+"""Closes a block of steps."""
+BODY_PLACEHOLDER = "......"
+"""Stands for a body in the skeleton."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _unset(value: object) -> bool:
+    return value is None or value == ()
+
+
+class Step(_Frozen):
+    """One independent step of a plan. All but the title is for steps that the caller gives.
+
+    Attributes:
+        title: what the step is about; one line, without `####`.
+        prompt: an instruction that this step's branch reads and nobody else.
+        max_tokens: of its branch, in place of `max_branch_tokens`.
+        temperature: of its branch; None takes the setting.
+        seed: of its branch; None derives one from the question's seed and the step's place.
+        stop: texts that end its branch, besides those of the setting.
+    """
+
+    title: str = Field(min_length=1)
+    prompt: str | None = Field(default=None, min_length=1, exclude_if=_unset)
+    max_tokens: int | None = Field(default=None, ge=1, exclude_if=_unset)
+    temperature: float | None = Field(default=None, ge=0, le=100, exclude_if=_unset)
+    seed: int | None = Field(default=None, exclude_if=_unset)
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), exclude_if=_unset)
+
+    @field_validator("title")
+    @classmethod
+    def _one_clean_line(cls, title: str) -> str:
+        title = " ".join(title.split())
+        if not title:
+            raise ValueError("a step's title is empty; give every step a title")
+        if STEP_MARK in title:
+            raise ValueError(f"a title contains {STEP_MARK!r}, which opens a step: {title!r}")
+        return title
+
+
+def _titled(step: Any) -> Any:
+    return Step(title=step) if isinstance(step, str) else step
+
+
+GivenStep = Annotated[Step, BeforeValidator(_titled)]
+"""A step as callers write it: a `Step`, a dict of its fields, or a bare title."""
+
+
+class Plan(_Frozen):
+    """A parsed skeleton: what is said before the steps, and the steps.
+
+    Attributes:
+        preamble: the text before the first step, stripped.
+        steps: at least one; titles differ (case and spaces aside).
+    """
+
+    preamble: str = ""
+    steps: tuple[Step, ...] = Field(min_length=1)
+
+    @field_validator("steps")
+    @classmethod
+    def _titles_differ(cls, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        seen: set[str] = set()
+        for step in steps:
+            key = step.title.casefold()
+            if key in seen:
+                raise ValueError(f"two steps have the same title: {step.title!r}")
+            seen.add(key)
+        return steps
+
+    @classmethod
+    def of(cls, titles: list[str] | tuple[str, ...], preamble: str = "") -> Self:
+        """A plan from bare titles."""
+        return cls(preamble=preamble, steps=tuple(Step(title=title) for title in titles))
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """The steps' titles, in order."""
+        return tuple(step.title for step in self.steps)
+
+
+class BranchResult(_Frozen):
+    """What one branch wrote.
+
+    Attributes:
+        index: its place among the steps of its block, from 0.
+        title: the step's title.
+        text: the body, stripped of white space at both ends.
+        finish_reason: "stop", "length" (its token budget), "cancelled" or "error".
+        usage: `input_tokens` counts its opening, `output_tokens` its body.
+        started: seconds from the request's start to its first token fed.
+        ended: seconds from the request's start to its last token.
+        error: what went wrong: `finish_reason` is "error", or the text is not what `branch_schema`
+            asks for. None when nothing did.
+        parsed: the text as an object of `branch_schema`: a pydantic model or dataclass when that
+            is one, else plain data. None without a schema, and where `error` says why. In JSON it
+            is plain data, and stays so when a result is read back:
+            `Model.model_validate(branch.parsed)` makes the object again.
+    """
+
+    index: int
+    title: str
+    text: str = ""
+    finish_reason: FinishReason = "stop"
+    usage: TokenUsage = TokenUsage()
+    started: float = 0.0
+    ended: float = 0.0
+    error: str | None = None
+    parsed: Any = None
+
+
+class Block(_Frozen):
+    """One round of stages 1 and 2: a plan and its branches, in the plan's order."""
+
+    plan: Plan
+    branches: tuple[BranchResult, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The block as the paper joins it: preamble, `####title: body` lines, `####%%%%`."""
+        lines = [self.plan.preamble] if self.plan.preamble else []
+        lines += [f"{STEP_MARK}{b.title}: {b.text}" for b in self.branches]
+        return "\n".join([*lines, END_MARK])
+
+
+class StageTimings(_Frozen):
+    """Wall-clock seconds by stage. `queued`: waiting for other requests before the first pass."""
+
+    queued: float = 0.0
+    plan: float = 0.0
+    expand: float = 0.0
+    conclude: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All seconds from the request to its result."""
+        return self.queued + self.plan + self.expand + self.conclude
+
+
+class StagePasses(_Frozen):
+    """Forward passes by stage. A pass that other requests shared counts for each of them."""
+
+    plan: int = 0
+    expand: int = 0
+    conclude: int = 0
+
+    @property
+    def total(self) -> int:
+        """All forward passes of the request."""
+        return self.plan + self.expand + self.conclude
+
+
+class ReasoningRequest(_Frozen):
+    """A question with what may be set for it alone.
+
+    Attributes:
+        question: what is asked, or the last human message of `messages`.
+        messages: a chat history that ends with the question, as `(role, text)` pairs; empty for
+            a bare question.
+        steps: given by the caller, as titles or as `Step`s; stage 1 is skipped.
+    """
+
+    question: str
+    messages: tuple[tuple[str, str], ...] = ()
+    steps: tuple[GivenStep, ...] | None = None
+
+
+class ReasoningResult(_Frozen):
+    """The answer with everything that led to it.
+
+    Attributes:
+        question: what was asked.
+        blocks: the rounds of plan and branches; empty when answered sequentially.
+        conclusion: the text after the last block; the whole answer when answered sequentially.
+        mode: "parallel", or "sequential" when that was asked for or nothing could be planned.
+        fallback_reason: why a question meant for parallel was answered sequentially.
+        finish_reason: how the conclusion ended.
+        error: what went wrong in the conclusion, when `finish_reason` is "error"; the branches
+            are whole all the same.
+        concluded: False when the branches alone were asked for (`conclude=False`); then there is
+            no conclusion.
+        usage: prompt tokens, and every token written in any stage.
+        timings: wall-clock seconds by stage.
+        forward_passes: by stage.
+        drafts: tokens guessed ahead, and how many of the guesses were right.
+        plan_attempts: how often a skeleton was tried; 0 when the caller gave the steps.
+        peak_slots: most KV-cache slots that the request held at once, what it shared with others
+            included.
+        cached_tokens: prompt tokens that were not fed, because another question began alike.
+        model_name: folder or hub name of the model.
+    """
+
+    question: str = ""
+    blocks: tuple[Block, ...] = ()
+    conclusion: str = ""
+    mode: Mode = "parallel"
+    fallback_reason: str | None = None
+    finish_reason: FinishReason = "stop"
+    error: str | None = None
+    concluded: bool = True
+    usage: TokenUsage = TokenUsage()
+    timings: StageTimings = StageTimings()
+    forward_passes: StagePasses = StagePasses()
+    drafts: DraftUsage = DraftUsage()
+    plan_attempts: int = 0
+    peak_slots: int = 0
+    cached_tokens: int = 0
+    model_name: str = ""
+
+    @property
+    def plan(self) -> Plan | None:
+        """The first block's plan; None when answered sequentially."""
+        return self.blocks[0].plan if self.blocks else None
+
+    @property
+    def preamble(self) -> str:
+        """What was said before the first steps."""
+        return self.blocks[0].plan.preamble if self.blocks else ""
+
+    @property
+    def branches(self) -> tuple[BranchResult, ...]:
+        """The branches of all blocks, in the order of the plan."""
+        return tuple(branch for block in self.blocks for branch in block.branches)
+
+    @property
+    def text(self) -> str:
+        """The whole answer as one text, in the paper's form."""
+        parts = [*(block.text for block in self.blocks), self.conclusion]
+        return "\n".join(part for part in parts if part)
+
+    # ------------------------------------------------------------------ to look at
+
+    def sequential_estimate(self) -> SequentialEstimate | None:
+        """What plain sequential decoding would have cost; None if answered that way, or untimed."""
+        from langchain_pos.results.timeline import SequentialEstimate
+
+        return SequentialEstimate.of(self)
+
+    def pretty_print(self, console: Console | None = None) -> None:
+        """Print plan, branches, conclusion, a timeline and the figures, like a message's.
+
+        Args:
+            console: a rich console; by default one on the standard output.
+        """
+        from langchain_pos.results.rendering import pretty_print
+
+        pretty_print(self, console)
+
+    def plot_timeline(self) -> Figure:
+        """A matplotlib figure of the stages and branches over time; needs `langchain-pos[plot]`.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+            InvalidRequestError: the result holds no timings.
+        """
+        from langchain_pos.results.figures import plot_timeline
+
+        return plot_timeline(self)
+
+    def plot_mask(
+        self,
+        block: int = 0,
+        *,
+        granularity: Literal["token", "segment"] = "token",
+        max_prompt_tokens: int | None = 16,
+        max_branch_tokens: int | None = 6,
+    ) -> Figure:
+        """A matplotlib figure of who saw whom in stage 2; needs `langchain-pos[plot]`.
+
+        See `langchain_pos.results.figures.plot_mask`.
+        """
+        from langchain_pos.results.figures import plot_mask
+
+        return plot_mask(
+            self,
+            block,
+            granularity=granularity,
+            max_prompt_tokens=max_prompt_tokens,
+            max_branch_tokens=max_branch_tokens,
+        )
+
+    def _repr_html_(self) -> str:
+        from langchain_pos.results.rendering import to_html
+
+        return to_html(self)
+
+    def _repr_markdown_(self) -> str:
+        from langchain_pos.results.rendering import to_markdown
+
+        return to_markdown(self)
+
+
+class ReasoningChunk(ReasoningResult):
+    """A piece of a result, streamed while it is written.
+
+    `first + second + …` over a whole stream has the fields of the result that `invoke` returns,
+    so a chunk is a `ReasoningResult` of which not everything is known yet. A chunk that opens a
+    further block turns the conclusion so far into that block's preamble.
+
+    Attributes:
+        stage: the stage that wrote it.
+        branch: index of the branch that wrote it, in the stage "expand".
+        delta: the new text: raw skeleton in the stage "plan", a branch's body in "expand", the
+            conclusion in "conclude"; empty when the chunk brings something else.
+    """
+
+    stage: Stage = "plan"
+    branch: int | None = None
+    delta: str = ""
+
+    def __add__(self, other: ReasoningChunk) -> ReasoningChunk:
+        if not isinstance(other, ReasoningChunk):
+            return NotImplemented
+        newer = {name: getattr(other, name) for name in other.model_fields_set}
+        newer["blocks"] = _merge_blocks(self.blocks, other.blocks)
+        opens_block = len(other.blocks) > len(self.blocks)
+        newer["conclusion"] = ("" if opens_block else self.conclusion) + other.conclusion
+        newer["delta"] = self.delta + other.delta
+        return self.model_copy(update=newer)
+
+    def result(self) -> ReasoningResult:
+        """The sum so far as a plain `ReasoningResult`."""
+        fields = set(ReasoningResult.model_fields)
+        return ReasoningResult(**{name: getattr(self, name) for name in fields})
+
+
+def _merge_blocks(left: tuple[Block, ...], right: tuple[Block, ...]) -> tuple[Block, ...]:
+    """Blocks of two chunks: same place, same block; branches merge by index, texts concatenate."""
+    merged = list(left)
+    for place, block in enumerate(right):
+        if place >= len(merged):
+            merged.append(block)
+            continue
+        branches = {branch.index: branch for branch in merged[place].branches}
+        for branch in block.branches:
+            known = branches.get(branch.index)
+            branches[branch.index] = branch if known is None else _merge_branch(known, branch)
+        ordered = tuple(branches[index] for index in sorted(branches))
+        merged[place] = Block(plan=block.plan, branches=ordered)
+    return tuple(merged)
+
+
+def _merge_branch(known: BranchResult, more: BranchResult) -> BranchResult:
+    update: dict[str, Any] = {name: getattr(more, name) for name in more.model_fields_set}
+    return known.model_copy(update={**update, "text": known.text + more.text})

@@ -1,0 +1,1 @@
+"""`ParallelReasoningLLM`: the three stages as a LangChain runnable."""

@@ -1,0 +1,326 @@
+"""`ParallelReasoningLLM`: the three stages as a LangChain runnable."""
+
+# ruff: noqa: A002 - `input` is what langchain-core calls it
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterator, Sequence
+from contextlib import aclosing, closing
+from typing import TYPE_CHECKING, Any, cast
+
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForChainRun,
+    CallbackManagerForChainRun,
+)
+from langchain_core.runnables import RunnableConfig, RunnableSerializable
+from langchain_core.runnables.config import (
+    get_callback_manager_for_config,
+    get_config_list,
+    run_in_executor,
+)
+from pydantic import ConfigDict
+
+from langchain_pos.model_source import LocalModel
+from langchain_pos.reasoning.settings import ReasoningSettings
+from langchain_pos.results.data import ReasoningChunk, ReasoningResult
+from langchain_pos.runnables.graph import reasoning_graph
+from langchain_pos.runnables.inputs import ReasoningInput, as_request, sum_up
+from langchain_pos.runnables.pending import Asked, answer_all
+from langchain_pos.runnables.tracing import RunTracer
+
+if TYPE_CHECKING:
+    from langchain_core.runnables.graph import Graph
+
+    from langchain_pos.reasoning.reasoner import Answer
+
+_AsyncChunks = AsyncGenerator[ReasoningChunk, None]
+_Manager = CallbackManagerForChainRun | AsyncCallbackManagerForChainRun
+
+
+class ParallelReasoningLLM(
+    LocalModel, RunnableSerializable[ReasoningInput, ReasoningResult], ReasoningSettings
+):
+    """Answers a question by parallel reasoning on a local model.
+
+    The model plans independent steps, writes all of them together, one forward pass a token for
+    all, and concludes. Everything `ReasoningSettings` has can be set here, and for one call:
+    `llm.invoke(question, mode="sequential")`.
+
+    The model is loaded when it is first needed. With `engine=OpenAICompletionsEngine(…)` a server
+    answers in its place. One instance serves many threads and tasks; their questions share forward
+    passes.
+
+    Examples:
+        >>> llm = ParallelReasoningLLM()  # the shipped model
+        >>> llm.invoke("Here are 10 students' resumes: …").conclusion
+        'name: Lily Wilson'
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
+
+    # ------------------------------------------------------------------ one question
+
+    def invoke(
+        self, input: ReasoningInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> ReasoningResult:
+        """Answer a question; `kwargs` are `ReasoningSettings` for this call."""
+        return self._call_with_config(self._invoke, input, config, **kwargs)
+
+    async def ainvoke(
+        self, input: ReasoningInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> ReasoningResult:
+        """Answer a question beside the event loop. Cancelling the task frees its slots."""
+        return await self._acall_with_config(self._ainvoke, input, config, **kwargs)
+
+    def stream(
+        self, input: ReasoningInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[ReasoningChunk]:
+        """The answer while it is written; the chunks add up to what `invoke` returns.
+
+        Closing the iterator cancels the question.
+        """
+        yield from self.transform(iter([input]), config, **kwargs)
+
+    async def astream(
+        self, input: ReasoningInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[ReasoningChunk]:
+        """See `stream`."""
+
+        async def one() -> AsyncIterator[ReasoningInput]:
+            yield input
+
+        chunks = cast("_AsyncChunks", self.atransform(one(), config, **kwargs))
+        async with aclosing(chunks):  # so that closing this one cancels the question at once
+            async for chunk in chunks:
+                yield chunk
+
+    def transform(
+        self,
+        input: Iterator[ReasoningInput],
+        config: RunnableConfig | None = None,
+        **kwargs: Any | None,
+    ) -> Iterator[ReasoningChunk]:
+        """Take the whole input, then stream."""
+        chunks = self._transform_stream_with_config(input, self._transform, config, **kwargs)
+        yield from cast("Iterator[ReasoningChunk]", chunks)
+
+    async def atransform(
+        self,
+        input: AsyncIterator[ReasoningInput],
+        config: RunnableConfig | None = None,
+        **kwargs: Any | None,
+    ) -> AsyncIterator[ReasoningChunk]:
+        """See `transform`."""
+        chunks = cast(
+            "_AsyncChunks",
+            self._atransform_stream_with_config(input, self._atransform, config, **kwargs),
+        )
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
+
+    # ------------------------------------------------------------------ many questions
+
+    def batch(
+        self,
+        inputs: list[ReasoningInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> list[ReasoningResult]:
+        """Answer many questions together: they share forward passes.
+
+        `max_concurrency` in the config bounds how many are under way at once.
+        """
+        return self._batch_with_config(
+            self._batch, inputs, config, return_exceptions=return_exceptions, **kwargs
+        )
+
+    async def abatch(
+        self,
+        inputs: list[ReasoningInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> list[ReasoningResult]:
+        """See `batch`."""
+        return await self._abatch_with_config(
+            self._abatch, inputs, config, return_exceptions=return_exceptions, **kwargs
+        )
+
+    def batch_as_completed(  # type: ignore[override]
+        self,
+        inputs: Sequence[ReasoningInput],
+        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> Iterator[tuple[int, ReasoningResult | Exception]]:
+        """Answer many questions together, and yield each with its index as soon as it is done.
+
+        Closing the iterator cancels those that are still under way.
+        """
+        configs = get_config_list(config, len(inputs))
+        managers: dict[int, CallbackManagerForChainRun] = {}
+
+        def ask(place: int) -> Asked:
+            managers[place] = self._start_run(inputs[place], configs[place])
+            return self._ask(inputs[place], managers[place], **kwargs)
+
+        try:
+            limit = configs[0].get("max_concurrency") if configs else None
+            with closing(answer_all(len(inputs), limit, ask)) as answers:
+                for place, answer in answers:
+                    manager = managers.pop(place)
+                    if isinstance(answer, ReasoningResult):
+                        manager.on_chain_end(answer)
+                    else:
+                        manager.on_chain_error(answer)
+                        if not return_exceptions:
+                            raise answer
+                    yield place, answer
+        except BaseException as stopped:
+            for manager in managers.values():
+                manager.on_chain_error(stopped)
+            raise
+
+    def _start_run(self, input: ReasoningInput, config: RunnableConfig) -> Any:
+        return get_callback_manager_for_config(config).on_chain_start(
+            None,
+            input,
+            name=config.get("run_name") or self.get_name(),
+            run_id=config.pop("run_id", None),
+        )
+
+    # ------------------------------------------------------------------ behind them
+
+    def _prepare(
+        self,
+        input: ReasoningInput,
+        manager: _Manager,
+        *,
+        deltas: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Answer, RunTracer | None]:
+        """All that a question needs before it is queued: the model, the prompt, the checks."""
+        ask = as_request(input)
+        settings = ReasoningSettings.of(self, **kwargs)
+        reasoner, tracer = self.reasoner, None
+        if RunTracer.listens(manager):
+            sampling = {"temperature", "top_p", "top_k", "min_p", "seed", "stop"}
+            tracer = RunTracer(
+                manager,
+                model_name=reasoner.model_name or type(reasoner.engine.model).__name__,
+                parameters=settings.model_dump(include=sampling),
+            )
+        answer = reasoner.prepare(ask, settings, deltas=deltas, spans=tracer is not None)
+        return answer, tracer
+
+    def _ask(
+        self,
+        input: ReasoningInput,
+        manager: _Manager,
+        *,
+        caller: Hashable | None = None,
+        **kwargs: Any,
+    ) -> Asked:
+        answer, tracer = self._prepare(input, manager, **kwargs)
+        return Asked(answer.engine.scheduler, answer.submit(caller), tracer)
+
+    async def _aask(
+        self,
+        input: ReasoningInput,
+        manager: _Manager,
+        *,
+        caller: Hashable | None = None,
+        **kwargs: Any,
+    ) -> Asked:
+        # What takes time is done beside the event loop. Queueing is done here: a task that is
+        # cancelled meanwhile leaves no request behind.
+        answer, tracer = await run_in_executor(None, self._prepare, input, manager, **kwargs)
+        return Asked(answer.engine.scheduler, answer.submit(caller), tracer)
+
+    def _invoke(
+        self, input: ReasoningInput, run_manager: CallbackManagerForChainRun, **kwargs: Any
+    ) -> ReasoningResult:
+        asked = self._ask(input, run_manager, **kwargs)
+        with closing(asked.chunks()) as chunks:
+            for _ in chunks:
+                pass
+        return asked.request.result()
+
+    async def _ainvoke(
+        self, input: ReasoningInput, run_manager: AsyncCallbackManagerForChainRun, **kwargs: Any
+    ) -> ReasoningResult:
+        asked = await self._aask(input, run_manager, **kwargs)
+        async with aclosing(asked.achunks()) as chunks:
+            async for _ in chunks:
+                pass
+        return asked.request.result()
+
+    def _transform(
+        self,
+        inputs: Iterator[ReasoningInput],
+        run_manager: CallbackManagerForChainRun,
+        **kwargs: Any,
+    ) -> Iterator[ReasoningChunk]:
+        asked = self._ask(sum_up(list(inputs)), run_manager, deltas=True, **kwargs)
+        with closing(asked.chunks()) as chunks:
+            yield from chunks
+
+    async def _atransform(
+        self,
+        inputs: AsyncIterator[ReasoningInput],
+        run_manager: AsyncCallbackManagerForChainRun,
+        **kwargs: Any,
+    ) -> AsyncIterator[ReasoningChunk]:
+        whole = sum_up([part async for part in inputs])
+        asked = await self._aask(whole, run_manager, deltas=True, **kwargs)
+        async with aclosing(asked.achunks()) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    def _batch(
+        self,
+        inputs: list[ReasoningInput],
+        run_manager: list[CallbackManagerForChainRun],
+        config: list[RunnableConfig],
+        **kwargs: Any,
+    ) -> list[Exception | ReasoningResult]:
+        limit = config[0].get("max_concurrency") if config else None
+        caller = object()
+
+        def ask(place: int) -> Asked:
+            return self._ask(inputs[place], run_manager[place], caller=caller, **kwargs)
+
+        answers = dict(answer_all(len(inputs), limit, ask))
+        return [answers[place] for place in range(len(inputs))]
+
+    async def _abatch(
+        self,
+        inputs: list[ReasoningInput],
+        run_manager: list[AsyncCallbackManagerForChainRun],
+        config: list[RunnableConfig],
+        **kwargs: Any,
+    ) -> list[Exception | ReasoningResult]:
+        limit = (config[0].get("max_concurrency") if config else None) or len(inputs)
+        slots = asyncio.Semaphore(limit)
+        caller = object()
+
+        async def one(
+            input: ReasoningInput, manager: AsyncCallbackManagerForChainRun
+        ) -> Exception | ReasoningResult:
+            async with slots:
+                try:
+                    return await self._ainvoke(input, manager, caller=caller, **kwargs)
+                except Exception as error:  # noqa: BLE001 - each question has its own
+                    return error
+
+        return list(await asyncio.gather(*map(one, inputs, run_manager)))
+
+    def get_graph(self, config: RunnableConfig | None = None) -> Graph:
+        """The three stages between input and output, as LangChain draws a chain."""
+        return reasoning_graph(self, config)

@@ -1,0 +1,134 @@
+"""A question that has been asked: its chunks as they come, for sync and async callers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import aclosing, closing
+from typing import TYPE_CHECKING
+
+from langchain_pos.engine.scheduler.waiting import aevents
+from langchain_pos.errors import RequestCancelled
+from langchain_pos.results.data import ReasoningChunk, ReasoningResult
+from langchain_pos.runnables.tracing import RunTracer, arun, run
+
+if TYPE_CHECKING:
+    from langchain_pos.engine.scheduler.request import Request
+    from langchain_pos.engine.scheduler.scheduler import Scheduler
+
+
+class Asked:
+    """One question on its way.
+
+    Args:
+        scheduler: runs it.
+        request: its request.
+        tracer: is told its spans; None where nobody listens.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        request: Request[ReasoningResult],
+        tracer: RunTracer | None,
+    ) -> None:
+        self.scheduler = scheduler
+        self.request = request
+        self._tracer = tracer
+
+    def chunks(self) -> Generator[ReasoningChunk, None, ReasoningResult]:
+        """The chunks as they come; returns the result, or raises what has ended the question.
+
+        Closing the iterator cancels it.
+        """
+        try:
+            with closing(self.scheduler.stream(self.request)) as events:
+                for event in events:
+                    if isinstance(event, ReasoningChunk):
+                        yield event
+                    elif self._tracer is not None:
+                        run(self._tracer.tell(event))
+            return self.request.result()
+        except BaseException as error:
+            self.fail(error)
+            raise
+
+    async def achunks(self) -> AsyncGenerator[ReasoningChunk, None]:
+        """The same; another thread runs the passes."""
+        try:
+            async with aclosing(aevents(self.scheduler, self.request)) as events:
+                async for event in events:
+                    if isinstance(event, ReasoningChunk):
+                        yield event
+                    elif self._tracer is not None:
+                        await arun(self._tracer.tell(event))
+        except BaseException as error:
+            if self._tracer is not None:
+                await arun(self._tracer.fail(error))
+            raise
+
+    def take_events(self) -> None:
+        """Tell the tracer what has happened; nobody wants the chunks."""
+        while self.request.events:
+            event = self.request.events.popleft()
+            if self._tracer is not None and not isinstance(event, ReasoningChunk):
+                run(self._tracer.tell(event))
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the tracer what has ended the question."""
+        if self._tracer is not None:
+            run(self._tracer.fail(error))
+
+
+def answer_all(
+    count: int, limit: int | None, ask: Callable[[int], Asked]
+) -> Generator[tuple[int, ReasoningResult | Exception], None, None]:
+    """Answer many questions together, each with its place, as they are done.
+
+    Closing the iterator cancels those that are still under way.
+
+    Args:
+        count: how many there are.
+        limit: how many are under way at the same time, at most; None for all.
+        ask: asks the one at a place; may raise what is that one's answer then.
+    """
+    ahead = iter(range(count))
+    under_way: dict[int, Asked] = {}
+    try:
+        while True:
+            while len(under_way) < (limit or count):
+                place = next(ahead, None)
+                if place is None:
+                    break
+                try:
+                    under_way[place] = ask(place)
+                except Exception as error:  # noqa: BLE001 - each question has its own
+                    yield place, error
+            if not under_way:
+                return
+            one = next(iter(under_way.values()))
+            one.scheduler.wait(lambda: any(map(_has_news, under_way.values())))
+            for place, asked in list(under_way.items()):
+                asked.take_events()
+                if asked.request.done and not asked.request.events:
+                    del under_way[place]
+                    asked.scheduler.cancel(asked.request)
+                    yield place, _answer(asked)
+    except BaseException as stopped:
+        for asked in under_way.values():
+            asked.fail(stopped)
+        raise
+    finally:
+        for asked in under_way.values():
+            asked.scheduler.cancel(asked.request)
+
+
+def _has_news(asked: Asked) -> bool:
+    return asked.request.done or bool(asked.request.events)
+
+
+def _answer(asked: Asked) -> ReasoningResult | Exception:
+    error = asked.request.error
+    if error is None:
+        return asked.request.result()
+    asked.fail(error)
+    return error if isinstance(error, Exception) else RequestCancelled(repr(error))

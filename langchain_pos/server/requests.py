@@ -1,0 +1,324 @@
+"""The body of `/v1/chat/completions`, read strictly: nothing that changes an answer is ignored.
+
+Fields of OpenAI's API that change no answer here (`user`, `metadata`, …) are accepted. Those that
+would, and cannot be had, are refused unless they hold the value that changes nothing; so are
+unknown fields, because a misspelt one would change the answer in silence.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from langchain_core.messages import BaseMessage, convert_to_messages
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import from_json
+
+from langchain_pos.results.data import GivenStep
+from langchain_pos.server.errors import ApiError
+
+if TYPE_CHECKING:
+    from langchain_pos.chat_models.base import ChatParallelReasoning
+    from langchain_pos.server.admission import ServerLimits
+
+_NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
+    "n": ((1,), "one answer a request; send several requests, they share forward passes"),
+    "frequency_penalty": ((0,), "repetition_penalty is what this model has"),
+    "presence_penalty": ((0,), "repetition_penalty is what this model has"),
+    "logit_bias": (({},), "tokens cannot be weighted"),
+    "functions": (([],), "use tools"),
+    "function_call": ((), "use tool_choice"),
+    "modalities": ((["text"],), "text is all that the model writes"),
+    "audio": ((), "text is all that the model writes"),
+    "reasoning_effort": ((), "reasoning_mode says whether branches come first"),
+    "verbosity": ((), "say it in the prompt"),
+    "web_search_options": ((), "give the model a tool"),
+}
+"""Fields of OpenAI's API that are not to be had: what they may hold besides null; what to do."""
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class _Part(_Body):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class FunctionSpec(_Body):
+    """What a tool is called, does and takes."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolSpec(_Body):
+    """A tool that the model may call."""
+
+    type: Literal["function"]
+    function: FunctionSpec
+
+
+class CalledFunction(_Part):
+    """A call that the model wrote in an earlier turn."""
+
+    name: str
+    arguments: str
+
+    @field_validator("arguments")
+    @classmethod
+    def _are_an_object(cls, arguments: str) -> str:
+        if not isinstance(from_json(arguments or "{}"), dict):
+            raise ValueError("the arguments of a call must be a JSON object")
+        return arguments
+
+
+class CallSpec(_Part):
+    """See `CalledFunction`."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class NamedFunction(_Part):
+    """A tool's name."""
+
+    name: str
+
+
+class NamedChoice(_Part):
+    """The tool that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class MessageSpec(_Part):
+    """A message; what OpenAI's own answers carry besides (`refusal`, `annotations`) is ignored."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: list[CallSpec] | None = None
+
+
+class StreamOptions(_Part):
+    """`include_usage`: a last chunk with the usage."""
+
+    include_usage: bool | None = None
+
+
+class ChatRequest(_Body):
+    """A request as OpenAI's API has it, with a few fields of our own."""
+
+    model: str
+    messages: list[MessageSpec] = Field(min_length=1)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = None
+    stop: str | list[Annotated[str, Field(min_length=1)]] | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    tools: list[ToolSpec] | None = None
+    tool_choice: str | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    # Our own.
+    reasoning_mode: Literal["auto", "parallel", "sequential"] | None = None
+    steps: list[GivenStep] | None = None
+    max_branches: int | None = Field(default=None, ge=2)
+    max_branch_tokens: int | None = Field(default=None, ge=1)
+    top_k: int | None = Field(default=None, ge=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+    # They change no answer; the first two, whose turn it is.
+    user: Any = None
+    safety_identifier: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    prediction: Any = None
+    # See `_NEUTRAL`.
+    n: Any = None
+    frequency_penalty: Any = None
+    presence_penalty: Any = None
+    logit_bias: Any = None
+    functions: Any = None
+    function_call: Any = None
+    modalities: Any = None
+    audio: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    web_search_options: Any = None
+
+    @classmethod
+    def read(cls, body: bytes) -> Self:
+        """A body as it came.
+
+        Raises:
+            ApiError: 400, with the first field that is wrong.
+        """
+        try:
+            asked = cls.model_validate_json(body)
+        except ValidationError as error:
+            raise _wrong(error) from error
+        for name, (allowed, instead) in _NEUTRAL.items():
+            value = getattr(asked, name)
+            if value is not None and (value not in allowed or isinstance(value, bool)):
+                told = ", ".join(map(repr, (*allowed, None)))
+                raise ApiError(
+                    400,
+                    f"{name}={_short(value)} is not possible; allowed is {told}: {instead}",
+                    "unsupported_value",
+                    param=name,
+                )
+        if asked.top_logprobs is not None and not asked.logprobs:
+            raise ApiError(
+                400,
+                "top_logprobs wants logprobs=true beside it",
+                "invalid_value",
+                param="top_logprobs",
+            )
+        if asked.stream_options is not None and not asked.stream:
+            raise ApiError(
+                400,
+                "stream_options are for stream=true only; leave them out",
+                "invalid_value",
+                param="stream_options",
+            )
+        if None not in (both := {asked.max_tokens, asked.max_completion_tokens}) and len(both) > 1:
+            raise ApiError(
+                400,
+                "max_tokens and max_completion_tokens differ; they mean the same, give one",
+                "invalid_value",
+                param="max_tokens",
+            )
+        if asked.steps is not None and not asked._reasons():
+            raise ApiError(
+                400,
+                "steps are for parallel answers, and this one would be sequential; leave them out, "
+                "or ask for reasoning_mode='parallel' (not with logprobs)",
+                "invalid_value",
+                param="steps",
+            )
+        return asked
+
+    def _reasons(self) -> bool:
+        """Whether branches may come first; see `ChatParallelReasoning.mode`."""
+        if self.reasoning_mode in ("parallel", "sequential"):
+            return self.reasoning_mode == "parallel"
+        form = self.response_format is not None and self.response_format.get("type") != "text"
+        tools = bool(self.tools) and self.tool_choice != "none"
+        return not (form or tools or self.logprobs)
+
+    @property
+    def stops(self) -> list[str] | None:
+        """Texts that end the answer; None takes the chat model's own."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+    @property
+    def on_behalf_of(self) -> str:
+        """Whom the caller says that it asks for; "" if it does not."""
+        names = (self.safety_identifier, self.user)
+        return next((name for name in names if isinstance(name, str)), "")
+
+    def to_messages(self) -> list[BaseMessage]:
+        """The messages as LangChain's.
+
+        Raises:
+            ApiError: one of them cannot be read.
+        """
+        try:
+            dumped = [each.model_dump(exclude_none=True) for each in self.messages]
+            return convert_to_messages([{"content": "", **each} for each in dumped])
+        except (KeyError, NotImplementedError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ApiError(
+                400,
+                f"the messages cannot be read ({reason}); give them in OpenAI's form",
+                "invalid_value",
+                param="messages",
+            ) from error
+
+    def call_options(self, chat: ChatParallelReasoning, limits: ServerLimits) -> dict[str, Any]:
+        """What `ChatCall` takes besides the messages.
+
+        Raises:
+            ApiError: more is asked for than the server allows.
+        """
+        most = self.max_completion_tokens or self.max_tokens
+        self._at_most("max_tokens", most, limits.max_tokens)
+        self._at_most("max_branches", self.max_branches, chat.max_branches)
+        self._at_most("max_branch_tokens", self.max_branch_tokens, chat.max_branch_tokens)
+        for step in self.steps or ():
+            self._at_most("steps.max_tokens", step.max_tokens, chat.max_branch_tokens)
+        options: dict[str, Any] = {
+            name: value
+            for name in (
+                *("temperature", "top_p", "seed", "logprobs", "top_logprobs"),
+                *("parallel_tool_calls", "response_format", "steps", "max_branches"),
+                *("max_branch_tokens", "top_k", "min_p", "repetition_penalty"),
+            )
+            if (value := getattr(self, name)) is not None
+        }
+        if self.reasoning_mode is not None:
+            options["mode"] = self.reasoning_mode
+        if self.tools is not None:
+            options["tools"] = [tool.model_dump(exclude_none=True) for tool in self.tools]
+        if isinstance(self.tool_choice, NamedChoice):
+            options["tool_choice"] = self.tool_choice.model_dump()
+        elif self.tool_choice is not None:
+            options["tool_choice"] = self.tool_choice
+        if most is not None:
+            options["max_tokens"] = most
+        elif chat.max_tokens is None:
+            for name in ("max_sequential_tokens", "max_conclusion_tokens"):
+                options[name] = min(getattr(chat, name), limits.max_tokens)
+        else:
+            options["max_tokens"] = min(chat.max_tokens, limits.max_tokens)
+        return options
+
+    def _at_most(self, name: str, value: int | None, most: int) -> None:
+        if value is not None and value > most:
+            raise ApiError(
+                400,
+                f"{name}={value} is more than this server allows; ask for at most {most}",
+                "limit_exceeded",
+                param=name,
+            )
+
+
+def _wrong(error: ValidationError) -> ApiError:
+    first = error.errors(include_url=False, include_context=False)[0]
+    param = ".".join(str(part) for part in first["loc"]) or None
+    match first["type"]:
+        case "json_invalid":
+            return ApiError(400, f"the body is not valid JSON: {first['msg']}", "invalid_json")
+        case "extra_forbidden":
+            last = str(first["loc"][-1])
+            near = difflib.get_close_matches(last, ChatRequest.model_fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "leave it out"
+            return ApiError(
+                400, f"unknown field {param!r}; {hint}", "unknown_parameter", param=param
+            )
+        case "missing":
+            return ApiError(
+                400, f"{param!r} is missing; add it", "missing_required_parameter", param=param
+            )
+    given = _short(first["input"])
+    return ApiError(400, f"{param}={given}: {first['msg']}", "invalid_value", param=param)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

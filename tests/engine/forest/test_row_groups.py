@@ -1,0 +1,227 @@
+"""Requests that are attended to one by one: same answers, less work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from langchain_pos.engine import Engine
+from langchain_pos.engine.attention import FOLDED
+from langchain_pos.engine.decoding.sequence import DecodingSequence, Feed, decode
+from langchain_pos.engine.forest.row_groups import BLOCK, row_groups
+from langchain_pos.engine.forest.segments import Segment
+from langchain_pos.engine.forest.slots import PAGE, Ledger
+from langchain_pos.engine.forward.forward_pass import ForwardPass
+from langchain_pos.engine.loading import takes_groups
+from langchain_pos.engine.sampling import SamplingParams
+from langchain_pos.engine.scheduler.request import Request
+from langchain_pos.errors import NonFiniteLogitsError
+from tests.support.families import SUPPORTED, Family
+from tests.support.tiny import ids, tiny_engine, tiny_model
+from tests.support.tokenizers import byte_level
+
+PROMPTS = [ids(length, seed=length) for length in (30, 75, 9, 140)]
+OPENINGS = [ids(length, seed=50 + length) for length in (3, 1, 2)]
+
+
+def branches(engine: Engine, prompt: list[int], tokens: int) -> Any:
+    """A request for three branches, to be submitted beside others."""
+
+    def steps(request: Request[Any]) -> Any:
+        root = engine.scheduler.root(request, prompt)
+        sequences: list[DecodingSequence] = [
+            engine.sequence(
+                engine.fork(root, at=len(prompt)),
+                opening,
+                max_new_tokens=tokens,
+                sampling=SamplingParams(),
+                seed=index,
+            )
+            for index, opening in enumerate(OPENINGS)
+        ]
+        yield from decode(sequences, first=[Feed(root, prompt[root.end :])])
+        return [sequence.completion().token_ids for sequence in sequences]
+
+    return engine.scheduler.submit(steps, reserve=len(prompt) + 3 * (tokens + 5))
+
+
+def apart(engine: Engine, *, always: bool = True) -> Engine:
+    """Requests are attended to one by one, however little it saves."""
+    assert engine.forward.groups_rows
+    if always:
+        engine.forward.least_saved = -(1 << 40)
+    return engine
+
+
+@pytest.mark.parametrize("family", SUPPORTED, ids=lambda family: family.name)
+def test_company_changes_nothing(family: Family) -> None:
+    """Every family whose attention is ours writes in company what it writes alone."""
+    model = family.model()
+    engine = Engine(model, byte_level(), prefix_cache_tokens=0)
+    engine.eos_token_ids = frozenset()
+    assert engine.forward.groups_rows == (model.config._attn_implementation == FOLDED)
+    if not engine.forward.groups_rows:
+        pytest.skip(f"{family.name} has an attention of its own")
+    alone = [engine.scheduler.run(branches(engine, prompt, 8)) for prompt in PROMPTS]
+    before = engine.forward.pairs
+    together = [branches(engine, prompt, 8) for prompt in PROMPTS]
+    assert [engine.scheduler.run(request) for request in together] == alone
+    dense = engine.forward.pairs - before
+    apart(engine)
+    before = engine.forward.pairs
+    together = [branches(engine, prompt, 8) for prompt in PROMPTS]
+    assert [engine.scheduler.run(request) for request in together] == alone
+    assert engine.forward.pairs - before < dense
+    assert engine.slots_in_use == 0
+
+
+def test_work_grows_with_the_requests_not_with_their_square() -> None:
+    """Twelve requests look at less than fifteen times what one looks at, not ninety times."""
+    pairs = {}
+    for groups in (True, False):
+        engine = tiny_engine(prefix_cache_tokens=0, settings={"max_position_embeddings": 4096})
+        engine.forward.groups_rows = groups
+        engine.forward.least_saved = 0
+        asked = [ids(200, seed=100 + index) for index in range(12)]
+        engine.scheduler.run(branches(engine, asked[0], 20))
+        one, engine.forward.pairs = engine.forward.pairs, 0
+        together = [branches(engine, prompt, 20) for prompt in asked]
+        for request in together:
+            engine.scheduler.run(request)
+        pairs[groups] = engine.forward.pairs / one
+    assert pairs[True] < 15 < 90 < pairs[False]
+
+
+def test_a_shared_prefix_is_looked_at_by_all_who_stand_on_it() -> None:
+    """Requests that fork from one live prefix see its slots, which are none of their own."""
+    engine = apart(tiny_engine())
+    common = ids(100, seed=3)
+    asked = [[*common, *ids(5 + index, seed=index)] for index in range(3)]
+    fresh = tiny_engine(prefix_cache_tokens=0)
+    fresh.forward.groups_rows = False
+    alone = [fresh.scheduler.run(branches(fresh, prompt, 9)) for prompt in asked]
+    together = [branches(engine, prompt, 9) for prompt in asked]
+    assert [engine.scheduler.run(request) for request in together] == alone
+    assert sum(request.cached_tokens for request in together) >= 2 * 100
+
+
+@torch.inference_mode()
+def mark_broken(forward: ForwardPass, slot: int) -> None:
+    """As if the token in this slot had turned out not to be finite."""
+    forward.forest.mark_broken(torch.tensor([slot]), torch.tensor([True]))
+
+
+def test_no_others_slot_reaches_a_group() -> None:
+    """What lies in strangers' slots changes no bit, and a token that is not finite stays theirs."""
+    engine = apart(tiny_engine(prefix_cache_tokens=0))
+    forward = engine.forward
+    mine, other = forward.forest.root(Ledger()), forward.forest.root(Ledger())
+    forward.run([(mine, ids(PAGE + 5, 1)), (other, ids(2 * PAGE, 2))], [])
+    asked = [(mine, ids(1, 3)), (other, ids(1, 4))]
+    before = forward.run(asked, [0, 1])
+    for root in (mine, other):
+        forward.forest.truncate(root, root.end - 1)
+    forward.cache.overwrite(other.slots, 7.0)
+    mark_broken(forward, other.slots[0])
+    after = forward.run(asked, [0, 1])
+    assert torch.equal(after[0], before[0])
+    assert after[1, 0].isnan()
+
+
+def test_one_request_that_breaks_down_is_alone_in_it() -> None:
+    """In company and apart, a NaN ends its own request with its error, and no other."""
+    engine = apart(tiny_engine())
+    expected = engine.scheduler.run(branches(engine, PROMPTS[0], 6))
+
+    def broken(request: Request[Any]) -> Any:
+        root = engine.scheduler.root(request, PROMPTS[1])
+        feed = Feed(root, PROMPTS[1][root.end :], sampling=None)
+        yield [feed]
+        mark_broken(engine.forward, root.slots[0])
+        sequence = engine.sequence(
+            root, ids(1, 9), max_new_tokens=4, sampling=SamplingParams(), seed=0
+        )
+        yield from decode([sequence])
+        if sequence.failure is not None:
+            raise sequence.failure
+
+    bad = engine.scheduler.submit(broken, reserve=200)
+    good = branches(engine, PROMPTS[0], 6)
+    assert engine.scheduler.run(good) == expected
+    with pytest.raises(NonFiniteLogitsError):
+        engine.scheduler.run(bad)
+
+
+def grouped(
+    engine: Engine, feeds: list[tuple[Segment, list[int]]], least_saved: int = 0
+) -> list[tuple[tuple[int, int], tuple[tuple[int, int], ...]]]:
+    """Rows and spans of the groups of a pass; the tokens stay fed."""
+    forest = engine.forward.forest
+    slots = [slot for segment, new in feeds for slot in forest.extend(segment, len(new))]
+    return [(g.rows, g.spans) for g in row_groups(feeds, slots, forest, least_saved)]
+
+
+def test_groups_are_only_made_where_they_save_work() -> None:
+    """One request is one group over all slots; two are two as soon as that saves enough."""
+    engine = tiny_engine()
+    forest = engine.forward.forest
+    one, two = (forest.root(Ledger(expected=4 * PAGE)) for _ in range(2))
+    assert grouped(engine, [(one, ids(100))]) == [((0, 100), ((0, 100),))]
+    child = forest.fork(one)
+    assert grouped(engine, [(child, [1]), (one, [1])]) == [((0, 2), ((0, 102),))]
+    assert grouped(engine, [(two, ids(50))]) == [((0, 50), ((4 * PAGE, 4 * PAGE + 50),))]
+    both = [(child, [1]), (two, [1])]
+    extent = forest.extent + 1
+    assert grouped(engine, both, 1 << 20) == [((0, 2), ((0, extent),))]
+    assert grouped(engine, both) == [
+        ((0, 1), ((0, 2 * PAGE),)),
+        ((1, 2), ((4 * PAGE, extent + 1),)),
+    ]
+
+
+def test_the_first_rows_of_a_long_prompt_do_not_look_at_its_last() -> None:
+    """A prompt is cut into blocks; short segments behind it go with the last block."""
+    engine = tiny_engine()
+    forest = engine.forward.forest
+    root = forest.root(Ledger())
+    grown = ids(2 * BLOCK + BLOCK // 2)
+    child = forest.fork(root, at=len(grown))
+    rows = len(grown) + 2
+    assert grouped(engine, [(root, grown), (child, [1, 2])]) == [
+        ((0, BLOCK), ((0, BLOCK),)),
+        ((BLOCK, rows), ((0, rows),)),  # half a block more is no block of its own
+    ]
+
+
+@pytest.mark.parametrize("name", ["qwen2", "mistral", "gemma3_text", "llama"])
+def test_a_long_prompt_in_blocks_is_the_same_prompt(name: str) -> None:
+    """At more than a thousand tokens, with what is behind the blocks overwritten in between."""
+    settings: dict[str, Any] = {"max_position_embeddings": 4096}
+    if name in ("mistral", "gemma3_text"):
+        settings["sliding_window"] = 300
+    engine = tiny_engine(name, settings=settings, prefix_cache_tokens=0)
+    prompt = ids(1500, seed=5)
+    engine.forward.groups_rows = False
+    engine.forward.pairs = 0
+    plain = engine.generate(prompt, max_new_tokens=10, drafts=False)
+    dense, engine.forward.pairs = engine.forward.pairs, 0
+    engine.forward.groups_rows = True
+    assert engine.generate(prompt, max_new_tokens=10, drafts=False) == plain
+    assert engine.forward.pairs < 0.75 * dense
+
+
+def test_a_model_that_looks_into_its_mask_is_found_out() -> None:
+    """Where the mask does not arrive as it was given, requests are not attended to apart."""
+    model = tiny_model()
+    Engine(model, byte_level())
+    assert takes_groups(model, "by_layer_type")
+    layer = model.model.layers[0].self_attn
+    inner = layer.forward
+
+    def cuts(*args: Any, attention_mask: torch.Tensor, **kwargs: Any) -> Any:
+        return inner(*args, attention_mask=attention_mask[..., :], **kwargs)
+
+    layer.forward = cuts
+    assert not takes_groups(model, "by_layer_type")

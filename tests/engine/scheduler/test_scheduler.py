@@ -1,0 +1,415 @@
+"""Requests together: they share passes, wait in order, fail and end each for itself."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from langchain_pos.engine import Engine
+from langchain_pos.engine.completion import Completion
+from langchain_pos.engine.decoding.sequence import Feed, Steps, decode
+from langchain_pos.engine.sampling import SamplingParams
+from langchain_pos.engine.scheduler.pass_budget import PassBudget
+from langchain_pos.engine.scheduler.request import Request
+from langchain_pos.errors import (
+    ContextLengthError,
+    InvalidRequestError,
+    OutOfSlotsError,
+    RequestCancelled,
+)
+from tests.support.tiny import ids, said, submit, tiny_engine
+
+PROMPT = ids(20, seed=9)
+OPENINGS = [ids(length, seed=length) for length in (3, 1, 5, 2)]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    """An engine whose sequences use their whole budget."""
+    return tiny_engine()
+
+
+def in_threads(*calls: Callable[[], Any]) -> list[Any]:
+    """The result of each call, or the exception that it raised; each in a thread of its own."""
+    results: list[Any] = [None] * len(calls)
+
+    def call(index: int) -> None:
+        try:
+            results[index] = calls[index]()
+        except BaseException as error:  # noqa: BLE001
+            results[index] = error
+
+    threads = [threading.Thread(target=call, args=(index,)) for index in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def hold_until_submitted(engine: Engine, monkeypatch: pytest.MonkeyPatch, requests: int) -> None:
+    """The first pass waits until so many requests are there."""
+    scheduler, run = engine.scheduler, engine.forward.run
+
+    def patient(*args: Any) -> Any:
+        while len(scheduler._live) + len(scheduler._incoming) < requests:
+            time.sleep(0.001)
+        monkeypatch.setattr(engine.forward, "run", run)
+        return run(*args)
+
+    monkeypatch.setattr(engine.forward, "run", patient)
+
+
+def generating(
+    engine: Engine, prompt: list[int], tokens: int, **kwargs: Any
+) -> Callable[[Request[Any]], Steps[Completion]]:
+    """What `Engine.generate` runs, for tests that step the scheduler themselves."""
+
+    def steps(request: Request[Any]) -> Steps[Completion]:
+        sequence = engine.sequence(
+            engine.scheduler.root(request),
+            prompt,
+            max_new_tokens=tokens,
+            sampling=SamplingParams(),
+            seed=0,
+            on_text=request.emit,
+            **kwargs,
+        )
+        yield from decode([sequence])
+        return sequence.completion()
+
+    return steps
+
+
+def test_two_threads_share_passes_and_get_what_they_get_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two callers at once cost as many passes as the longer of them."""
+    one = engine.generate(PROMPT, max_new_tokens=15)
+    many = engine.decode_branches(PROMPT[3:], OPENINGS, max_new_tokens=12)
+    before = engine.forward.count
+    hold_until_submitted(engine, monkeypatch, 2)
+    together = in_threads(
+        lambda: engine.generate(PROMPT, max_new_tokens=15, drafts=False),
+        lambda: engine.decode_branches(PROMPT[3:], OPENINGS, max_new_tokens=12, drafts=False),
+    )
+    assert [said(result) for result in together] == [said(one), said(many)]
+    assert engine.forward.count - before in (15, 16)  # the second may join one pass later
+    assert engine.slots_in_use == 0
+
+
+def test_many_threads(engine: Engine) -> None:
+    """Eight callers with several requests each all get their own answers."""
+    prompts = [ids(5 + index, seed=index) for index in range(8)]
+    alone = [engine.generate(prompt, max_new_tokens=9) for prompt in prompts]
+
+    def ask(index: int) -> Callable[[], list[Completion]]:
+        return lambda: [engine.generate(prompts[index], max_new_tokens=9) for _ in range(3)]
+
+    results = in_threads(*(ask(index) for index in range(8)))
+    assert [said(result) for result in results] == [said([one] * 3) for one in alone]
+    assert engine.slots_in_use == 0
+
+
+def test_passes_of_all_branches_are_those_of_the_longest(engine: Engine) -> None:
+    """Branches that end early cost nothing; each says how many passes it took part in."""
+    free = engine.decode_branches(PROMPT, OPENINGS, max_new_tokens=12)
+    ends = frozenset({free[0].token_ids[2], free[1].token_ids[5]})
+    engine.eos_token_ids, none = ends, engine.eos_token_ids
+    try:
+        before, rows = engine.forward.count, engine.forward.rows
+        done = engine.decode_branches(PROMPT, OPENINGS, max_new_tokens=12, drafts=False)
+    finally:
+        engine.eos_token_ids = none
+    passes = [branch.forward_passes for branch in done]
+    assert len(set(passes)) > 1
+    assert engine.forward.count - before == max(passes)
+    fed = len(PROMPT) + sum(map(len, OPENINGS)) + sum(count - 1 for count in passes)
+    assert engine.forward.rows - rows == fed, "no row is fed in vain"
+    for branch, whole in zip(done, free, strict=True):
+        assert whole.token_ids[: len(branch.token_ids)] == branch.token_ids
+        assert branch.finish_reason == ("stop" if len(branch.token_ids) < 12 else "length")
+        assert len(branch.token_ids) == branch.usage.output_tokens
+
+
+@pytest.mark.parametrize("max_rows", [1, 4, 7])
+def test_chunked_prefill_equals_one_pass(engine: Engine, max_rows: int) -> None:
+    """A prompt fed in chunks, and openings over several passes, change no token."""
+    small = tiny_engine(max_rows=max_rows)
+    assert small.generate(PROMPT, max_new_tokens=8, drafts=False).token_ids == (
+        engine.generate(PROMPT, max_new_tokens=8).token_ids
+    )
+    assert small.forward.count == -(-len(PROMPT) // max_rows) + 7
+    chunked = small.decode_branches(PROMPT, OPENINGS, max_new_tokens=8)
+    whole = engine.decode_branches(PROMPT, OPENINGS, max_new_tokens=8)
+    assert [b.token_ids for b in chunked] == [b.token_ids for b in whole]
+
+
+def test_a_long_prompt_stalls_nobody() -> None:
+    """While a long prompt is fed in chunks, the others get a token in every pass."""
+    engine = tiny_engine(max_rows=8)
+    alone = engine.generate(PROMPT[:5], max_new_tokens=12)
+    long = submit(engine, generating(engine, ids(120), 2), reserve=130)
+    short = submit(engine, generating(engine, PROMPT[:5], 12), reserve=20)
+    before = engine.forward.count
+    assert said(engine.scheduler.run(short)) == said(alone)
+    assert engine.forward.count - before == short.passes == 12
+    assert not long.done
+    assert len(engine.scheduler.run(long).token_ids) == 2
+
+
+def test_cancel_in_prefill_and_in_decode(engine: Engine) -> None:
+    """A cancelled request frees its slots at once, wherever it is, and the engine goes on."""
+    alone = engine.generate(PROMPT, max_new_tokens=10)
+    chunked = tiny_engine(max_rows=4)
+    for passes in (0, 1, 3, 8):
+        request = submit(chunked, generating(chunked, PROMPT, 10))
+        chunked.scheduler.wait(lambda r=request, p=passes: r.passes >= p)
+        assert chunked.slots_in_use == min(4 * passes, 20) + max(passes - 5, 0)
+        chunked.scheduler.cancel(request)
+        assert chunked.slots_in_use == 0
+        assert request.done
+        with pytest.raises(RequestCancelled):
+            chunked.scheduler.run(request)
+        chunked.scheduler.cancel(request)  # once more does nothing
+    assert chunked.generate(PROMPT, max_new_tokens=10).token_ids == alone.token_ids
+
+
+def test_closing_a_stream_cancels_its_request(engine: Engine) -> None:
+    """Events come as the model writes; a caller who leaves frees the slots."""
+    whole = engine.generate(PROMPT, max_new_tokens=30)
+    request = submit(engine, generating(engine, PROMPT, 30))
+    assert "".join(engine.scheduler.stream(request)) == whole.text
+    assert said(request.result()) == said(whole)
+    request = submit(engine, generating(engine, PROMPT, 30))
+    stream = engine.scheduler.stream(request)
+    assert whole.text.startswith(next(stream))
+    assert engine.slots_in_use > 0
+    stream.close()
+    assert engine.slots_in_use == 0
+
+
+def test_cancel_from_another_thread(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancelled during a pass, a request ends when the pass is over; its waiter is told."""
+    request = submit(engine, generating(engine, PROMPT, 200), reserve=300)
+    run = engine.forward.run
+
+    def cancelling(*args: Any) -> Any:
+        if request.passes == 5:
+            (none,) = in_threads(lambda: engine.scheduler.cancel(request))
+            assert none is None
+            assert not request.done, "not under the pass's feet"
+        return run(*args)
+
+    monkeypatch.setattr(engine.forward, "run", cancelling)
+    with pytest.raises(RequestCancelled):
+        engine.scheduler.run(request)
+    assert request.passes == 6
+    assert engine.slots_in_use == 0
+
+
+def test_an_exception_in_one_request_touches_no_other(engine: Engine) -> None:
+    """A request's own mistake goes to its caller; the others do not notice."""
+    alone = engine.generate(PROMPT, max_new_tokens=10)
+
+    def failing(request: Request[Any]) -> Steps[None]:
+        root = engine.scheduler.root(request)
+        yield [Feed(root, PROMPT)]
+        yield [Feed(root, PROMPT[:3])]
+        raise LookupError("mine")
+
+    def odd(wishes: list[list[int]]) -> Callable[[Request[Any]], Steps[None]]:
+        def steps(request: Request[Any]) -> Steps[None]:
+            yield [Feed(engine.scheduler.root(request), wish) for wish in wishes]
+
+        return steps
+
+    wishes = [[], [[5, 384]], [[-1]]]
+    bad = [submit(engine, steps) for steps in (failing, *map(odd, wishes))]
+    good = submit(engine, generating(engine, PROMPT, 10))
+    assert said(engine.scheduler.run(good)) == said(alone)
+    assert engine.slots_in_use == 0
+    errors = [type(request.error) for request in bad]
+    assert errors == [LookupError, ValueError, InvalidRequestError, InvalidRequestError]
+    assert "384" in str(bad[2].error)
+
+
+def test_what_can_never_fit_is_refused_before_any_pass() -> None:
+    """Slots and positions are counted beforehand, and the error has the numbers."""
+    engine = tiny_engine(max_slots=64, settings={"max_position_embeddings": 128})
+    count = engine.forward.count
+    with pytest.raises(OutOfSlotsError, match=r"may need 70 .* at most 64"):
+        engine.generate(ids(60), max_new_tokens=10)
+    with pytest.raises(OutOfSlotsError, match=r"may need 90 .* at most 64"):
+        engine.decode_branches(ids(20), [ids(4)] * 5, max_new_tokens=10)
+    with pytest.raises(ContextLengthError, match=r"100 tokens and up to 29 .* 128 positions"):
+        engine.generate(ids(100), max_new_tokens=29)
+    with pytest.raises(ContextLengthError, match=r"104 tokens and up to 25 .* 128 positions"):
+        engine.decode_branches(ids(100), [ids(1), ids(4)], max_new_tokens=25)
+    assert (engine.forward.count, engine.slots_in_use) == (count, 0)
+    # Fewer at the same time do fit.
+    done = engine.decode_branches(ids(20), [ids(4)] * 5, max_new_tokens=10, max_parallel=2)
+    assert len(done) == 5
+
+
+def test_the_context_is_known_by_all_its_names() -> None:
+    """GPT-2 calls it `n_positions`."""
+    engine = tiny_engine("gpt2")
+    assert engine.context_length == 512
+    with pytest.raises(ContextLengthError, match="512 positions"):
+        engine.generate(ids(500), max_new_tokens=13)
+    assert len(engine.generate(ids(500), max_new_tokens=12).token_ids) == 12
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda e: e.generate([], max_new_tokens=5), "no tokens"),
+        (lambda e: e.generate(PROMPT, max_new_tokens=0), "max_new_tokens=0"),
+        (lambda e: e.generate(PROMPT, max_new_tokens=-3), "max_new_tokens=-3"),
+        (lambda e: e.generate([5, 384], max_new_tokens=5), "token id 384"),
+        (lambda e: e.decode_branches([], [[1]], max_new_tokens=5), "no tokens"),
+        (lambda e: e.decode_branches(PROMPT, [], max_new_tokens=5), "every branch"),
+        (lambda e: e.decode_branches(PROMPT, [[1], []], max_new_tokens=5), "every branch"),
+        (lambda e: e.decode_branches(PROMPT, [[-1]], max_new_tokens=5), "token id -1"),
+        (lambda e: e.decode_branches(PROMPT, [[1]], max_new_tokens=0), "max_new_tokens=0"),
+        (
+            lambda e: e.decode_branches(PROMPT, [[1]], max_new_tokens=5, max_parallel=0),
+            "max_parallel=0",
+        ),
+    ],
+)
+def test_requests_that_make_no_sense(
+    engine: Engine, call: Callable[[Engine], Any], said: str
+) -> None:
+    """They are refused before any work, in words that name what was given."""
+    count = engine.forward.count
+    with pytest.raises(InvalidRequestError, match=said):
+        call(engine)
+    assert engine.forward.count == count
+
+
+def test_waiting_for_slots_keeps_the_order() -> None:
+    """Who needs many slots is not overtaken by those who need few, and all are served."""
+    engine = tiny_engine(max_slots=100)
+    order: list[str] = []
+
+    def named(name: str, tokens: int) -> Callable[[Request[Any]], Steps[Completion]]:
+        def steps(request: Request[Any]) -> Steps[Completion]:
+            order.append(name)
+            return (yield from generating(engine, PROMPT, tokens)(request))
+
+        return steps
+
+    first = submit(engine, named("first", 40), reserve=60)
+    second = submit(engine, named("second", 40), reserve=60)
+    third = submit(engine, named("third", 5), reserve=25)
+    last = engine.scheduler.run(third)
+    assert order == ["first", "second", "third"]
+    assert last.token_ids == tiny_engine().generate(PROMPT, max_new_tokens=5).token_ids
+    assert first.done
+    assert len(engine.scheduler.run(second).token_ids) == 40
+    assert engine.slots_in_use == 0
+
+
+def test_a_long_prompt_is_cut_small_while_others_decode() -> None:
+    """Alone a prompt goes in chunks of `max_rows`; beside decoding ones in smaller ones."""
+    engine = tiny_engine(prefix_cache_tokens=0, settings={"max_position_embeddings": 4096})
+    rows: list[int] = []
+    run = engine.forward.run
+
+    def counted(feeds: Any, *args: Any) -> Any:
+        rows.append(max(len(tokens) for _, tokens in feeds))
+        return run(feeds, *args)
+
+    engine.forward.run = counted  # type: ignore[method-assign]
+    long = ids(1500, seed=8)
+    expected = engine.generate(long, max_new_tokens=2, drafts=False).token_ids
+    assert rows[:2] == [1024, 475]  # the last token of a prompt is never shared
+    first = submit(engine, generating(engine, PROMPT, 60), 100)
+    engine.scheduler.wait(lambda: first.passes > 3)
+    rows.clear()
+    second = submit(engine, generating(engine, long, 2), 1600)
+    assert engine.scheduler.run(second).token_ids == expected
+    assert [count for count in rows if count > 1] == [256] * 5 + [220]
+    assert first.passes >= 10, "it went on meanwhile"
+    engine.scheduler.cancel(first)
+
+
+def test_callers_that_wait_take_turns() -> None:
+    """Who submits many at once is not served before all others who come a little later."""
+    engine = tiny_engine(max_slots=64)
+    order: list[str] = []
+
+    def named(name: str) -> Callable[[Request[Any]], Steps[Completion]]:
+        def steps(request: Request[Any]) -> Steps[Completion]:
+            order.append(name)
+            return (yield from generating(engine, PROMPT, 3)(request))
+
+        return steps
+
+    def ask(name: str, caller: object | None) -> Request[Any]:
+        return engine.scheduler.submit(named(name), reserve=60, caller=caller)
+
+    many, few = object(), object()
+    requests = [ask(f"many {index}", many) for index in range(5)]
+    requests += [ask("alone", None), ask("few 0", few), ask("few 1", few)]
+    for request in requests:
+        engine.scheduler.run(request)
+    assert order == [
+        "many 0", "alone", "few 0", "many 1", "few 1", "many 2", "many 3", "many 4"
+    ]  # fmt: skip
+    assert engine.slots_in_use == 0
+
+
+def test_waiters_that_are_cancelled_leave_the_queue() -> None:
+    """A request that waits for slots can be cancelled, and those behind it move up."""
+    engine = tiny_engine(max_slots=64)
+    running = submit(engine, generating(engine, PROMPT, 30), reserve=60)
+    waiting = submit(engine, generating(engine, PROMPT, 30), reserve=60)
+    behind = submit(engine, generating(engine, PROMPT[:2], 1), reserve=4)
+    engine.scheduler.wait(lambda: running.passes > 2)
+    assert behind.passes == 0
+    engine.scheduler.cancel(waiting)
+    engine.scheduler.run(behind)
+    assert not running.done
+    assert len(engine.scheduler.run(running).token_ids) == 30
+
+
+@pytest.mark.parametrize(
+    ("pass_seconds", "row_seconds", "live", "rows", "expected"),
+    [
+        (1.0, None, 4, 10, 22),  # set by hand: never more
+        (1.0, 0.001, 1, 10, 22),  # alone: what is free
+        (1.0, 0.001, 4, 10, 128),  # in company: what makes the pass half as long again, bounded
+        (1.0, 0.005, 4, 10, 100),
+        (1.0, 0.05, 4, 10, 22),  # rows are most of the pass: a wrong guess is lost time
+        (0.0, 0.001, 4, 40, -8),  # nothing is known of passes yet
+    ],
+)
+def test_drafts_in_company_follow_what_they_cost(
+    pass_seconds: float,
+    row_seconds: float | None,
+    live: int,
+    rows: int,
+    expected: int,
+) -> None:
+    """Where passes are long for other reasons than their rows, requests guess together."""
+    budget = PassBudget(1024, 32, row_seconds, pass_seconds)
+    assert budget.rows_for_drafts(rows, live) == expected
+
+
+def test_guesses_in_company_change_no_token() -> None:
+    """Many drafts or few, measured or set: the same tokens."""
+    asked = [ids(12, seed=index % 3) * 3 for index in range(6)]
+    expected = [tiny_engine().generate(prompt, max_new_tokens=20).token_ids for prompt in asked]
+    for row_seconds in (None, 1e-9):
+        engine = tiny_engine(draft_rows=4)
+        engine.scheduler.budget.row_seconds = row_seconds
+        requests = [submit(engine, generating(engine, prompt, 20), 80) for prompt in asked]
+        assert [engine.scheduler.run(each).token_ids for each in requests] == expected
+        assert engine.slots_in_use == 0

@@ -1,0 +1,176 @@
+"""Budgets shrink until everything fits; what cannot fit is refused with the numbers."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from langchain_pos.errors import ContextLengthError, OutOfSlotsError
+from langchain_pos.reasoning.budget import LEAST_ROOM, Budget, no_gain
+from langchain_pos.reasoning.settings import ReasoningSettings
+from tests.support.scripted import (
+    SMALL,
+    STUDENTS,
+    TOKENIZERS,
+    random_llm,
+    scripted_llm,
+    tiny_model,
+)
+
+DEFAULT = ReasoningSettings()
+
+
+def engine(positions: int | None, slots: int = 1 << 20) -> Any:
+    """What a budget looks at."""
+    forest = SimpleNamespace(max_slots=slots)
+    return SimpleNamespace(context_length=positions, forward=SimpleNamespace(forest=forest))
+
+
+class TestSharingOut:
+    @given(
+        prompt=st.integers(1, 5000),
+        positions=st.none() | st.integers(65, 5000),
+        slots=st.integers(65, 50_000),
+        settings=st.builds(
+            ReasoningSettings,
+            max_branches=st.integers(2, 1000),
+            max_parallel_branches=st.integers(1, 64),
+            max_branch_tokens=st.integers(1, 2000),
+            max_conclusion_tokens=st.integers(1, 4000),
+            max_sequential_tokens=st.integers(1, 9000),
+        ),
+    )
+    def test_every_stage_gets_something_and_all_fit(
+        self, prompt: int, positions: int | None, slots: int, settings: ReasoningSettings
+    ) -> None:
+        """Skeleton, conclusion, ordinary answer fit behind the prompt; slots are not exceeded."""
+        try:
+            budget = Budget.of(engine(positions, slots), prompt, settings)
+        except (ContextLengthError, OutOfSlotsError):
+            assert min(positions or slots, slots) - prompt < LEAST_ROOM
+            return
+        assert budget.limit == min(positions or slots, slots)
+        assert 1 <= budget.plan <= settings.max_plan_tokens
+        assert 1 <= budget.conclusion <= settings.max_conclusion_tokens
+        assert prompt + 2 * budget.plan + budget.conclusion <= budget.limit
+        assert prompt + budget.sequential <= budget.limit
+        assert prompt + budget.sequential <= budget.reserve <= budget.limit
+
+    @given(base=st.integers(10, 400), lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40))
+    def test_all_branches_and_the_conclusion_fit_behind_the_base(
+        self, base: int, lengths: list[int]
+    ) -> None:
+        """Openings, bodies, the join's line breaks and the conclusion stay within the limit."""
+        budget = Budget.of(engine(512), 10, DEFAULT)
+        openings = [[0] * length for length in lengths]
+        try:
+            each = max(budget.branches(base, openings, [512] * len(openings)))
+        except ContextLengthError:
+            assert budget.limit - base - budget.conclusion - sum(lengths) < 3 * len(lengths)
+            return
+        assert each >= 1
+        joined = base + sum(lengths) + len(lengths) * (each + 2)
+        assert joined + budget.conclusion <= budget.limit
+
+    def test_a_model_without_a_limit_is_bounded_by_its_slots(self) -> None:
+        """No `max_position_embeddings`: the slots are the limit."""
+        assert Budget.of(engine(None, 1000), 100, DEFAULT).limit == 1000
+
+    def test_fewer_slots_mean_fewer_branches_at_once(self) -> None:
+        """Branches wait where the reserved slots do not hold all of them."""
+        few = Budget.of(engine(None, 400), 50, DEFAULT)
+        openings = [[0] * length for length in (9, 2, 2, 2, 2, 2, 2, 2)]
+        each = few.branches(60, openings, [512] * 8)
+        assert few.parallel(60, openings, each, 32) == 8  # what fits the positions fits at once
+        assert few.parallel(60, openings, [100] * 8, 32) == 3
+        many = Budget.of(engine(None, 100_000), 50, DEFAULT)
+        assert many.parallel(60, openings, [512] * 8, 5) == 5
+
+
+class TestRefusals:
+    def test_a_prompt_beyond_the_positions_is_refused_with_the_numbers(self) -> None:
+        """What was given, what is allowed, what to do; and not one pass."""
+        llm, script = scripted_llm({}, positions=256)
+        with pytest.raises(ContextLengthError, match="the model has 256 positions") as caught:
+            llm.invoke("long " * 200)
+        assert re.search(r"the prompt has \d{3,} tokens, and 64 must be left", str(caught.value))
+        assert "Shorten the question" in str(caught.value)
+        assert script.passes == []
+
+    def test_a_prompt_beyond_the_slots_is_refused_with_the_numbers(self) -> None:
+        """The same for slots, and the remedy is another one."""
+        llm, script = scripted_llm({}, max_slots=128)
+        with pytest.raises(OutOfSlotsError, match=r"may hold 128 KV-cache slots.*raise max_slots"):
+            llm.invoke("long " * 40)
+        assert script.passes == []
+
+    def test_the_ordinary_prompt_counts_where_it_is_the_longer_one(self) -> None:
+        """A fallback never meets a context that is too short for its prompt."""
+        llm, script = scripted_llm({}, positions=256)
+        wide = {"sequential": "{question}" + "x" * 230}
+        llm.prompts = llm.prompts and llm.prompts.model_copy(update=wide)
+        with pytest.raises(ContextLengthError, match="256 positions"):
+            llm.invoke("Who?")
+        assert script.passes == []
+
+
+@pytest.mark.parametrize("positions", [256, 300])
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_short_contexts_are_never_overrun(positions: int, tokenizer: str) -> None:
+    """GPT-2 has no position beyond its last one: an overrun would end the question with an error.
+
+    Default budgets, which are far larger than the context; an answer comes every time.
+    """
+    large = {name: getattr(DEFAULT, name) for name in SMALL}
+    llm = random_llm(TOKENIZERS[tokenizer](), model=tiny_model(positions, learned=True), **large)
+    modes = []
+    for words in (1, 12, 24):
+        for visibility in ("isolated", "titles"):
+            result = llm.invoke("word " * words + "?", visibility=visibility, seed=words)
+            modes.append(result.mode)
+            assert result.peak_slots <= positions
+            if result.finish_reason == "error":
+                assert "the steps take" in str(result.error)
+            else:
+                assert result.conclusion
+    assert "parallel" in modes
+
+
+@pytest.mark.parametrize("slots", [200, 400])
+def test_few_slots_are_never_exceeded(slots: int) -> None:
+    """An engine with few slots answers in more passes, and holds no slot too many."""
+    llm, _ = scripted_llm(
+        {"####Ann:": " a b c", "####Ben:": " d e f", "####%%%%\n": "done"}, max_slots=slots
+    )
+    steps = [*(f"step {i}" for i in range(6)), "Ann", "Ben"]
+    result = llm.invoke({"question": "Who?", "steps": steps}, max_branch_tokens=16)
+    assert [b.text for b in result.branches[-2:]] == ["a b c", "d e f"]
+    assert result.peak_slots <= slots
+    assert result.conclusion == "done"
+
+
+@pytest.mark.parametrize(
+    ("steps", "longest", "gains"),
+    [(1, 500, False), (2, 1, False), (2, 2, False), (2, 3, True), (3, 1, False), (4, 1, True)],
+)
+def test_steps_that_are_too_few_and_too_short_gain_nothing(
+    steps: int, longest: int, gains: bool
+) -> None:
+    """Openings and join cost a pass each; what is saved must be more."""
+    assert (no_gain(steps, longest) is None) == gains
+
+
+def test_a_plan_without_gain_is_answered_in_the_ordinary_way() -> None:
+    """The result says why; the caller's own steps, and those who insist, get their branches."""
+    llm, _ = scripted_llm(STUDENTS, max_branch_tokens=2)
+    result = llm.invoke("Who?")
+    assert result.mode == "sequential"
+    assert "2 steps of at most 2 tokens" in (result.fallback_reason or "")
+    assert llm.invoke("Who?", decline_without_gain=False).mode == "parallel"
+    assert llm.invoke({"question": "Who?", "steps": ["Ann", "Ben"]}).mode == "parallel"
+    assert llm.engine.slots_in_use == 0
