@@ -27,9 +27,9 @@ from langchain_pos.results.data import (
     BranchResult,
     Plan,
     ReasoningRequest,
-    ReasoningResult,
     StagePasses,
 )
+from langchain_pos.results.result import ReasoningResult
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from benchmarks.report import data_folder
 from benchmarks.scoring import Score
 from langchain_pos.embedded import embedded_model_path
 from langchain_pos.reasoning.settings import ReasoningSettings
-from langchain_pos.results.data import ReasoningResult
+from langchain_pos.results.result import ReasoningResult
 
 OURS, SEQUENTIAL = "parallel", "sequential"
 

@@ -52,7 +52,8 @@ from langchain_pos.reasoning.chat_template import encode_prompt
 from langchain_pos.reasoning.prompts import join_text, opening, prompts_for
 from langchain_pos.reasoning.reasoner import Reasoner
 from langchain_pos.reasoning.settings import ReasoningSettings
-from langchain_pos.results.data import ReasoningRequest, ReasoningResult
+from langchain_pos.results.data import ReasoningRequest
+from langchain_pos.results.result import ReasoningResult
 
 OURS, SEQUENTIAL, LOOKUP = "ours", "generate", "generate, prompt look-up"
 LOOKUP_TOKENS = 10

@@ -12,7 +12,8 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from langchain_pos.results.data import END_MARK, ReasoningResult
+from langchain_pos.results.data import END_MARK
+from langchain_pos.results.result import ReasoningResult
 
 _RECORD = re.compile(r"student named (.+?) is \d+ years old.*?GPA of (\d+(?:\.\d+)?)")
 _BOUNDS = re.compile(r"GPA between (\d+(?:\.\d+)?) and (\d+(?:\.\d+)?)")

@@ -38,13 +38,12 @@ if TYPE_CHECKING:
         Block,
         BranchResult,
         Plan,
-        ReasoningChunk,
         ReasoningRequest,
-        ReasoningResult,
         StagePasses,
         StageTimings,
         Step,
     )
+    from langchain_pos.results.result import ReasoningChunk, ReasoningResult
     from langchain_pos.runnables.documents import DocumentsAnswer, Reading, read_documents_chain
     from langchain_pos.runnables.parallel_reasoning import ParallelReasoningLLM
     from langchain_pos.tools import ParallelSubtasksTool
@@ -82,13 +81,12 @@ _MODULES = {
         "Block",
         "BranchResult",
         "Plan",
-        "ReasoningChunk",
         "ReasoningRequest",
-        "ReasoningResult",
         "StagePasses",
         "StageTimings",
         "Step",
     ),
+    "results.result": ("ReasoningChunk", "ReasoningResult"),
     "tools": ("ParallelSubtasksTool",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
+from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from langchain_pos.engine_cache import LoadedEngines
+from langchain_pos.errors import ModelLoadError
 from langchain_pos.reasoning.prompts import ReasoningPrompts, load_prompts
 from langchain_pos.remote.engine import OpenAICompletionsEngine
 
@@ -17,7 +19,73 @@ if TYPE_CHECKING:
     from langchain_pos.reasoning.reasoner import Reasoner
 
 
-class LocalModel(BaseModel):
+class EngineCache:
+    """Engines by what they are loaded from; each is loaded once, when it is first asked for.
+
+    Where a field is configurable, LangChain makes a new runnable of a runnable's fields for every
+    call. All of them hold this one object, so they share the engine, and a model that the caller
+    has loaded himself stays with them. A copy for another process starts empty.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._engines: list[tuple[str | None, dict[str, Any], Engine]] = []
+        self._given: tuple[str | None, Engine] | None = None
+        self.identity: str | None = None
+        """Tells given engines apart in cache keys: two models of one name may differ in weights."""
+
+    def give(self, name: str | None, options: dict[str, Any], engine: Engine) -> None:
+        """Keep an engine that exists already."""
+        self._given = name, engine
+        self.identity = uuid4().hex
+        self._engines.append((name, options, engine))
+
+    def get(self, name: str | None, options: dict[str, Any]) -> Engine:
+        """The engine of a model.
+
+        Args:
+            name: folder or hub name; None for the shipped model, or for a given one.
+            options: for `Engine.load`.
+
+        Raises:
+            ModelLoadError, UnsupportedModelError: it cannot be loaded, or cannot serve.
+        """
+        with self._lock:
+            for known, with_options, engine in self._engines:
+                if (known, with_options) == (name, options):
+                    return engine
+            if self._given is not None and self._given[0] == name:
+                raise ModelLoadError(
+                    "this runnable was made from a model that was loaded already, so its device, "
+                    "dtype, slots and the like cannot be changed; make another runnable with "
+                    "from_model, or give the model's folder or hub name"
+                )
+            from langchain_pos.engine.engine import Engine
+
+            engine = Engine.load(name or shipped_model(), **options)
+            self._engines.append((name, options, engine))
+            return engine
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EngineCache:
+        return self
+
+    def __reduce__(self) -> tuple[type[EngineCache], tuple[()]]:
+        if self._given is not None:
+            raise TypeError(
+                "a runnable made from a model that was loaded already cannot be pickled; make it "
+                "with model=… (a folder or hub name), and each process loads its own"
+            )
+        return EngineCache, ()
+
+
+def shipped_model() -> str:
+    """The folder of the model that ships with the package."""
+    from langchain_pos.embedded import embedded_model_path
+
+    return str(embedded_model_path())
+
+
+class ModelSource(BaseModel):
     """A model by its name, loaded when it is first needed, one that is loaded, or a server."""
 
     model_config = ConfigDict(
@@ -58,8 +126,8 @@ class LocalModel(BaseModel):
     """A server that answers in place of a local model; given as `engine`. What is said above about
     loading does not concern it."""
 
-    engines: SkipJsonSchema[LoadedEngines] = Field(
-        default_factory=LoadedEngines, exclude=True, repr=False
+    engines: SkipJsonSchema[EngineCache] = Field(
+        default_factory=EngineCache, exclude=True, repr=False
     )
     """The loaded model, shared by the copies that LangChain makes; leave it alone."""
 

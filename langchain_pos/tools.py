@@ -13,7 +13,7 @@ from langchain_core.tools import ArgsSchema, BaseTool, ToolException
 from pydantic import BaseModel, Field, ValidationError
 
 from langchain_pos.errors import ParallelReasoningError
-from langchain_pos.results.data import ReasoningChunk, ReasoningResult
+from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 from langchain_pos.runnables.parallel_reasoning import ParallelReasoningLLM
 
 _TASK = "Several subtasks follow. Work out each of them on its own, as its instruction says."

@@ -36,7 +36,7 @@ from langchain_pos.chat_models.structured_output import (
 )
 from langchain_pos.chat_models.tool_calling import read_choice, unique
 from langchain_pos.errors import InvalidRequestError
-from langchain_pos.model_source import LocalModel
+from langchain_pos.model_source import ModelSource
 from langchain_pos.reasoning.settings import ReasoningSettings
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 ChatMode = Literal["auto", "parallel", "sequential"]
 
 
-class ChatParallelReasoning(LocalModel, BaseChatModel, ReasoningSettings):
+class ChatParallelReasoning(ModelSource, BaseChatModel, ReasoningSettings):
     """A chat model on a local model: parallel reasoning, tools, structured output.
 
     A plain question is answered by parallel reasoning: the branches are reasoning content, the
@@ -96,7 +96,7 @@ class ChatParallelReasoning(LocalModel, BaseChatModel, ReasoningSettings):
         """What the model can do; its context from the folder's config, if it is a local one."""
         if self.remote is not None:
             return _profile(self.remote.context_length, plain=True)
-        from langchain_pos.engine_cache import shipped_model
+        from langchain_pos.model_source import shipped_model
 
         config = Path(self.model or shipped_model()).expanduser() / "config.json"
         if not config.is_file():

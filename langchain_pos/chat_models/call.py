@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from langchain_pos.engine.sampling import Logprobs
     from langchain_pos.engine.scheduler.request import Request
     from langchain_pos.reasoning.chat_template import Turn
-    from langchain_pos.results.data import ReasoningChunk, ReasoningResult
+    from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 
 MODES = ("auto", "parallel", "sequential")
 MOST_TOP_LOGPROBS = 20

@@ -12,11 +12,12 @@ from langchain_core.messages.tool import tool_call, tool_call_chunk
 from langchain_core.messages.utils import message_chunk_to_message
 
 from langchain_pos.chat_models.tool_calling import CallText, ToolCallReader
-from langchain_pos.results.data import Block, BranchResult, ReasoningChunk
+from langchain_pos.results.data import Block, BranchResult
+from langchain_pos.results.result import ReasoningChunk
 
 if TYPE_CHECKING:
     from langchain_pos.reasoning.reasoner import Answer
-    from langchain_pos.results.data import ReasoningResult
+    from langchain_pos.results.result import ReasoningResult
 
 PROVIDER = "langchain_pos"
 

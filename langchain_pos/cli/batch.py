@@ -26,7 +26,8 @@ from langchain_pos.errors import InvalidRequestError, ParallelReasoningError
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
-    from langchain_pos.results.data import Mode, ReasoningResult
+    from langchain_pos.results.data import Mode
+    from langchain_pos.results.result import ReasoningResult
     from langchain_pos.runnables.parallel_reasoning import ParallelReasoningLLM
 
 RowId = str | int
@@ -156,7 +157,7 @@ class BatchFile:
 
 def _answer(row_id: RowId, outcome: ReasoningResult | Exception | str) -> dict[str, Any]:
     """A row of the output."""
-    from langchain_pos.results.terminal import faults
+    from langchain_pos.cli.live import faults
 
     answer: dict[str, Any] = {"id": row_id, "text": None, "error": None, "result": None}
     if isinstance(outcome, str):

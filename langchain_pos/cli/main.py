@@ -42,7 +42,8 @@ from langchain_pos.errors import InvalidRequestError, ParallelReasoningError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from langchain_pos.results.data import Mode, ReasoningResult
+    from langchain_pos.results.data import Mode
+    from langchain_pos.results.result import ReasoningResult
     from langchain_pos.runnables.parallel_reasoning import ParallelReasoningLLM
 
 MODES: tuple[Mode, ...] = ("parallel", "sequential")
@@ -122,7 +123,7 @@ def ask(
             device=device,
             dtype=dtype,
         )
-        from langchain_pos.results.terminal import closing_line, show_stream
+        from langchain_pos.cli.live import closing_line, show_stream
 
         mode = _mode(sequential)
         if as_json:
@@ -192,8 +193,8 @@ def demo(
 ) -> None:
     """Answer a question that ships with the package, in parallel and sequentially."""
     with exit_codes(debug):
+        from langchain_pos.cli.live import comparison, show_stream
         from langchain_pos.embedded.demo import DEMO_ANSWER, demo_question
-        from langchain_pos.results.terminal import comparison, show_stream
 
         question = demo_question()
         console = _console()
@@ -313,7 +314,7 @@ def _is_live(console: Console) -> bool:
 
 def _report(results: Iterable[ReasoningResult]) -> None:
     """Say what should be known about answers; leave with an exit code if one has failed."""
-    from langchain_pos.results.terminal import faults, remarks
+    from langchain_pos.cli.live import faults, remarks
 
     results = list(results)
     for line in [line for result in results for line in (*remarks(result), *faults(result))]:

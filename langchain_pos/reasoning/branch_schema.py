@@ -41,7 +41,7 @@ _SPARE = 4
 """Tokens that one step may write beyond the one that was sampled, where a grammar forces text."""
 
 
-class BranchContract:
+class BranchSchema:
     """One schema, ready to constrain and to read branches.
 
     Args:
@@ -119,9 +119,9 @@ class BranchContract:
             return None, f"the branch's text is no valid {self.name}: {error}"
 
 
-def contract_for(
+def branch_schema_of(
     schema: type[Any] | dict[str, Any] | None, given: Plan | None
-) -> BranchContract | None:
+) -> BranchSchema | None:
     """The contract of all branches; None where there is no schema.
 
     Raises:
@@ -129,7 +129,7 @@ def contract_for(
     """
     if schema is None:
         return None
-    contract = BranchContract(schema)
+    contract = BranchSchema(schema)
     for step in given.steps if given is not None else ():
         if step.stop:
             raise InvalidRequestError(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from langchain_pos.engine.decoding.sequence import DecodingSequence, Steps
     from langchain_pos.engine.engine import Engine
     from langchain_pos.local.trunk import Trunk
-    from langchain_pos.reasoning.branch_schema import BranchContract
+    from langchain_pos.reasoning.branch_schema import BranchSchema
     from langchain_pos.reasoning.budget import Budget
     from langchain_pos.reasoning.progress import Progress
     from langchain_pos.reasoning.settings import ReasoningSettings
@@ -64,7 +64,7 @@ class Expander:
         seed: int,
         budget: Budget,
         progress: Progress,
-        contract: BranchContract | None = None,
+        contract: BranchSchema | None = None,
     ) -> None:
         self._engine = engine
         self._settings = settings

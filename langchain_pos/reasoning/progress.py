@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from langchain_pos.engine.completion import DraftUsage, TokenUsage
 from langchain_pos.reasoning.spans import SpanTeller
-from langchain_pos.results.data import (
-    Block,
-    BranchResult,
-    Plan,
-    ReasoningChunk,
-    ReasoningResult,
-    Stage,
-    StagePasses,
-    StageTimings,
-)
+from langchain_pos.results.data import Block, BranchResult, Plan, Stage, StagePasses, StageTimings
+from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 
 if TYPE_CHECKING:
     from langchain_pos.reasoning.conclusion import Conclusion

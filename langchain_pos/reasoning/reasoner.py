@@ -28,7 +28,7 @@ from langchain_pos.errors import (
 )
 from langchain_pos.local.trunk import Trunk
 from langchain_pos.reasoning.answer_form import PLAIN, AnswerForm
-from langchain_pos.reasoning.branch_schema import contract_for
+from langchain_pos.reasoning.branch_schema import branch_schema_of
 from langchain_pos.reasoning.budget import Budget, no_gain
 from langchain_pos.reasoning.chat_template import encode_prompt
 from langchain_pos.reasoning.concluding import Concluder
@@ -38,13 +38,8 @@ from langchain_pos.reasoning.planning import Planner
 from langchain_pos.reasoning.progress import Progress
 from langchain_pos.reasoning.prompts import ReasoningPrompts, prompts_for
 from langchain_pos.reasoning.skeleton import given_plan
-from langchain_pos.results.data import (
-    Block,
-    Plan,
-    ReasoningChunk,
-    ReasoningRequest,
-    ReasoningResult,
-)
+from langchain_pos.results.data import Block, Plan, ReasoningRequest
+from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -142,7 +137,7 @@ class Answer:
         self.given: Plan | None = None
         if ask.steps is not None and settings.mode == "parallel":
             self.given = given_plan(ask.steps, settings.max_branches)
-        self.contract = contract_for(settings.branch_schema, self.given)
+        self.contract = branch_schema_of(settings.branch_schema, self.given)
         self.sequential_ids = self._encode(self.prompts.for_sequential(ask.question))
         parallel = settings.mode == "parallel"
         self.prompt_ids = self._plan_prompt(None) if parallel else self.sequential_ids

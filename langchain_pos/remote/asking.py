@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from langchain_pos.remote.engine import Connection, OpenAICompletionsEngine
     from langchain_pos.remote.scheduler import RemoteRequest
     from langchain_pos.remote.sinks import Sink
-    from langchain_pos.results.data import Plan, ReasoningResult
+    from langchain_pos.results.data import Plan
+    from langchain_pos.results.result import ReasoningResult
 
 
 @dataclass

@@ -20,7 +20,7 @@ from langchain_pos.remote.sinks import TextSink
 from langchain_pos.results.data import STEP_MARK, Block, BranchResult, Plan
 
 if TYPE_CHECKING:
-    from langchain_pos.reasoning.branch_schema import BranchContract
+    from langchain_pos.reasoning.branch_schema import BranchSchema
     from langchain_pos.remote.asking import Asker
 
 
@@ -32,7 +32,7 @@ class RemoteExpander:
         contract: what every branch must be; None for free text.
     """
 
-    def __init__(self, asker: Asker, contract: BranchContract | None = None) -> None:
+    def __init__(self, asker: Asker, contract: BranchSchema | None = None) -> None:
         self._asker = asker
         self._settings = asker.settings
         self._progress = asker.progress

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from langchain_pos.engine.seeds import derive_seed, request_seed
 from langchain_pos.errors import ContextLengthError, InvalidRequestError, PlanFormatError
 from langchain_pos.reasoning.answer_form import PLAIN, AnswerForm
-from langchain_pos.reasoning.branch_schema import contract_for
+from langchain_pos.reasoning.branch_schema import branch_schema_of
 from langchain_pos.reasoning.budget import no_gain
 from langchain_pos.reasoning.conclusion import Conclusion
 from langchain_pos.reasoning.progress import Progress
@@ -31,13 +31,8 @@ from langchain_pos.remote.dialects import Call
 from langchain_pos.remote.expanding import RemoteExpander
 from langchain_pos.remote.planning import RemotePlanner
 from langchain_pos.remote.sinks import TextSink
-from langchain_pos.results.data import (
-    Block,
-    Plan,
-    ReasoningChunk,
-    ReasoningRequest,
-    ReasoningResult,
-)
+from langchain_pos.results.data import Block, Plan, ReasoningRequest
+from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -126,7 +121,7 @@ class RemoteAnswer:
         self.given: Plan | None = None
         if ask.steps is not None and settings.mode == "parallel":
             self.given = given_plan(ask.steps, settings.max_branches)
-        self.contract = contract_for(settings.branch_schema, self.given)
+        self.contract = branch_schema_of(settings.branch_schema, self.given)
         own = [step.temperature for step in ask.steps or ()]
         self.seed = request_seed(settings.seed, settings.temperature, *own)
         import langchain_pos.remote.client  # noqa: F401  # says which extra is missing

@@ -4,23 +4,16 @@ ReasoningRequest   what is asked
 Plan of Steps      stage 1, what the model means to do
 BranchResult       stage 2, one for each step
 Block              one plan with its branches; an answer may have several
-ReasoningResult    everything
-ReasoningChunk     a piece of a result while it is written; pieces add up to the whole
+ResultData         everything; `result.py` makes `ReasoningResult` and `ReasoningChunk` of it
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from langchain_pos.engine.completion import DraftUsage, FinishReason, TokenUsage
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from rich.console import Console
-
-    from langchain_pos.results.timeline import SequentialEstimate
 
 Mode = Literal["parallel", "sequential"]
 Stage = Literal["plan", "expand", "conclude"]
@@ -198,30 +191,8 @@ class ReasoningRequest(_Frozen):
     steps: tuple[GivenStep, ...] | None = None
 
 
-class ReasoningResult(_Frozen):
-    """The answer with everything that led to it.
-
-    Attributes:
-        question: what was asked.
-        blocks: the rounds of plan and branches; empty when answered sequentially.
-        conclusion: the text after the last block; the whole answer when answered sequentially.
-        mode: "parallel", or "sequential" when that was asked for or nothing could be planned.
-        fallback_reason: why a question meant for parallel was answered sequentially.
-        finish_reason: how the conclusion ended.
-        error: what went wrong in the conclusion, when `finish_reason` is "error"; the branches
-            are whole all the same.
-        concluded: False when the branches alone were asked for (`conclude=False`); then there is
-            no conclusion.
-        usage: prompt tokens, and every token written in any stage.
-        timings: wall-clock seconds by stage.
-        forward_passes: by stage.
-        drafts: tokens guessed ahead, and how many of the guesses were right.
-        plan_attempts: how often a skeleton was tried; 0 when the caller gave the steps.
-        peak_slots: most KV-cache slots that the request held at once, what it shared with others
-            included.
-        cached_tokens: prompt tokens that were not fed, because another question began alike.
-        model_name: folder or hub name of the model.
-    """
+class ResultData(_Frozen):
+    """The fields of a `ReasoningResult`, which adds how it shows itself; see there."""
 
     question: str = ""
     blocks: tuple[Block, ...] = ()
@@ -260,119 +231,3 @@ class ReasoningResult(_Frozen):
         """The whole answer as one text, in the paper's form."""
         parts = [*(block.text for block in self.blocks), self.conclusion]
         return "\n".join(part for part in parts if part)
-
-    # ------------------------------------------------------------------ to look at
-
-    def sequential_estimate(self) -> SequentialEstimate | None:
-        """What plain sequential decoding would have cost; None if answered that way, or untimed."""
-        from langchain_pos.results.timeline import SequentialEstimate
-
-        return SequentialEstimate.of(self)
-
-    def pretty_print(self, console: Console | None = None) -> None:
-        """Print plan, branches, conclusion, a timeline and the figures, like a message's.
-
-        Args:
-            console: a rich console; by default one on the standard output.
-        """
-        from langchain_pos.results.rendering import pretty_print
-
-        pretty_print(self, console)
-
-    def plot_timeline(self) -> Figure:
-        """A matplotlib figure of the stages and branches over time; needs `langchain-pos[plot]`.
-
-        Raises:
-            MissingExtraError: matplotlib is not installed.
-            InvalidRequestError: the result holds no timings.
-        """
-        from langchain_pos.results.figures import plot_timeline
-
-        return plot_timeline(self)
-
-    def plot_mask(
-        self,
-        block: int = 0,
-        *,
-        granularity: Literal["token", "segment"] = "token",
-        max_prompt_tokens: int | None = 16,
-        max_branch_tokens: int | None = 6,
-    ) -> Figure:
-        """A matplotlib figure of who saw whom in stage 2; needs `langchain-pos[plot]`.
-
-        See `langchain_pos.results.figures.plot_mask`.
-        """
-        from langchain_pos.results.figures import plot_mask
-
-        return plot_mask(
-            self,
-            block,
-            granularity=granularity,
-            max_prompt_tokens=max_prompt_tokens,
-            max_branch_tokens=max_branch_tokens,
-        )
-
-    def _repr_html_(self) -> str:
-        from langchain_pos.results.rendering import to_html
-
-        return to_html(self)
-
-    def _repr_markdown_(self) -> str:
-        from langchain_pos.results.rendering import to_markdown
-
-        return to_markdown(self)
-
-
-class ReasoningChunk(ReasoningResult):
-    """A piece of a result, streamed while it is written.
-
-    `first + second + …` over a whole stream has the fields of the result that `invoke` returns,
-    so a chunk is a `ReasoningResult` of which not everything is known yet. A chunk that opens a
-    further block turns the conclusion so far into that block's preamble.
-
-    Attributes:
-        stage: the stage that wrote it.
-        branch: index of the branch that wrote it, in the stage "expand".
-        delta: the new text: raw skeleton in the stage "plan", a branch's body in "expand", the
-            conclusion in "conclude"; empty when the chunk brings something else.
-    """
-
-    stage: Stage = "plan"
-    branch: int | None = None
-    delta: str = ""
-
-    def __add__(self, other: ReasoningChunk) -> ReasoningChunk:
-        if not isinstance(other, ReasoningChunk):
-            return NotImplemented
-        newer = {name: getattr(other, name) for name in other.model_fields_set}
-        newer["blocks"] = _merge_blocks(self.blocks, other.blocks)
-        opens_block = len(other.blocks) > len(self.blocks)
-        newer["conclusion"] = ("" if opens_block else self.conclusion) + other.conclusion
-        newer["delta"] = self.delta + other.delta
-        return self.model_copy(update=newer)
-
-    def result(self) -> ReasoningResult:
-        """The sum so far as a plain `ReasoningResult`."""
-        fields = set(ReasoningResult.model_fields)
-        return ReasoningResult(**{name: getattr(self, name) for name in fields})
-
-
-def _merge_blocks(left: tuple[Block, ...], right: tuple[Block, ...]) -> tuple[Block, ...]:
-    """Blocks of two chunks: same place, same block; branches merge by index, texts concatenate."""
-    merged = list(left)
-    for place, block in enumerate(right):
-        if place >= len(merged):
-            merged.append(block)
-            continue
-        branches = {branch.index: branch for branch in merged[place].branches}
-        for branch in block.branches:
-            known = branches.get(branch.index)
-            branches[branch.index] = branch if known is None else _merge_branch(known, branch)
-        ordered = tuple(branches[index] for index in sorted(branches))
-        merged[place] = Block(plan=block.plan, branches=ordered)
-    return tuple(merged)
-
-
-def _merge_branch(known: BranchResult, more: BranchResult) -> BranchResult:
-    update: dict[str, Any] = {name: getattr(more, name) for name in more.model_fields_set}
-    return known.model_copy(update={**update, "text": known.text + more.text})

@@ -7,14 +7,14 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_pos.errors import InvalidRequestError, MissingExtraError
-from langchain_pos.results.plain import clean
+from langchain_pos.results.plain_text import strip_control_characters
 from langchain_pos.results.timeline import Timeline
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from langchain_pos.engine.forest.mask_picture import MaskPicture
-    from langchain_pos.results.data import ReasoningResult
+    from langchain_pos.results.data import ResultData
 
 COLOURS = {"plan": "#8a6fb0", "expand": "#2a9d8f", "conclude": "#3d7ea6"}
 """Of the stages; what lies between two blocks is a mixture."""
@@ -25,7 +25,7 @@ _MOST_NUMBERED = 100
 """Slots; with more of them the numbers would overlap."""
 
 
-def plot_timeline(result: ReasoningResult) -> Figure:
+def plot_timeline(result: ResultData) -> Figure:
     """Stages and branches as bars over the seconds that were measured.
 
     Args:
@@ -62,7 +62,7 @@ def plot_timeline(result: ReasoningResult) -> Figure:
 
 
 def plot_mask(
-    result: ReasoningResult,
+    result: ResultData,
     block: int = 0,
     *,
     granularity: Literal["token", "segment"] = "token",
@@ -197,7 +197,7 @@ def _at_most(tokens: int, most: int | None) -> int:
 
 
 def _label(title: str) -> str:
-    title = clean(title).replace("\n", " ").replace("\t", " ")
+    title = strip_control_characters(title).replace("\n", " ").replace("\t", " ")
     return title if len(title) <= _LONGEST_LABEL else title[: _LONGEST_LABEL - 1] + "…"
 
 

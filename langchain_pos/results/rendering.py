@@ -1,4 +1,4 @@
-"""A result to look at: HTML and Markdown for notebooks, rich for the terminal.
+"""A result to look at: HTML and Markdown for notebooks; for the terminal see `terminal.py`.
 
 Everything that a model or a user wrote is shown as text, whatever it contains: it is escaped in
 HTML, escaped in Markdown, and stripped of control characters on the terminal. The HTML needs no
@@ -12,13 +12,11 @@ from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING
 
-from langchain_pos.results.plain import clean
+from langchain_pos.results.plain_text import strip_control_characters
 from langchain_pos.results.timeline import STAGES, SequentialEstimate, Timeline
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-
-    from langchain_pos.results.data import Block, BranchResult, ReasoningResult
+    from langchain_pos.results.data import Block, BranchResult, ResultData
 
 ENDINGS = {
     "length": "cut off at its token budget",
@@ -55,7 +53,7 @@ _CSS = """
 # ------------------------------------------------------------------------------- what is said
 
 
-def figures(result: ReasoningResult) -> str:
+def figures(result: ResultData) -> str:
     """Mode, passes, tokens, seconds and model in one line."""
     passes, tokens = result.forward_passes.total, result.usage.output_tokens
     seconds = result.timings.total
@@ -69,7 +67,7 @@ def figures(result: ReasoningResult) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def stage_figures(result: ReasoningResult) -> list[str]:
+def stage_figures(result: ResultData) -> list[str]:
     """Passes and seconds of each stage that had any."""
     return [
         f"{stage}: {passes} passes, {getattr(result.timings, stage):.2f} s"
@@ -78,7 +76,7 @@ def stage_figures(result: ReasoningResult) -> list[str]:
     ]
 
 
-def estimate_line(result: ReasoningResult) -> str:
+def estimate_line(result: ResultData) -> str:
     """What sequential decoding would have cost, and how that is computed; empty if unknown."""
     estimate = SequentialEstimate.of(result)
     if estimate is None:
@@ -91,7 +89,7 @@ def estimate_line(result: ReasoningResult) -> str:
     )
 
 
-def remarks(result: ReasoningResult) -> list[str]:
+def remarks(result: ResultData) -> list[str]:
     """What a reader must know besides the text: why sequential, what was cut off or failed."""
     said = []
     if result.fallback_reason:
@@ -101,7 +99,7 @@ def remarks(result: ReasoningResult) -> list[str]:
     return said
 
 
-def _ending(written: BranchResult | ReasoningResult) -> str:
+def _ending(written: BranchResult | ResultData) -> str:
     """How a text ended, and what was wrong with it; empty when it ended by itself."""
     parts = (ENDINGS.get(written.finish_reason), written.error)
     return ": ".join(part for part in parts if part)
@@ -117,7 +115,7 @@ def _steps(block: Block) -> Iterator[tuple[str, BranchResult | None]]:
 # ------------------------------------------------------------------------------------- HTML
 
 
-def to_html(result: ReasoningResult) -> str:
+def to_html(result: ResultData) -> str:
     """The result as an HTML fragment: plan, branches side by side, conclusion, timeline.
 
     Example:
@@ -144,7 +142,7 @@ def to_html(result: ReasoningResult) -> str:
 
 
 def _escape(text: str) -> str:
-    return escape(clean(text), quote=True)
+    return escape(strip_control_characters(text), quote=True)
 
 
 def _text(text: str, kind: str = "") -> str:
@@ -162,7 +160,7 @@ def _card(number: int, title: str, branch: BranchResult | None) -> str:
     return f'<div class="lcpos-branch lcpos-{state}">{inside}</div>'
 
 
-def _timeline_html(result: ReasoningResult) -> str:
+def _timeline_html(result: ResultData) -> str:
     """Stages and branches over time, then passes against passes, each with its own scale."""
     timeline = Timeline.of(result)
     if timeline is None:
@@ -224,11 +222,14 @@ def escape_markdown(text: str) -> str:
         >>> escape_markdown("# a_b")
         '\\# a\\_b'
     """
-    lines = (_BLANKS.sub(" ", line).strip(" ") for line in clean(text).strip().splitlines())
+    lines = (
+        _BLANKS.sub(" ", line).strip(" ")
+        for line in strip_control_characters(text).strip().splitlines()
+    )
     return "\\\n   ".join(_PUNCTUATION.sub(r"\\\1", line) for line in lines)
 
 
-def to_markdown(result: ReasoningResult) -> str:
+def to_markdown(result: ResultData) -> str:
     """The result as Markdown: a list of the steps, the conclusion, and the figures."""
     parts = []
     for block in result.blocks:
@@ -249,48 +250,3 @@ def to_markdown(result: ReasoningResult) -> str:
     said = [figures(result), *stage_figures(result), estimate_line(result)]
     parts.append(escape_markdown("\n".join(line for line in said if line)))
     return "\n\n".join(part for part in parts if part)
-
-
-# --------------------------------------------------------------------------------- terminal
-
-
-def pretty_print(result: ReasoningResult, console: Console | None = None) -> None:
-    """Print the result: the branches side by side, then a timeline and the figures.
-
-    Args:
-        result: what to print.
-        console: where to; by default the standard output.
-    """
-    from rich.console import Console
-
-    (console or Console()).print(*_terminal(result), sep="\n")
-
-
-def _terminal(result: ReasoningResult) -> Iterator[RenderableType]:
-    from rich.bar import Bar
-    from rich.rule import Rule
-    from rich.table import Table
-    from rich.text import Text
-
-    from langchain_pos.results.terminal import AnswerView
-
-    yield Rule("Reasoning result")
-    yield AnswerView.of(result)
-    for remark in remarks(result):
-        yield Text(clean(remark), style="yellow")
-    timeline = Timeline.of(result)
-    if timeline is not None:
-        grid = Table.grid(padding=(0, 1), expand=True)
-        grid.add_column(width=24, no_wrap=True, overflow="ellipsis")
-        grid.add_column(ratio=1)
-        bars = [(s.stage, s.start, s.end, _COLOURS.get(s.stage, "blue")) for s in timeline.stages]
-        bars += [(b.title, b.start, b.end, "cyan") for b in timeline.branches]
-        for label, start, end, colour in bars:
-            grid.add_row(Text(clean(label)), Bar(timeline.total, start, end, color=colour))
-        yield grid
-    for line in (figures(result), *stage_figures(result), estimate_line(result)):
-        if line:
-            yield Text(clean(line), style="dim")
-
-
-_COLOURS = {"plan": "magenta", "expand": "green", "conclude": "blue"}

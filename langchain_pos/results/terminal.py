@@ -1,4 +1,4 @@
-"""What the terminal shows: an answer while it is written, and what it took.
+"""What the terminal shows of an answer, while it is written and afterwards.
 
 While it is written, the branches stand side by side, each in its panel:
 
@@ -13,33 +13,48 @@ never read as markup, and control characters are left out.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import reduce
-from operator import add
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from rich.bar import Bar
 from rich.console import Console, ConsoleOptions, Group, RenderableType
-from rich.live import Live
 from rich.panel import Panel
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from langchain_pos.errors import ParallelReasoningError
-from langchain_pos.results.plain import clean
-from langchain_pos.results.rendering import ENDINGS
+from langchain_pos.results.plain_text import strip_control_characters
+from langchain_pos.results.rendering import (
+    ENDINGS,
+    estimate_line,
+    figures,
+    remarks,
+    stage_figures,
+)
+from langchain_pos.results.timeline import Timeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from langchain_pos.results.data import Block, BranchResult, ReasoningChunk, ReasoningResult
+    from langchain_pos.results.data import Block, BranchResult, ResultData, Stage
 
 PANEL_WIDTH = 28
 """Columns that a branch's panel needs at least."""
-REFRESHES_PER_SECOND = 8
-"""Few enough that drawing takes no time from decoding."""
 
 _COLOURS = {"stop": "green", "length": "yellow", "cancelled": "yellow", "error": "red"}
+
+
+class _Piece(Protocol):
+    """What is read of a `ReasoningChunk`."""
+
+    @property
+    def stage(self) -> Stage: ...
+    @property
+    def delta(self) -> str: ...
+    @property
+    def blocks(self) -> tuple[Block, ...]: ...
+    @property
+    def conclusion(self) -> str: ...
 
 
 @dataclass
@@ -67,7 +82,9 @@ class BranchView:
 
     def line(self) -> str:
         """Title, body and ending in one text."""
-        return clean(" ".join(part for part in (f"{self.title}:", self.text, self.note()) if part))
+        return strip_control_characters(
+            " ".join(part for part in (f"{self.title}:", self.text, self.note()) if part)
+        )
 
 
 @dataclass
@@ -95,14 +112,14 @@ class AnswerView:
     live: bool = False
 
     @classmethod
-    def of(cls, result: ReasoningResult) -> AnswerView:
+    def of(cls, result: ResultData) -> AnswerView:
         """The view of a whole result."""
         view = cls()
         view._take_blocks(result.blocks)
         view.conclusion = result.conclusion
         return view
 
-    def feed(self, chunk: ReasoningChunk) -> None:
+    def feed(self, chunk: _Piece) -> None:
         """Take in what a streamed chunk brings."""
         if chunk.blocks:
             self._take_blocks(chunk.blocks)
@@ -125,9 +142,11 @@ class AnswerView:
         """The answer as plain text: preambles, a line for each branch, the conclusion."""
         parts = []
         for block in self.blocks:
-            parts += [clean(block.preamble)] if block.preamble else []
+            parts += [strip_control_characters(block.preamble)] if block.preamble else []
             parts.append("\n".join(branch.line() for branch in block.branches))
-        parts += [clean(self.conclusion).strip()] if self.conclusion.strip() else []
+        parts += (
+            [strip_control_characters(self.conclusion).strip()] if self.conclusion.strip() else []
+        )
         return "\n\n".join(parts)
 
     def __rich_console__(
@@ -138,17 +157,21 @@ class AnswerView:
         if not self.live:
             for block in blocks:
                 if block.preamble:
-                    yield Text(clean(block.preamble))
+                    yield Text(strip_control_characters(block.preamble))
                 yield _panels(console, block.branches, width, None)
             if self.conclusion:
-                yield Text(clean(self.conclusion).strip(), style="bold")
+                yield Text(strip_control_characters(self.conclusion).strip(), style="bold")
             return
         height = console.height - 1
         style = "dim" if self.skeleton else "bold"
-        below = Text(clean(self.skeleton or self.conclusion).strip() or "…", style=style)
+        below = Text(
+            strip_control_characters(self.skeleton or self.conclusion).strip() or "…", style=style
+        )
         lines = list(below.wrap(console, width))[-max(1, height // 3 if blocks else height) :]
         if blocks:
-            yield Text(clean(blocks[-1].preamble), no_wrap=True, overflow="ellipsis")
+            yield Text(
+                strip_control_characters(blocks[-1].preamble), no_wrap=True, overflow="ellipsis"
+            )
             yield _panels(console, blocks[-1].branches, width, height - len(lines) - 1)
         yield Group(*lines)
 
@@ -177,7 +200,11 @@ def _panels(
         grid.add_column(ratio=1)
     inside = max(1, width // per_row - 4)
     bodies = [
-        list(Text(clean(f"{branch.text} {branch.note()}").strip()).wrap(console, inside))
+        list(
+            Text(strip_control_characters(f"{branch.text} {branch.note()}").strip()).wrap(
+                console, inside
+            )
+        )
         for branch in branches
     ]
     pairs = list(zip(branches, bodies, strict=True))
@@ -194,7 +221,9 @@ def _panel(branch: BranchView, body: list[Text], lines: int) -> Panel:
     mark = " ✓" if branch.finish_reason == "stop" else ""
     return Panel(
         Text("\n").join(body[-lines:]),
-        title=Text(clean(branch.title) + mark, no_wrap=True, overflow="ellipsis"),
+        title=Text(
+            strip_control_characters(branch.title) + mark, no_wrap=True, overflow="ellipsis"
+        ),
         title_align="left",
         height=lines + 2,
         border_style=_colour(branch),
@@ -203,9 +232,9 @@ def _panel(branch: BranchView, body: list[Text], lines: int) -> Panel:
 
 def _one_line(branch: BranchView, width: int) -> Text:
     """Title and the end of the body, in one line."""
-    title = f"{clean(branch.title)}: "[: width // 2]
+    title = f"{strip_control_characters(branch.title)}: "[: width // 2]
     room = max(1, width - len(title) - 1)
-    body = " ".join(clean(f"{branch.text} {branch.note()}").split())
+    body = " ".join(strip_control_characters(f"{branch.text} {branch.note()}").split())
     line = Text(no_wrap=True, overflow="crop")
     return line.append(title, style=_colour(branch)).append(body[-room:])
 
@@ -216,109 +245,38 @@ def _colour(branch: BranchView) -> str:
     return "cyan" if branch.text else "dim"
 
 
-def show_stream(
-    console: Console, chunks: Iterator[ReasoningChunk], *, live: bool
-) -> ReasoningResult:
-    """Show an answer while it is written, then print it whole.
+def pretty_print(result: ResultData, console: Console | None = None) -> None:
+    """Print the result: the branches side by side, then a timeline and the figures.
 
     Args:
-        console: where to.
-        chunks: the stream; closed whatever happens, so that an interrupted answer is cancelled.
-        live: redraw while it is written (a terminal); otherwise plain text at the end.
-
-    Returns:
-        The sum of the stream.
-
-    Raises:
-        ParallelReasoningError: the stream ended without a chunk.
+        result: what to print.
+        console: where to; by default the standard output.
     """
-    view, seen = AnswerView(live=True), []
-    screen = Live(view, console=console, refresh_per_second=REFRESHES_PER_SECOND, transient=True)
-    try:
-        with screen if live else nullcontext():
-            for chunk in chunks:
-                seen.append(chunk)
-                if live:
-                    view.feed(chunk)
-    finally:
-        close = getattr(chunks, "close", None)
-        if close is not None:
-            close()
-    if not seen:
-        raise ParallelReasoningError("the model's stream ended without a chunk; report this")
-    result = reduce(add, seen).result()
-    print_answer(console, result, live=live)
-    return result
+    (console or Console()).print(*_terminal(result), sep="\n")
 
 
-def print_answer(console: Console, result: ReasoningResult, *, live: bool) -> None:
-    """Print a whole answer: panels for a terminal, otherwise plain text with no escape codes."""
-    view = AnswerView.of(result)
-    if live:
-        console.print(view)
-    else:
-        console.file.write(view.plain() + "\n")
-
-
-def faults(result: ReasoningResult) -> list[str]:
-    """What went wrong in an answer, a line each; empty when nothing did."""
-    failed = [
-        f"step {branch.title!r} failed: {branch.error or 'no reason is known'}"
-        for branch in result.branches
-        if branch.finish_reason == "error"
-    ]
-    if result.finish_reason == "error":
-        failed.append(f"the conclusion failed: {result.error or 'no reason is known'}")
-    elif not result.conclusion.strip():
-        failed.append("the model wrote no conclusion")
-    return [clean(fault) for fault in failed]
-
-
-def remarks(result: ReasoningResult) -> list[str]:
-    """What should be known about an answer that is not wrong, a line each."""
-    lines = []
-    if result.fallback_reason:
-        lines.append(f"answered sequentially ({result.fallback_reason})")
-    short = [branch.title for branch in result.branches if branch.finish_reason == "length"]
-    if short:
-        lines.append(f"cut off at the token budget of a branch: {', '.join(short)}")
-    if result.finish_reason == "length":
-        lines.append("the conclusion was cut off at its token budget")
-    return [clean(line) for line in lines]
-
-
-def closing_line(result: ReasoningResult) -> str:
-    """Forward passes and seconds by stage, and tokens a pass; one token at a time is 1."""
-    passes, seconds = result.forward_passes, result.timings
-    stages = [
-        f"{stage} {getattr(passes, stage)} passes {getattr(seconds, stage):.2f} s"
-        for stage in ("plan", "expand", "conclude")
-        if getattr(passes, stage)
-    ]
-    tokens = result.usage.output_tokens
-    rate = f", {tokens / passes.total:.1f} a pass (one at a time: 1.0)" if passes.total else ""
-    total = f"total {passes.total} passes {seconds.total:.2f} s"
-    return f"{result.mode}: {' · '.join([*stages, total])} · {tokens} tokens{rate}"
-
-
-def comparison(parallel: ReasoningResult, sequential: ReasoningResult) -> list[str]:
-    """Both answers' passes and seconds by stage as rows of text, and their ratio."""
-    head = f"{'':10}  {'plan':>16}  {'expand':>16}  {'conclude':>16}  {'total':>16}"
-    rows = [head]
-    for name, result in (("parallel", parallel), ("sequential", sequential)):
-        cells = [
-            _cell(getattr(result.forward_passes, stage), getattr(result.timings, stage))
-            for stage in ("plan", "expand", "conclude", "total")
+def _terminal(result: ResultData) -> Iterator[RenderableType]:
+    yield Rule("Reasoning result")
+    yield AnswerView.of(result)
+    for remark in remarks(result):
+        yield Text(strip_control_characters(remark), style="yellow")
+    timeline = Timeline.of(result)
+    if timeline is not None:
+        grid = Table.grid(padding=(0, 1), expand=True)
+        grid.add_column(width=24, no_wrap=True, overflow="ellipsis")
+        grid.add_column(ratio=1)
+        bars = [
+            (s.stage, s.start, s.end, _STAGE_COLOURS.get(s.stage, "blue")) for s in timeline.stages
         ]
-        rows.append(f"{name:10}  " + "  ".join(f"{cell:>16}" for cell in cells))
-    passes = sequential.forward_passes.total / max(1, parallel.forward_passes.total)
-    seconds = sequential.timings.total / max(1e-9, parallel.timings.total)
-    rows.append(
-        f"Sequentially it takes {passes:.2f} times the forward passes "
-        f"and {seconds:.2f} times the seconds."
-    )
-    return rows
+        bars += [(b.title, b.start, b.end, "cyan") for b in timeline.branches]
+        for label, start, end, colour in bars:
+            grid.add_row(
+                Text(strip_control_characters(label)), Bar(timeline.total, start, end, color=colour)
+            )
+        yield grid
+    for line in (figures(result), *stage_figures(result), estimate_line(result)):
+        if line:
+            yield Text(strip_control_characters(line), style="dim")
 
 
-def _cell(passes: int, seconds: float) -> str:
-    return f"{passes} passes {seconds:.2f} s" if passes else "–"
+_STAGE_COLOURS = {"plan": "magenta", "expand": "green", "conclude": "blue"}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from langchain_pos.engine.completion import FinishReason
-    from langchain_pos.results.data import ReasoningResult
+    from langchain_pos.results.data import ResultData
 
 STAGES = ("plan", "expand", "conclude")
 
@@ -60,7 +60,7 @@ class Timeline:
     total: float
 
     @classmethod
-    def of(cls, result: ReasoningResult) -> Timeline | None:
+    def of(cls, result: ResultData) -> Timeline | None:
         """The timeline of a result; None when nothing has been timed (yet)."""
         seconds = result.timings
         bars = tuple(
@@ -115,7 +115,7 @@ class SequentialEstimate:
         return self.tokens * self.seconds_per_pass
 
     @classmethod
-    def of(cls, result: ReasoningResult) -> SequentialEstimate | None:
+    def of(cls, result: ResultData) -> SequentialEstimate | None:
         """The estimate for a result; None when it was answered sequentially, or not timed."""
         means = [
             getattr(result.timings, stage) / getattr(result.forward_passes, stage)

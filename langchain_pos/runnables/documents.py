@@ -22,7 +22,8 @@ from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypedDict
 
 from langchain_pos.errors import InvalidRequestError
-from langchain_pos.results.data import BranchResult, ReasoningRequest, ReasoningResult
+from langchain_pos.results.data import BranchResult, ReasoningRequest
+from langchain_pos.results.result import ReasoningResult
 from langchain_pos.runnables.inputs import ReasoningInput, as_request
 
 LABEL = "Document"

@@ -13,25 +13,23 @@ from langchain_core.callbacks import (
     AsyncCallbackManagerForChainRun,
     CallbackManagerForChainRun,
 )
-from langchain_core.runnables import RunnableConfig, RunnableSerializable
+from langchain_core.runnables import RunnableConfig, RunnablePassthrough, RunnableSerializable
 from langchain_core.runnables.config import (
     get_callback_manager_for_config,
     get_config_list,
     run_in_executor,
 )
+from langchain_core.runnables.graph import Graph
 from pydantic import ConfigDict
 
-from langchain_pos.model_source import LocalModel
+from langchain_pos.model_source import ModelSource
 from langchain_pos.reasoning.settings import ReasoningSettings
-from langchain_pos.results.data import ReasoningChunk, ReasoningResult
-from langchain_pos.runnables.graph import reasoning_graph
+from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 from langchain_pos.runnables.inputs import ReasoningInput, as_request, sum_up
-from langchain_pos.runnables.pending import Asked, answer_all
+from langchain_pos.runnables.pending import PendingAnswer, answer_all
 from langchain_pos.runnables.tracing import RunTracer
 
 if TYPE_CHECKING:
-    from langchain_core.runnables.graph import Graph
-
     from langchain_pos.reasoning.reasoner import Answer
 
 _AsyncChunks = AsyncGenerator[ReasoningChunk, None]
@@ -39,7 +37,7 @@ _Manager = CallbackManagerForChainRun | AsyncCallbackManagerForChainRun
 
 
 class ParallelReasoningLLM(
-    LocalModel, RunnableSerializable[ReasoningInput, ReasoningResult], ReasoningSettings
+    ModelSource, RunnableSerializable[ReasoningInput, ReasoningResult], ReasoningSettings
 ):
     """Answers a question by parallel reasoning on a local model.
 
@@ -166,7 +164,7 @@ class ParallelReasoningLLM(
         configs = get_config_list(config, len(inputs))
         managers: dict[int, CallbackManagerForChainRun] = {}
 
-        def ask(place: int) -> Asked:
+        def ask(place: int) -> PendingAnswer:
             managers[place] = self._start_run(inputs[place], configs[place])
             return self._ask(inputs[place], managers[place], **kwargs)
 
@@ -226,9 +224,9 @@ class ParallelReasoningLLM(
         *,
         caller: Hashable | None = None,
         **kwargs: Any,
-    ) -> Asked:
+    ) -> PendingAnswer:
         answer, tracer = self._prepare(input, manager, **kwargs)
-        return Asked(answer.engine.scheduler, answer.submit(caller), tracer)
+        return PendingAnswer(answer.engine.scheduler, answer.submit(caller), tracer)
 
     async def _aask(
         self,
@@ -237,11 +235,11 @@ class ParallelReasoningLLM(
         *,
         caller: Hashable | None = None,
         **kwargs: Any,
-    ) -> Asked:
+    ) -> PendingAnswer:
         # What takes time is done beside the event loop. Queueing is done here: a task that is
         # cancelled meanwhile leaves no request behind.
         answer, tracer = await run_in_executor(None, self._prepare, input, manager, **kwargs)
-        return Asked(answer.engine.scheduler, answer.submit(caller), tracer)
+        return PendingAnswer(answer.engine.scheduler, answer.submit(caller), tracer)
 
     def _invoke(
         self, input: ReasoningInput, run_manager: CallbackManagerForChainRun, **kwargs: Any
@@ -293,7 +291,7 @@ class ParallelReasoningLLM(
         limit = config[0].get("max_concurrency") if config else None
         caller = object()
 
-        def ask(place: int) -> Asked:
+        def ask(place: int) -> PendingAnswer:
             return self._ask(inputs[place], run_manager[place], caller=caller, **kwargs)
 
         answers = dict(answer_all(len(inputs), limit, ask))
@@ -323,4 +321,18 @@ class ParallelReasoningLLM(
 
     def get_graph(self, config: RunnableConfig | None = None) -> Graph:
         """The three stages between input and output, as LangChain draws a chain."""
-        return reasoning_graph(self, config)
+        return _graph(self, config)
+
+
+def _graph(llm: ParallelReasoningLLM, config: RunnableConfig | None) -> Graph:
+    """Input, plan, branches, conclusion, output; what the settings leave out is not there."""
+    metadata = config.get("metadata") if config else None
+    graph = Graph()
+    last = graph.add_node(llm.get_input_schema(config))
+    stages = ["plan", "branches", "conclusion"] if llm.mode == "parallel" else ["answer"]
+    for name in stages if llm.conclude else stages[:-1]:
+        stage = graph.add_node(RunnablePassthrough(name=name), metadata=metadata)
+        graph.add_edge(last, stage)
+        last = stage
+    graph.add_edge(last, graph.add_node(llm.get_output_schema(config)))
+    return graph

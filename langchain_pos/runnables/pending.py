@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from langchain_pos.engine.scheduler.waiting import aevents
 from langchain_pos.errors import RequestCancelled
-from langchain_pos.results.data import ReasoningChunk, ReasoningResult
+from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 from langchain_pos.runnables.tracing import RunTracer, arun, run
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from langchain_pos.engine.scheduler.scheduler import Scheduler
 
 
-class Asked:
+class PendingAnswer:
     """One question on its way.
 
     Args:
@@ -80,7 +80,7 @@ class Asked:
 
 
 def answer_all(
-    count: int, limit: int | None, ask: Callable[[int], Asked]
+    count: int, limit: int | None, ask: Callable[[int], PendingAnswer]
 ) -> Generator[tuple[int, ReasoningResult | Exception], None, None]:
     """Answer many questions together, each with its place, as they are done.
 
@@ -92,7 +92,7 @@ def answer_all(
         ask: asks the one at a place; may raise what is that one's answer then.
     """
     ahead = iter(range(count))
-    under_way: dict[int, Asked] = {}
+    under_way: dict[int, PendingAnswer] = {}
     try:
         while True:
             while len(under_way) < (limit or count):
@@ -122,11 +122,11 @@ def answer_all(
             asked.scheduler.cancel(asked.request)
 
 
-def _has_news(asked: Asked) -> bool:
+def _has_news(asked: PendingAnswer) -> bool:
     return asked.request.done or bool(asked.request.events)
 
 
-def _answer(asked: Asked) -> ReasoningResult | Exception:
+def _answer(asked: PendingAnswer) -> ReasoningResult | Exception:
     error = asked.request.error
     if error is None:
         return asked.request.result()

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from langchain_pos.chat_models.base import ChatParallelReasoning
-    from langchain_pos.results.data import ReasoningChunk
+    from langchain_pos.results.result import ReasoningChunk
 
 ANSWERS = "/v1/chat/completions"
 

@@ -24,7 +24,7 @@ from langchain_pos.server.errors import ApiError
 if TYPE_CHECKING:
     from langchain_core.outputs import ChatGenerationChunk
 
-    from langchain_pos.results.data import ReasoningChunk
+    from langchain_pos.results.result import ReasoningChunk
 
 Json = dict[str, Any]
 

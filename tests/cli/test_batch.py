@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from langchain_pos.results.data import ReasoningResult
+from langchain_pos.results.result import ReasoningResult
 from tests.support.fake_runnable import FakeLLM, llm, run
 
 __all__ = ["llm"]  # a fixture

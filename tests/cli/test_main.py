@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from langchain_pos.cli.live import show_stream
 from langchain_pos.embedded.demo import DEMO_ANSWER, demo_question
-from langchain_pos.results.data import ReasoningChunk, ReasoningResult
-from langchain_pos.results.plain import clean
-from langchain_pos.results.terminal import AnswerView, show_stream
+from langchain_pos.results.plain_text import strip_control_characters
+from langchain_pos.results.result import ReasoningChunk, ReasoningResult
+from langchain_pos.results.terminal import AnswerView
 from tests.support.fake_runnable import BODIES, FakeLLM, llm, parallel_chunks, run
 
 __all__ = ["llm"]  # a fixture
@@ -193,7 +194,7 @@ def test_skeleton_shows_until_its_block_is_known() -> None:
 
 def test_model_text_is_only_text() -> None:
     """Markup and control characters that a model writes do not steer the terminal."""
-    assert clean("a\x1b[31mb\r\x07\x9bc\nd\te") == "a[31mbc\nd\te"
+    assert strip_control_characters("a\x1b[31mb\r\x07\x9bc\nd\te") == "a[31mbc\nd\te"
     view = view_of(1)
     view.blocks[0].branches[0].text = "[bold red]x[/] [/nonsense]"
     assert any("[bold red]x[/] [/nonsense]" in line for line in drawn(view, 80, 24))

@@ -22,7 +22,7 @@ from langchain_core.tools import tool
 from pydantic import BaseModel, Field
 
 from langchain_pos import ChatParallelReasoning, embedded_model_path
-from langchain_pos.engine_cache import LoadedEngines
+from langchain_pos.model_source import EngineCache
 
 PAGE = Path(__file__).parents[2] / "docs" / "chat_model.md"
 TOKENS = 64
@@ -218,7 +218,7 @@ def table() -> dict[str, tuple[str, str]]:
 @pytest.fixture(scope="module")
 def ours() -> Side:
     """`ChatParallelReasoning` on the shipped folder."""
-    engines = LoadedEngines()
+    engines = EngineCache()
 
     def make(*, tokens: int = TOKENS, **fields: Any) -> ChatParallelReasoning:
         return ChatParallelReasoning(

@@ -17,7 +17,7 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 
 from langchain_pos import ChatParallelReasoning, demo_question, embedded_model_path
 from langchain_pos.engine.engine import Engine
-from langchain_pos.engine_cache import LoadedEngines
+from langchain_pos.model_source import EngineCache
 from tests.chat_models.test_messages import QWEN, tokenizer_with
 from tests.support.scripted import BARE, SMALL, Script, tiny_model
 
@@ -66,14 +66,14 @@ class Suite(ChatModelIntegrationTests):
 
 
 @pytest.fixture(scope="module")
-def shipped() -> LoadedEngines:
+def shipped() -> EngineCache:
     """The shipped model, loaded once for all tests of the suite."""
-    return LoadedEngines()
+    return EngineCache()
 
 
 class TestShippedModel(Suite):
     @pytest.fixture(autouse=True)
-    def _share(self, shipped: LoadedEngines) -> None:
+    def _share(self, shipped: EngineCache) -> None:
         self.engines = shipped
 
     @property
@@ -183,7 +183,7 @@ RULES: dict[str, str | list[str]] = {
 
 
 @pytest.fixture(scope="module")
-def scripted() -> LoadedEngines:
+def scripted() -> EngineCache:
     """A model that follows `RULES`, in Qwen's template."""
     tokenizer = tokenizer_with(QWEN)
     tokenizer.add_tokens(["好", "こ"])  # a script writes whole tokens
@@ -197,7 +197,7 @@ class TestScriptedModel(Suite):
     """The same suite, with a model that chooses well."""
 
     @pytest.fixture(autouse=True)
-    def _share(self, scripted: LoadedEngines) -> None:
+    def _share(self, scripted: EngineCache) -> None:
         self.engines = scripted
 
     @property

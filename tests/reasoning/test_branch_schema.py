@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from langchain_pos import ParallelReasoningLLM, ReasoningResult
 from langchain_pos.engine.constraints import Constraint, ConstraintCompiler
 from langchain_pos.errors import InvalidRequestError
-from langchain_pos.reasoning.branch_schema import BranchContract, closing
+from langchain_pos.reasoning.branch_schema import BranchSchema, closing
 from tests.support.scripted import (
     STUDENTS,
     TOKENIZERS,
@@ -271,8 +271,8 @@ class TestReading:
     )
     def test_strings_that_grammars_let_through_are_readable(self, text: str, expected: str) -> None:
         """Half surrogates become U+FFFD, control characters stay; JSON can be made of both."""
-        assert BranchContract({"type": "object"}).parse(text) == {"text": expected}
-        as_data = BranchContract(Text).parse(text)
+        assert BranchSchema({"type": "object"}).parse(text) == {"text": expected}
+        as_data = BranchSchema(Text).parse(text)
         assert Text.model_validate_json(as_data.model_dump_json()) == Text(text=expected)
 
     @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ class TestReading:
     def test_what_is_no_object_says_why(self, text: str, said: str) -> None:
         """In one line, as a `ValueError` and as nothing else."""
         with pytest.raises(ValueError, match=said) as caught:
-            BranchContract(SCHEMA).parse(text)
+            BranchSchema(SCHEMA).parse(text)
         assert "\n" not in str(caught.value)
 
     @pytest.mark.parametrize(

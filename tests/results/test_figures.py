@@ -6,7 +6,7 @@ import pytest
 
 from langchain_pos.engine.forest.mask_picture import belt
 from langchain_pos.errors import InvalidRequestError, MissingExtraError
-from langchain_pos.results.data import ReasoningResult
+from langchain_pos.results.result import ReasoningResult
 from tests.support.hostile import hostile_result
 from tests.support.scripted import STUDENTS, scripted_llm
 

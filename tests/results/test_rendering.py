@@ -18,13 +18,12 @@ from langchain_pos.results.data import (
     Block,
     BranchResult,
     Plan,
-    ReasoningChunk,
-    ReasoningResult,
     StagePasses,
     StageTimings,
     TokenUsage,
 )
 from langchain_pos.results.rendering import escape_markdown
+from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 from tests.support.hostile import HTML, MARKDOWN, WIDE, hostile_result
 
 EVERYTHING = (*HTML, *WIDE, *MARKDOWN)

@@ -6,11 +6,11 @@ from langchain_pos.results.data import (
     Block,
     BranchResult,
     Plan,
-    ReasoningResult,
     StagePasses,
     StageTimings,
     TokenUsage,
 )
+from langchain_pos.results.result import ReasoningResult
 from langchain_pos.results.timeline import SequentialEstimate, Timeline
 from tests.support.scripted import STUDENTS, scripted_llm
 

@@ -12,7 +12,8 @@ import pytest
 from langchain_core.messages import AIMessageChunk
 from langchain_core.outputs import ChatGenerationChunk
 
-from langchain_pos.results.data import Block, BranchResult, ReasoningChunk, ReasoningResult
+from langchain_pos.results.data import Block, BranchResult
+from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 from langchain_pos.server.responses import AnswerWriter
 from tests.support.serving import MODEL, URL, Running
 

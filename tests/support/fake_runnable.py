@@ -13,15 +13,8 @@ from typer.testing import CliRunner
 from langchain_pos.cli import main as cli
 from langchain_pos.engine.completion import TokenUsage
 from langchain_pos.errors import ContextLengthError, ModelLoadError, UnsupportedModelError
-from langchain_pos.results.data import (
-    Block,
-    BranchResult,
-    Plan,
-    ReasoningChunk,
-    ReasoningResult,
-    StagePasses,
-    StageTimings,
-)
+from langchain_pos.results.data import Block, BranchResult, Plan, StagePasses, StageTimings
+from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 
 BODIES = {"Ann": "GPA 3.10, outside", "Ben": "GPA 2.40, inside", "Cem": "GPA 4.00, outside"}
 

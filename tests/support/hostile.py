@@ -6,11 +6,11 @@ from langchain_pos.results.data import (
     Block,
     BranchResult,
     Plan,
-    ReasoningResult,
     StagePasses,
     StageTimings,
     TokenUsage,
 )
+from langchain_pos.results.result import ReasoningResult
 
 HTML = (
     "<script>document.title='ran'</script>",

@@ -14,7 +14,7 @@ from langchain_pos.results.data import (
     StageTimings,
     TokenUsage,
 )
-from langchain_pos.results.plain import clean
+from langchain_pos.results.plain_text import strip_control_characters
 from tests.support.hostile import HTML
 from tests.support.scripted import STUDENTS, Halt, Script
 from tests.support.serving import Running
@@ -49,7 +49,10 @@ def result_of(server: Running, question: str) -> ReasoningResult:
 
 def shown(result: ReasoningResult) -> list[tuple[str, str]]:
     """A result's branches as cards show them."""
-    return [(clean(branch.title), clean(branch.text)) for branch in result.branches]
+    return [
+        (strip_control_characters(branch.title), strip_control_characters(branch.text))
+        for branch in result.branches
+    ]
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from langchain_pos import ChatParallelReasoning, ReasoningResult, demo_question
-from langchain_pos.results.data import Block, ReasoningChunk
+from langchain_pos.results.data import Block
+from langchain_pos.results.result import ReasoningChunk
 from tests.support.browsing import (
     Watched,
     needs_chromium,

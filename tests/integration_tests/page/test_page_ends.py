@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from langchain_pos.results.plain import clean
+from langchain_pos.results.plain_text import strip_control_characters
 from tests.support.browsing import needs_chromium, opened, playwright, streamed
 from tests.support.hostile import HTML, MARKDOWN, WIDE, hostile_result
 from tests.support.page_questions import INJECTION, RULES, halted, many, shown
@@ -173,7 +173,9 @@ def test_hostile_text_in_every_place(browser: Any, server: Running, width: int) 
         assert page.tab.title() == "langchain-pos"
         assert page.cards() == shown(hostile)
         for place in ("#conclusion .text", ".block > .text"):
-            assert page.tab.locator(place).text_content() == clean(hostile.conclusion)
+            assert page.tab.locator(place).text_content() == strip_control_characters(
+                hostile.conclusion
+            )
 
 
 def test_long_answers_are_drawn_by_the_frame_and_in_bounded_nodes(

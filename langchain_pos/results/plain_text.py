@@ -5,6 +5,6 @@ from __future__ import annotations
 _CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
-def clean(text: str) -> str:
+def strip_control_characters(text: str) -> str:
     """`text` without control characters, so that no model steers the terminal."""
     return text.translate(_CONTROLS)

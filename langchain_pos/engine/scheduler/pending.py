@@ -1,0 +1,205 @@
+"""Work under way that reports events, and waiting for it: in a thread, or on any event loop.
+
+One class for whoever does the work: the engine's scheduler, or tasks that talk to a server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, Generic, TypeVar
+
+from langchain_pos.errors import AnswerTimeoutError
+
+T = TypeVar("T")
+_LOOK = 0.25
+"""Seconds after which a waiter looks again. Events wake it at once; some systems let no signal
+through to a thread that waits without an end."""
+
+
+class Pending(Generic[T]):
+    """A result that is being worked on, and the events that come before it.
+
+    Attributes:
+        events: reported, and taken by nobody yet.
+        done: whether it has ended, in whichever way, and holds nothing any more.
+    """
+
+    def __init__(self) -> None:
+        self.events: deque[Any] = deque()
+        self.done = False
+        self._result: T | None = None
+        self._error: BaseException | None = None
+        self._listeners: tuple[Callable[[], None], ...] = ()
+        self._changing = threading.Lock()
+
+    # ------------------------------------------------------- for whoever does the work
+
+    def emit(self, event: Any) -> None:
+        """Report an event to the caller."""
+        self.events.append(event)
+        self._notify()
+
+    def finish(self, result: T | None = None, error: BaseException | None = None) -> None:
+        """End with a result or an error. The first call counts."""
+        if self.done:
+            return
+        self._result, self._error = result, error
+        self.done = True
+        self._notify()
+
+    def cancel(self) -> None:
+        """Ask for the end of it: `done` follows soon. Nothing happens when it has ended."""
+        raise NotImplementedError
+
+    def _notify(self) -> None:
+        for notify in self._listeners:
+            notify()
+
+    # ----------------------------------------------------------------- for the caller
+
+    def result(self) -> T:
+        """What came of it, or the error that ended it. To be asked once it is `done`."""
+        if self._error is not None:
+            raise self._error
+        return self._result  # type: ignore[return-value]
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended it, None when nothing went wrong."""
+        return self._error
+
+    @contextmanager
+    def listening(self, notify: Callable[[], None]) -> Iterator[None]:
+        """Have `notify` called, in whichever thread, after every event and at the end."""
+        with self._changing:
+            self._listeners = (*self._listeners, notify)
+        try:
+            yield
+        finally:
+            with self._changing:
+                self._listeners = tuple(each for each in self._listeners if each is not notify)
+
+    def wait(self, timeout: float | None = None) -> T:
+        """Block until it has ended. Events stay where they are.
+
+        Args:
+            timeout: seconds.
+
+        Returns:
+            the result.
+
+        Raises:
+            AnswerTimeoutError: the seconds are over; it has been cancelled.
+        """
+        deadline, news = _Deadline(timeout), threading.Event()
+        try:
+            with self.listening(news.set):
+                while not self.done:
+                    deadline.check()
+                    news.wait(deadline.look)
+                    news.clear()
+        finally:
+            self._stop()
+        return self.result()
+
+    def stream(self, timeout: float | None = None) -> Generator[Any, None, None]:
+        """The events as they come; the error at the end, if there is one.
+
+        Closing the iterator cancels the work, and returns when it has ended.
+
+        Args:
+            timeout: seconds from the first event asked for to the end.
+
+        Raises:
+            AnswerTimeoutError: the seconds are over; it has been cancelled.
+        """
+        deadline, news = _Deadline(timeout), threading.Event()
+        try:
+            with self.listening(news.set):
+                while True:
+                    news.clear()
+                    while self.events:
+                        yield self.events.popleft()
+                    if self.done and not self.events:
+                        break
+                    deadline.check()
+                    news.wait(deadline.look)
+        finally:
+            self._stop()
+        self.result()
+
+    async def astream(self, timeout: float | None = None) -> AsyncGenerator[Any, None]:
+        """See `stream`; a task of any event loop waits, and no thread."""
+        deadline, news = _Deadline(timeout), asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def notify() -> None:
+            with suppress(RuntimeError):  # the loop has been closed; nobody waits there any more
+                loop.call_soon_threadsafe(news.set)
+
+        try:
+            with self.listening(notify):
+                while True:
+                    news.clear()
+                    while self.events:
+                        yield self.events.popleft()
+                    if self.done and not self.events:
+                        break
+                    deadline.check()
+                    # Not `wait_for`: in Python 3.11 it loses a cancellation that comes with news.
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(deadline.look):
+                            await news.wait()
+        finally:
+            self.cancel()
+            while not self.done:  # what is under way ends first; then nothing is held any more
+                await asyncio.sleep(0.001)
+        self.result()
+
+    def _stop(self) -> None:
+        """Cancel it, if it has not ended, and wait until it has."""
+        if self.done:
+            return
+        news = threading.Event()
+        with self.listening(news.set):
+            self.cancel()
+            while not self.done:
+                news.wait(_LOOK)
+
+
+def wait_for_news(pending: Sequence[Pending[Any]]) -> None:
+    """Block until one of several has an event or has ended."""
+    news = threading.Event()
+    with ExitStack() as listening:
+        for each in pending:
+            listening.enter_context(each.listening(news.set))
+        while not any(each.events or each.done for each in pending):
+            news.wait(_LOOK)
+            news.clear()
+
+
+class _Deadline:
+    """When a waiter's time is over."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self._timeout = timeout
+        self._until = None if timeout is None else time.monotonic() + timeout
+
+    @property
+    def look(self) -> float:
+        """Seconds until the next look at the clock."""
+        if self._until is None:
+            return _LOOK
+        return min(max(self._until - time.monotonic(), 0.0), _LOOK)
+
+    def check(self) -> None:
+        if self._until is not None and time.monotonic() >= self._until:
+            raise AnswerTimeoutError(
+                f"the answer was not complete after timeout={self._timeout} seconds; give it more "
+                "time, or smaller budgets"
+            )
