@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -15,11 +15,14 @@ from benchmarks.models import engine_for, twin
 from benchmarks.peers import Prefix, answer
 from langchain_pos.engine.completion import TokenUsage
 from langchain_pos.engine.cpu.weight_packing import PackedModelError
-from langchain_pos.engine.decoding.sequence import Steps
 from langchain_pos.engine.loading import load
 from langchain_pos.engine.scheduler.request import Request
-from langchain_pos.reasoning.prompts import join_text, load_prompts, opening
-from langchain_pos.reasoning.reasoner import Answer, Reasoner
+from langchain_pos.local.decoder import LocalDecoder, LocalDecoding
+from langchain_pos.local.trunk import LocalTrunk
+from langchain_pos.reasoning.budget import Budget
+from langchain_pos.reasoning.paper_form import PAPER
+from langchain_pos.reasoning.prompts import load_prompts
+from langchain_pos.reasoning.reasoner import Reasoner, Reasoning
 from langchain_pos.reasoning.settings import ReasoningSettings
 from langchain_pos.results.data import (
     STEP_MARK,
@@ -75,7 +78,7 @@ class Answering:
         except PackedModelError:  # as `Engine.load` does
             self.engine = engine_for(twin(self._peer), tokenizer, pack_weights=False)
         prompts = load_prompts(Path(name)) if Path(name).is_dir() else None
-        self._reasoner = Reasoner(self.engine, prompts=prompts, model_name=name)
+        self._reasoner = Reasoner(LocalDecoding(self.engine), prompts=prompts, model_name=name)
         self.result = ReasoningResult()
         self.peak_bytes = 0
 
@@ -87,8 +90,7 @@ class Answering:
     def parallel(self, question: str) -> Run:
         """Our three stages."""
         clock = self._begin()
-        request = self._prepare(question).submit()
-        self.result = self.engine.scheduler.run(request)
+        self.result = self._prepare(question).submit().wait()
         seconds = clock()
         self._peak(self.result.peak_slots * self.engine.forward.cache.slot_bytes, own=True)
         passes = self.result.forward_passes.total
@@ -98,17 +100,18 @@ class Answering:
         """Transformers' `generate` on the prompt of `mode="sequential"`."""
         clock = self._begin()
         asked = self._prepare(question, mode="sequential")
+        prompt_ids, budget = self._prompt(asked)
         eos = self.engine.eos_token_ids
-        run = answer(self._peer, asked.prompt_ids, asked.budget.sequential, eos)
+        run = answer(self._peer, prompt_ids, budget.sequential, eos)
         text = self._text(list(run.written[0]))
         seconds = clock()
-        held = len(asked.prompt_ids) + run.tokens
+        held = len(prompt_ids) + run.tokens
         self._peak(held * self.engine.forward.cache.slot_bytes, own=False)
         self.result = ReasoningResult(
             question=question,
             conclusion=text,
             mode="sequential",
-            usage=TokenUsage(len(asked.prompt_ids), run.tokens),
+            usage=TokenUsage(len(prompt_ids), run.tokens),
             forward_passes=StagePasses(conclude=run.passes or 0),
         )
         return Run(seconds, run.tokens, run.passes)
@@ -121,7 +124,7 @@ class Answering:
         transformers' cache, and that is not counted: an engine with one cache has it at hand.
         """
         clock = self._begin()
-        planned = self.engine.scheduler.run(self._submit_plan(question))
+        planned = self._submit_plan(question).wait()
         plan_seconds = clock()
         if planned.plan is None:
             run = self.sequential(question)
@@ -141,8 +144,8 @@ class Answering:
         )
         bodies = [self._cut(list(row)) for row in rows.written]
         texts = [self._text(body).partition(STEP_MARK)[0].strip() for body in bodies]
-        joined = self._reasoner.engine.tokenizer(
-            join_text(list(zip(planned.plan.titles, texts, strict=True))), add_special_tokens=False
+        joined = self.engine.tokenizer(
+            PAPER.join(planned.plan.titles, texts), add_special_tokens=False
         )["input_ids"]
         ended = prefix.sequential([joined], self.settings.max_conclusion_tokens, **ending)
         conclusion = self._cut(list(ended.written[0]))
@@ -161,26 +164,28 @@ class Answering:
         return Run(plan_seconds + rows.seconds + ended.seconds, tokens)
 
     def _submit_plan(self, question: str) -> Request[_Planned]:
-        """Stage 1 alone, as `Answer.reason` begins."""
+        """Stage 1 alone, as `Reasoning.reason` begins."""
         asked = self._prepare(question)
 
-        def steps(request: Request[_Planned]) -> Steps[_Planned]:
-            asked.request = request  # type: ignore[assignment]
-            asked.progress.begin(request, len(asked.prompt_ids))  # type: ignore[arg-type]
-            plan, trunk, _ = yield from asked.plan()
-            titles = plan.titles if plan is not None else ()
-            openings = [trunk.encode(opening(title)) for title in titles]
-            return _Planned(
-                plan,
-                list(trunk.token_ids),
-                openings,
-                asked.progress.output_tokens,
-                request.ledger.peak_slots,
-            )
+        async def steps(request: Request[_Planned]) -> _Planned:
+            asked.progress.begin(request, asked.decoder)  # type: ignore[arg-type]
+            await asked.decoder.start(request)  # type: ignore[arg-type]
+            plan, trunk, _ = await asked.plan()
+            if plan is None or not isinstance(trunk, LocalTrunk):
+                return _Planned(None, [], [], asked.progress.output_tokens, 0)
+            openings = [trunk.encode(PAPER.opening(step)) for step in plan.steps]
+            written, peak = asked.progress.output_tokens, request.ledger.peak_slots
+            return _Planned(plan, list(trunk.token_ids), openings, written, peak)
 
-        return self.engine.scheduler.submit(steps, reserve=asked.budget.reserve)
+        return self.engine.scheduler.submit(steps, reserve=asked.decoder.budget.reserve)
 
-    def _prepare(self, question: str, **changes: Any) -> Answer:
+    @staticmethod
+    def _prompt(asked: Reasoning) -> tuple[list[int], Budget]:
+        """The tokens of a sequential prompt, and what may follow."""
+        decoder = cast("LocalDecoder", asked.decoder)
+        return decoder.encode(asked.sequential_messages()), decoder.budget
+
+    def _prepare(self, question: str, **changes: Any) -> Reasoning:
         settings = self.settings.model_copy(update=changes)
         return self._reasoner.prepare(ReasoningRequest(question=question), settings)
 

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -48,16 +48,19 @@ from benchmarks.report import data_folder
 from langchain_pos.engine import Engine
 from langchain_pos.engine.sampling import RowSampling, derive_seed, sample
 from langchain_pos.errors import NonFiniteLogitsError
+from langchain_pos.local.decoder import LocalDecoder, LocalDecoding
 from langchain_pos.reasoning.chat_template import encode_prompt
-from langchain_pos.reasoning.prompts import join_text, opening, prompts_for
+from langchain_pos.reasoning.paper_form import PaperForm
+from langchain_pos.reasoning.prompts import prompts_for
 from langchain_pos.reasoning.reasoner import Reasoner
 from langchain_pos.reasoning.settings import ReasoningSettings
-from langchain_pos.results.data import ReasoningRequest
+from langchain_pos.results.data import ReasoningRequest, Step
 from langchain_pos.results.result import ReasoningResult
 
 OURS, SEQUENTIAL, LOOKUP = "ours", "generate", "generate, prompt look-up"
 LOOKUP_TOKENS = 10
 """Length of the drafts of prompt look-up in transformers' own examples."""
+FORM = PaperForm()
 SETTINGS = ReasoningSettings(
     seed=0,
     max_blocks=1,
@@ -138,6 +141,11 @@ def _publish(
     publish("replay", rows, args, answers=details, engine=engine.describe())
 
 
+def _joined(steps: Sequence[tuple[str, str]]) -> str:
+    """Recorded steps as the paper joins them."""
+    return FORM.join([title for title, _ in steps], [body for _, body in steps])
+
+
 def _texts(recorded: Recorded) -> list[str]:
     """All that is read or written with an answer, for the tokenizer."""
     prompts = prompts_for(recorded.prompt)
@@ -146,7 +154,7 @@ def _texts(recorded: Recorded) -> list[str]:
         f"Question: {prompts.for_sequential(recorded.prompt)}\n\nAnswer:\n",
         recorded.skeleton,
         recorded.parallel,
-        join_text(recorded.steps),
+        _joined(recorded.steps),
         recorded.sequential,
     ]
 
@@ -165,15 +173,14 @@ class Replay:
         self.recorded = recorded
         self.settings = settings
         self.results: list[ReasoningResult] = []
-        self._reasoner = Reasoner(engine)
+        self._reasoner = Reasoner(LocalDecoding(engine))
         self._ask = ReasoningRequest(question=recorded.prompt)
         answer = self._reasoner.prepare(self._ask, settings)
-        self.prompt_ids = answer.prompt_ids
+        decoder = cast("LocalDecoder", answer.decoder)
+        self.prompt_ids = decoder.encode(answer.plan_messages())
         tokenizer: Any = engine.tokenizer
         seed = answer.seed
-        self._by_seed = {
-            derive_seed(seed, "plan", len(self.prompt_ids), 1): encode(tokenizer, recorded.skeleton)
-        }
+        self._by_seed = {derive_seed(seed, "plan", 1): encode(tokenizer, recorded.skeleton)}
         for index, (_, body) in enumerate(recorded.steps):
             self._by_seed[derive_seed(seed, "branch", 1, index)] = encode(tokenizer, body)
         self._conclusion = encode(tokenizer, recorded.conclusion)
@@ -189,8 +196,7 @@ class Replay:
         before, scheduler.sampler = scheduler.sampler, self._sample
         try:
             clock = Clock(self.engine.forward.device)
-            request = self._reasoner.submit(self._ask, self.settings)
-            result: ReasoningResult = scheduler.run(request)
+            result = self._reasoner.submit(self._ask, self.settings).wait()
             seconds = clock()
         finally:
             scheduler.sampler = before
@@ -267,10 +273,11 @@ class PeerReplay:
         self._skeleton = encode(tokenizer, recorded.skeleton)
         preamble = f"{recorded.preamble}\n" if recorded.preamble else ""
         self._preamble = encode(tokenizer, preamble)
-        self._openings = [encode(tokenizer, opening(title)) for title, _ in recorded.steps]
+        steps = [Step(title=title) for title, _ in recorded.steps]
+        self._openings = [encode(tokenizer, FORM.opening(step)) for step in steps]
         self._bodies = [encode(tokenizer, body) for _, body in recorded.steps]
-        steps = [(title, body.strip()) for title, body in recorded.steps]
-        self._joined = encode(tokenizer, join_text(steps))
+        said = [(title, body.strip()) for title, body in recorded.steps]
+        self._joined = encode(tokenizer, _joined(said))
         self._conclusion = encode(tokenizer, recorded.conclusion)
 
     def sequential(self, lookup: int | None = None) -> Run:

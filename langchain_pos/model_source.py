@@ -186,7 +186,11 @@ class ModelSource(BaseModel):
         """
         if self.remote is not None:
             return cast("Engine", self.remote)
-        return self.engines.get(self.model, self._load_options())
+        return self.engine_of(self.model)
+
+    def engine_of(self, model: str | None) -> Engine:
+        """The engine of another model, loaded as this one is."""
+        return self.engines.get(model, self._load_options())
 
     @property
     def reasoner(self) -> Reasoner:
@@ -194,21 +198,21 @@ class ModelSource(BaseModel):
         return self._reasoner(self.model)
 
     def _reasoner(self, model: str | None) -> Reasoner:
-        if self.remote is not None:
-            from langchain_pos.remote.reasoner import RemoteReasoner
-
-            prompts = self.prompts or self.remote.prompts
-            # The same surface: it prepares answers, and its engine's scheduler runs them.
-            return cast("Reasoner", RemoteReasoner(self.remote, prompts=prompts, model_name=model))
         from langchain_pos.reasoning.reasoner import Reasoner
 
-        engine = self.engines.get(model, self._load_options())
-        name = model or str(getattr(engine.model, "name_or_path", "") or "")
-        folder = Path(name).expanduser() if name else None
+        if self.remote is not None:
+            from langchain_pos.remote.decoder import RemoteDecoding
+
+            prompts = self.prompts or self.remote.prompts
+            return Reasoner(RemoteDecoding(self.remote, model), prompts=prompts)
+        from langchain_pos.local.decoder import LocalDecoding
+
+        decoding = LocalDecoding(self.engine_of(model))
+        folder = Path(model).expanduser() if model else decoding.folder
         if folder is None or not folder.is_dir():
-            return Reasoner(engine, prompts=self.prompts, model_name=name)
+            return Reasoner(decoding, prompts=self.prompts, model_name=model)
         prompts = self.prompts or load_prompts(folder)
-        return Reasoner(engine, prompts=prompts, model_name=folder.name)
+        return Reasoner(decoding, prompts=prompts, model_name=folder.name)
 
     def _load_options(self) -> dict[str, Any]:
         return {

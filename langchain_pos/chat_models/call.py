@@ -21,17 +21,17 @@ from langchain_pos.chat_models.tool_calling import (
     read_choice,
     unique,
 )
-from langchain_pos.engine.scheduler.waiting import aevents, events
 from langchain_pos.errors import InvalidRequestError
-from langchain_pos.reasoning.answer_form import PLAIN, AnswerForm
+from langchain_pos.reasoning.decoder import NO_OPTIONS, AnswerOptions
 from langchain_pos.reasoning.settings import ReasoningSettings
 from langchain_pos.results.data import Mode, ReasoningRequest
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from langchain_pos.chat_models.base import ChatParallelReasoning
-    from langchain_pos.engine.engine import Engine
     from langchain_pos.engine.sampling import Logprobs
-    from langchain_pos.engine.scheduler.request import Request
+    from langchain_pos.engine.scheduler.pending import Pending
     from langchain_pos.reasoning.chat_template import Turn
     from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 
@@ -110,15 +110,16 @@ class ChatCall:
 
         # 3. What the model is told, and what it may write.
         reasoner = chat._reasoner(self._model)
-        self._engine: Engine = reasoner.engine
         self._name = chat._model_name(self._model)
+        self._tokenizer: PreTrainedTokenizerBase  # of a local model
         users = [place for place, turn in enumerate(turns) if turn["role"] == "user"]
-        form, calls = PLAIN, None
+        options, calls = NO_OPTIONS, None
         if chat.remote is not None:
             wants = {"tools": tools, "response_format": schema, "logprobs": self._logprobs}
             _refuse_over_http([name for name, value in wants.items() if value], turns)
         else:
-            tokenizer = self._engine.tokenizer
+            tokenizer = chat.engine_of(self._model).tokenizer
+            self._tokenizer = tokenizer
             tool_form, _ = form_of(template_of(tokenizer, tools))
 
             def encode(asked: str) -> list[int]:
@@ -130,9 +131,9 @@ class ChatCall:
                 return encode_chat(tokenizer, told, tools)
 
             constraint = constraint_for(tools, choice, tool_form, several=several, schema=schema)
-            form = AnswerForm(encode, constraint, self._logprobs)
+            options = AnswerOptions(encode, constraint, self._logprobs)
             calls = ToolCallReader(tool_form) if tools else None
-        self._answer = reasoner.prepare(
+        self._reasoning = reasoner.prepare(
             ReasoningRequest(
                 question=turns[users[-1]]["content"] if users else turns[-1]["content"],
                 messages=tuple((turn["role"], turn["content"]) for turn in turns),
@@ -140,7 +141,7 @@ class ChatCall:
             ),
             settings,
             deltas=deltas,
-            form=form,
+            options=options,
         )
         self._writer = MessageWriter(blocks=chat.output_version == "v1", calls=calls)
 
@@ -161,7 +162,7 @@ class ChatCall:
     def chunks(self) -> Generator[ChatGenerationChunk, None, None]:
         """Queue the call and yield its answer; closing the iterator cancels it."""
         request = self._submit()
-        with closing(events(self._engine.scheduler, request, self._timeout)) as news:
+        with closing(request.stream(self._timeout)) as news:
             for chunk in news:
                 yield from self._write(chunk)
         yield self._last(request.result())
@@ -178,15 +179,15 @@ class ChatCall:
     ) -> AsyncGenerator[tuple[ReasoningChunk | None, list[ChatGenerationChunk]], None]:
         """Each piece of reasoning with the message chunks it gives; None with the last of them."""
         request = self._submit()
-        async with aclosing(aevents(self._engine.scheduler, request, self._timeout)) as news:
+        async with aclosing(request.astream(self._timeout)) as news:
             async for chunk in news:
                 yield chunk, list(self._write(chunk))
         yield None, [self._last(request.result())]
 
-    def _submit(self) -> Request[ReasoningResult]:
-        request = self._answer.submit(current_batch())
+    def _submit(self) -> Pending[ReasoningResult]:
+        request = self._reasoning.submit(current_batch())
         self.queued = True
-        belongs_to_batch(self._engine.scheduler, request)
+        belongs_to_batch(request)
         return request
 
     def _write(self, chunk: ReasoningChunk) -> Generator[ChatGenerationChunk, None, None]:
@@ -197,11 +198,11 @@ class ChatCall:
         metadata: dict[str, Any] = {"model_name": self._name}
         if self._logprobs is not None:
             metadata["logprobs"] = self._told_logprobs(self._logprobs)
-        return ChatGenerationChunk(message=self._writer.close(self._answer, result, **metadata))
+        return ChatGenerationChunk(message=self._writer.close(self._reasoning, result, **metadata))
 
     def _told_logprobs(self, logprobs: Logprobs) -> dict[str, Any]:
         """In OpenAI's form; `bytes` only where a token is whole characters."""
-        tokenizer = self._engine.tokenizer
+        tokenizer = self._tokenizer
 
         def told(token_id: int, logprob: float) -> dict[str, Any]:
             text = str(tokenizer.decode([token_id]))
@@ -211,7 +212,7 @@ class ChatCall:
         return {
             "content": [
                 told(seen.token_id, seen.logprob) | {"top_logprobs": [told(*t) for t in seen.top]}
-                for seen in logprobs.of(self._answer.written_ids)
+                for seen in logprobs.of(self._reasoning.token_ids)
             ]
         }
 

@@ -16,7 +16,7 @@ from langchain_pos.results.data import Block, BranchResult
 from langchain_pos.results.result import ReasoningChunk
 
 if TYPE_CHECKING:
-    from langchain_pos.reasoning.reasoner import Answer
+    from langchain_pos.reasoning.reasoner import Reasoning
     from langchain_pos.results.result import ReasoningResult
 
 PROVIDER = "langchain_pos"
@@ -58,14 +58,16 @@ class MessageWriter:
             self._told += chunk.conclusion
             yield from self._answer(chunk.conclusion)
 
-    def close(self, answer: Answer, result: ReasoningResult, **metadata: Any) -> AIMessageChunk:
+    def close(
+        self, reasoning: Reasoning, result: ReasoningResult, **metadata: Any
+    ) -> AIMessageChunk:
         """The last chunk: what is still held back, usage and metadata."""
         last = list(self._written(self._calls.close())) if self._calls is not None else []
         chunk = AIMessageChunk(content=[] if self._blocks else "")
         for piece in last:
             chunk += piece
         chunk.chunk_position = "last"
-        chunk.usage_metadata = _usage(answer, result)
+        chunk.usage_metadata = _usage(reasoning, result)
         told = _metadata(result) | metadata
         if self.called and result.finish_reason == "stop":
             told["finish_reason"] = "tool_calls"
@@ -177,14 +179,14 @@ def _whole_calls(total: AIMessageChunk) -> list[Any]:
     return [chunk for chunk in total.tool_call_chunks if chunk["id"] in whole]
 
 
-def _usage(answer: Answer, result: ReasoningResult) -> UsageMetadata:
+def _usage(reasoning: Reasoning, result: ReasoningResult) -> UsageMetadata:
     usage = UsageMetadata(
         input_tokens=result.usage.input_tokens,
         output_tokens=result.usage.output_tokens,
         total_tokens=result.usage.total_tokens,
         input_token_details=InputTokenDetails(cache_read=result.cached_tokens),
     )
-    tokens = answer.progress.stage_tokens
+    tokens = reasoning.progress.stage_tokens
     usage["output_token_details"] = OutputTokenDetails(reasoning=tokens["plan"] + tokens["expand"])
     return usage
 

@@ -16,60 +16,55 @@ from typing import TYPE_CHECKING
 
 from langchain_pos.engine.decoding.sequence import Feed
 from langchain_pos.engine.tokenization.text import TextStream, encode_continuation
-from langchain_pos.reasoning.prompts import join_text
-from langchain_pos.results.data import END_MARK
 
 if TYPE_CHECKING:
     from langchain_pos.engine.decoding.sequence import DecodingSequence
     from langchain_pos.engine.engine import Engine
-    from langchain_pos.local.trunk import Trunk
-    from langchain_pos.results.data import BranchResult
+    from langchain_pos.local.trunk import LocalTrunk
 
 
 def reuse(
     engine: Engine,
-    trunk: Trunk,
-    branches: Sequence[BranchResult],
-    grown: Sequence[DecodingSequence],
-) -> list[Feed]:
-    """Let the trunk go on behind finished branches that stay where they are.
+    trunk: LocalTrunk,
+    joined: str,
+    tail: str,
+    bodies: Sequence[str],
+    branches: Sequence[DecodingSequence],
+) -> None:
+    """Let the trunk go on after finished branches that stay where they are.
+
+    What has to be fed along with the conclusion's first token is left in `trunk.feeds`: the little
+    of the branches that the model has written and not read, such as a last token at the budget's
+    end.
 
     Args:
         engine: holds the segments.
-        trunk: what the branches have grown on; goes on in a new segment.
-        branches: what they say.
-        grown: how they were decoded, in the same order.
-
-    Returns:
-        what has to be fed along with the conclusion's first token: the little of the branches
-        that the model has written and not read, such as a last token at the budget's end.
+        trunk: what the branches stand on; goes on in a new segment.
+        joined: the branches as one text, `tail` included.
+        tail: the text after the last body.
+        bodies: what the branches say.
+        branches: how they were decoded, in the same order.
     """
-    feeds = []
     end = trunk.end
-    for branch, sequence in zip(branches, grown, strict=True):
+    for body, sequence in zip(bodies, branches, strict=True):
         segment = sequence.segment
-        kept, rest = _body(engine, branch, sequence)
+        kept, rest = _body(engine, body, sequence)
         token_ids = [*sequence.prompt_ids, *sequence.token_ids[:kept], *rest]
         # A branch that failed may have left keys that are no numbers; it is fed once more.
-        fed = 0 if branch.error else segment.end - segment.start
+        fed = 0 if sequence.error else segment.end - segment.start
         seen = min(fed, len(sequence.prompt_ids) + kept)
         engine.truncate(segment, segment.start + seen)
         if seen < len(token_ids):
-            feeds.append(Feed(segment, token_ids[seen:]))
+            trunk.feeds.append(Feed(segment, token_ids[seen:]))
         end = max(end, segment.start + len(token_ids))
-    segment = engine.join([sequence.segment for sequence in grown], at=end)
+    segment = engine.join([sequence.segment for sequence in branches], at=end)
     # Drafts are looked up in the text, so the trunk's tokens say what the branches said.
-    tail = f"\n{END_MARK}\n"
-    text = join_text([(branch.title, branch.text) for branch in branches])
-    trunk.settle(trunk.encode(text.removesuffix(tail)))
+    trunk.settle(joined.removesuffix(tail))
     trunk.segment, trunk.shift = segment, len(trunk.token_ids) - end
-    trunk.settle(encode_continuation(engine.tokenizer, tail))
-    return feeds
+    trunk.settle(tail)
 
 
-def _body(
-    engine: Engine, branch: BranchResult, sequence: DecodingSequence
-) -> tuple[int, list[int]]:
+def _body(engine: Engine, body: str, sequence: DecodingSequence) -> tuple[int, list[int]]:
     """How many of the written tokens are the branch's text, and tokens for the rest of it.
 
     What was stripped, and the stop sequence, is not. A token that reaches into it is not kept; its
@@ -77,11 +72,11 @@ def _body(
     """
     stream = TextStream(engine.tokenizer, sequence.prompt_ids)
     text, kept, length, lead = "", 0, 0, 0
-    for count, token_id in enumerate(sequence.token_ids if branch.text else (), start=1):
+    for count, token_id in enumerate(sequence.token_ids if body else (), start=1):
         text += stream.decode(token_id)
         lead = len(text) - len(text.lstrip())
-        if len(text) > lead + len(branch.text):
+        if len(text) > lead + len(body):
             break
         if not stream.unfinished:
             kept, length = count, len(text)
-    return kept, encode_continuation(engine.tokenizer, branch.text[max(length - lead, 0) :])
+    return kept, encode_continuation(engine.tokenizer, body[max(length - lead, 0) :])

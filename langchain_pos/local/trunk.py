@@ -1,8 +1,7 @@
-"""The text that all stages stand on: the prompt and what of the answer is settled."""
+"""The text that all stages stand on, as tokens in a segment of the forest."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,29 +11,36 @@ from langchain_pos.engine.tokenization.text import TextStream, encode_continuati
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from langchain_pos.engine.forest.segments import Segment
+    from langchain_pos.engine.decoding.sequence import Feed
+    from langchain_pos.engine.forest.segments import Segment, SegmentForest
+    from langchain_pos.reasoning.decoder import Written
 
 
 @dataclass
-class Trunk:
-    """Settled tokens of one answer, in one segment.
+class LocalTrunk:
+    """Settled tokens of one answer, in one segment; see `reasoning.decoder.Trunk`.
 
-    The model may be behind (tokens not fed yet) or ahead (it wrote on, and what it wrote was
-    dropped); `Trunk` knows what has to be fed.
+    The model may have read less (tokens not fed yet) or more (it wrote on, and what it wrote was
+    dropped); the trunk knows what has to be fed.
 
     Attributes:
+        tokenizer: of the model.
+        forest: holds the segment.
         segment: where the tokens lie.
         token_ids: all settled tokens, prompt first.
         lead: settled text whose tokens depend on what follows it; less than a token.
         shift: by how much the tokens of `segment` stand later in `token_ids` than in the model's
-            positions. Branches share positions, so behind reused ones the two differ.
+            positions. Branches share positions, so after reused ones the two differ.
+        feeds: what must be fed along with the next tokens, in other segments.
     """
 
     tokenizer: PreTrainedTokenizerBase
+    forest: SegmentForest
     segment: Segment
     token_ids: list[int] = field(default_factory=list)
     lead: str = ""
     shift: int = 0
+    feeds: list[Feed] = field(default_factory=list)
 
     @property
     def end(self) -> int:
@@ -43,36 +49,42 @@ class Trunk:
 
     @property
     def unfed(self) -> list[int]:
-        """Settled tokens that the model has not seen."""
+        """Settled tokens that the model has not read."""
         return self.token_ids[self.segment.end + self.shift :]
 
-    def encode(self, text: str, *, lead: bool = True) -> list[int]:
-        """Tokens of a text that goes on from here, or, without `lead`, from a line's end."""
-        return encode_continuation(self.tokenizer, self.lead + text if lead else text)
+    @property
+    def fed(self) -> list[int]:
+        """Settled tokens that it has read."""
+        return self.token_ids[: self.segment.end + self.shift]
 
-    def settle(self, token_ids: Sequence[int]) -> None:
-        """Take tokens as settled."""
-        self.token_ids.extend(token_ids)
+    def encode(self, text: str, *, after: str = "") -> list[int]:
+        """Tokens of a text that goes on from here, or from the end of the text `after`."""
+        return encode_continuation(self.tokenizer, text if after else self.lead + text)
+
+    def count(self, text: str = "") -> int:
+        """See `Trunk`."""
+        return len(self.token_ids) + len(self.encode(text))
+
+    def settle(self, text: str) -> None:
+        """See `Trunk`."""
+        self.token_ids.extend(self.encode(text))
         self.lead = ""
 
-    def settle_before(self, written: Sequence[int], mark: re.Pattern[str]) -> str:
-        """Settle those of the tokens `written` whose text comes before the first `mark`.
+    def keep(self, written: Written, length: int) -> None:
+        """See `Trunk`. A token that reaches beyond `length` is not kept: its text is the lead."""
+        del self.token_ids[written.where :]
+        kept, self.lead = self._tokens_of(written.token_ids, length)
+        self.token_ids.extend(kept)
+        self.forest.truncate(self.segment, self.end)
 
-        A token that reaches into the mark is not taken; its text before it becomes the lead.
-
-        Returns:
-            the text before the mark.
-        """
+    def _tokens_of(self, token_ids: Sequence[int], length: int) -> tuple[Sequence[int], str]:
+        """Those of the tokens that lie in the first `length` characters, and the rest of these."""
         stream = TextStream(self.tokenizer, self.token_ids)
         text = ""
         ends: list[tuple[int, int]] = [(0, 0)]  # tokens, and characters that they are the whole of
-        for count, token_id in enumerate(written, start=1):
+        for count, token_id in enumerate(token_ids, start=1):
             text += stream.decode(token_id)
             if not stream.unfinished:  # a character may begin in one token and end in the next
                 ends.append((count, len(text)))
-        found = mark.search(text)
-        length = len(text) if found is None else found.start()
         taken, end = max(place for place in ends if place[1] <= length)
-        self.settle(written[:taken])
-        self.lead = text[end:length]
-        return text[:length]
+        return token_ids[:taken], text[end:length]

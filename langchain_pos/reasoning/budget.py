@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from langchain_pos.errors import ContextLengthError, OutOfSlotsError
+from langchain_pos.errors import ContextLengthError
 
 if TYPE_CHECKING:
-    from langchain_pos.engine.engine import Engine
     from langchain_pos.reasoning.settings import ReasoningSettings
     from langchain_pos.results.data import Plan
 
 LEAST_ROOM = 64
-"""Tokens behind the prompt without which no answer is tried."""
+"""Tokens after the prompt without which no answer is tried."""
+UNLIMITED = 1 << 40
+"""Positions where nobody knows how many there are."""
 
 
 @dataclass(frozen=True)
@@ -41,38 +42,21 @@ class Budget:
     reserve: int
 
     @classmethod
-    def of(
-        cls, engine: Engine, prompt: int, settings: ReasoningSettings, given: Plan | None = None
-    ) -> Budget:
-        """Share out what is left behind a prompt of so many tokens.
-
-        Steps that are given may ask for longer branches than the settings do.
-
-        Raises:
-            ContextLengthError: the model's positions leave less than `LEAST_ROOM` tokens.
-            OutOfSlotsError: the slots do.
-        """
-        slots = engine.forward.forest.max_slots
-        limit = min(engine.context_length or slots, slots)
-        room = limit - prompt
-        if room < LEAST_ROOM:
-            told = f"the prompt has {prompt} tokens, and {LEAST_ROOM} must be left for the answer"
-            if limit == engine.context_length:
-                raise ContextLengthError(
-                    f"{told}; the model has {limit} positions. Shorten the question, or use a "
-                    "model with a longer context"
-                )
-            raise OutOfSlotsError(
-                f"{told}; the engine may hold {slots} KV-cache slots. Shorten the question, or "
-                "raise max_slots"
-            )
-        return cls.within(limit, prompt, settings, given)
-
-    @classmethod
     def within(
-        cls, limit: int, prompt: int, settings: ReasoningSettings, given: Plan | None = None
+        cls, limit: int | None, prompt: int, settings: ReasoningSettings, given: Plan | None = None
     ) -> Budget:
-        """Share out `limit` positions, of which a prompt takes some and leaves `LEAST_ROOM`."""
+        """Share out what `limit` positions leave after a prompt of so many tokens.
+
+        Steps that are given may ask for longer branches than the settings do. Without a limit the
+        settings alone bound, and whoever decodes refuses what is too long.
+
+        Args:
+            limit: positions; the prompt leaves `LEAST_ROOM` of them, or more.
+            prompt: its tokens.
+            settings: the bounds of each stage.
+            given: the caller's steps.
+        """
+        limit = UNLIMITED if limit is None else limit
         room = limit - prompt
         plan = min(settings.max_plan_tokens, room // 3)
         conclusion = min(settings.max_conclusion_tokens, room // 3) if settings.conclude else 0
@@ -89,13 +73,18 @@ class Budget:
         room = self.limit - base
         return min(self.plan, room // 3) if room >= LEAST_ROOM else 0
 
-    def branches(self, base: int, openings: list[list[int]], wanted: Sequence[int]) -> list[int]:
-        """Tokens of each branch, so that all of them and the conclusion fit behind `base`.
+    def branches(self, base: int, openings: Sequence[int], wanted: Sequence[int]) -> list[int]:
+        """Tokens of each branch, so that all of them and the conclusion fit after `base`.
+
+        Args:
+            base: tokens that all of them stand on.
+            openings: tokens of each branch's opening.
+            wanted: tokens that each branch may have at most.
 
         Raises:
             ContextLengthError: not even one token for each is left.
         """
-        room = self.limit - base - self.conclusion - sum(map(len, openings))
+        room = self.limit - base - self.conclusion - sum(openings)
         share = room // len(openings) - 2  # the join writes a line break behind each body
         if share < 1:
             raise ContextLengthError(
@@ -106,10 +95,10 @@ class Budget:
         return [min(tokens, share) for tokens in wanted]
 
     def parallel(
-        self, base: int, openings: list[list[int]], branches: Sequence[int], wanted: int
+        self, base: int, openings: Sequence[int], branches: Sequence[int], wanted: int
     ) -> int:
         """Branches that may be decoded at the same time within the reserved slots."""
-        lengths = (len(start) + own for start, own in zip(openings, branches, strict=True))
+        lengths = (start + own for start, own in zip(openings, branches, strict=True))
         longest_first = sorted(lengths, reverse=True)
         fit = sum(held <= self.reserve - base for held in accumulate(longest_first))
         return max(min(wanted, fit), 1)

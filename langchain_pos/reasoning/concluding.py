@@ -1,152 +1,169 @@
-"""Stage 3: the finished branches are joined behind the trunk, and the model goes on.
+"""Stage 3: the finished branches are joined after the trunk, and the model goes on.
 
-What it writes may open a further block: a line `####title:......`. A heading or another use of
-`####` opens nothing. Whether a block comes of it is stage 1's matter; if none does, the line was
-only text and the conclusion goes on behind it.
+What it writes may open a further block. Whether one comes of it is stage 1's matter; if none does,
+the step was only text, and the conclusion goes on after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from langchain_pos.engine.decoding.drafts import PromptLookup
-from langchain_pos.engine.sampling import SamplingParams, derive_seed
-from langchain_pos.local.joining import reuse
-from langchain_pos.local.trunk import Trunk
-from langchain_pos.reasoning.conclusion import OPENED_STEP, Conclusion, Told
-from langchain_pos.reasoning.prompts import join_text
-from langchain_pos.results.data import BranchResult
+from langchain_pos.engine.completion import FinishReason
+from langchain_pos.engine.seeds import derive_seed
+from langchain_pos.reasoning.decoder import Passage
 
 if TYPE_CHECKING:
-    from langchain_pos.engine.constraints import Constraint
-    from langchain_pos.engine.decoding.sequence import DecodingSequence, Feed, Steps
-    from langchain_pos.engine.engine import Engine
-    from langchain_pos.reasoning.budget import Budget
-    from langchain_pos.reasoning.progress import Progress
-    from langchain_pos.reasoning.settings import ReasoningSettings
+    from langchain_pos.reasoning.decoder import Decoder, Question, Trunk, Written
+    from langchain_pos.reasoning.form import OpenedStep
+    from langchain_pos.results.data import Block
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What stage 3 has written so far.
+
+    Attributes:
+        text: stripped at both ends.
+        finish_reason: how it ended.
+        error: what went wrong, when that is "error".
+        opened: the step of a further block that it has just opened.
+        written: what was written last, where it opened one.
+        tokens: how many were written.
+    """
+
+    text: str
+    finish_reason: FinishReason = "stop"
+    error: str | None = None
+    opened: OpenedStep | None = None
+    written: Written | None = None
+    tokens: int = 0
 
 
 class Concluder:
-    """Writes the conclusions of one request.
+    """Writes the conclusions of one question.
 
     Args:
-        engine: decodes.
-        settings: bounds and stop sequences.
-        sampling: how tokens are chosen.
-        seed: the request's seed.
-        budget: what fits.
-        progress: is told the text and counts the tokens.
-        constraint: the language that a conclusion must belong to; then it opens no further block.
+        decoder: writes.
+        question: what is asked, and its bounds.
+        seed: the question's seed.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        settings: ReasoningSettings,
-        sampling: SamplingParams,
-        seed: int,
-        budget: Budget,
-        progress: Progress,
-        constraint: Constraint | None = None,
-    ) -> None:
-        self._engine = engine
-        self._settings = settings
-        self._sampling = sampling
+    def __init__(self, decoder: Decoder, question: Question, seed: int) -> None:
+        self._decoder = decoder
+        self._settings = question.settings
+        self._form = question.form
+        self._options = question.options
+        self._progress = question.progress
         self._seed = seed
-        self._budget = budget
-        self._progress = progress
-        self._constraint = constraint
+        self._written = 0
 
-    def conclude(
-        self,
-        trunk: Trunk,
-        branches: tuple[BranchResult, ...],
-        grown: Sequence[DecodingSequence],
-        block: int,
-    ) -> Steps[Conclusion]:
-        """Join the finished branches behind the trunk and decode on.
+    def join(self, trunk: Trunk, block: Block) -> None:
+        """Join the branches of a block, those that were written last, after the trunk."""
+        bodies = [branch.text for branch in block.branches]
+        joined = self._form.join(block.plan.titles, bodies)
+        self._decoder.join(trunk, joined, self._form.tail, bodies)
+
+    async def conclude(self, trunk: Trunk, so_far: Conclusion, *, may_open: bool) -> Conclusion:
+        """Write on after the trunk.
 
         Args:
-            trunk: what the branches have grown on; it goes on behind them.
-            branches: what they say.
-            grown: with `join="reuse"` the branches as they were decoded, in the same order; their
-                keys and values are used as they are. Otherwise nothing: what the branches say is
-                fed behind the trunk, in one pass.
-            block: number of this block, from 1.
+            trunk: everything before. Where a step opens a block, it ends before that step.
+            so_far: the conclusion up to here. If it ends with a step that opened no block after
+                all, that step was only text.
+            may_open: whether it may open a further block.
         """
-        joined = trunk.encode(join_text([(branch.title, branch.text) for branch in branches]))
-        room = self._budget.limit - len(trunk.token_ids) - len(joined)
-        if room < 1:  # texts may take more tokens than they were written with
+        before = so_far.text
+        carried = self._take_as_text(trunk, so_far)
+        limit = self._decoder.budget.limit
+        room = min(self._decoder.budget.conclusion - so_far.tokens, limit - trunk.count())
+        if room < 1:
+            if before or carried:
+                self._progress.conclusion_text(carried.rstrip())
+                return Conclusion(before + carried.rstrip(), "length")
             error = (
-                f"the steps take {len(joined)} tokens together; {room + len(joined)} are left. "
-                "Ask for fewer or shorter branches (max_branches, max_branch_tokens)"
+                f"no room is left for the conclusion: prompt and steps take {trunk.count()} of "
+                f"{limit} tokens. Ask for fewer or shorter branches (max_branches, "
+                "max_branch_tokens)"
             )
             return Conclusion("", "error", error)
-        first: list[Feed] = []
-        if grown:
-            first = reuse(self._engine, trunk, branches, grown)
-        else:
-            trunk.settle(joined)
-        may_open = block < self._settings.max_blocks and self._constraint is None
-        budget = self._budget.conclusion
-        return (yield from self._write(trunk, budget, may_open=may_open, first=first))
-
-    def conclude_on(self, trunk: Trunk, so_far: Conclusion) -> Steps[Conclusion]:
-        """Go on behind a step that opened no block after all: it was only text."""
-        more = (so_far.gap if so_far.text else "") + so_far.opened
-        trunk.settle(trunk.encode(so_far.opened))
-        self._progress.conclusion_text(more)
-        left = self._budget.conclusion - so_far.tokens
-        return (yield from self._write(trunk, left, so_far.text + more))
-
-    def _write(
-        self,
-        trunk: Trunk,
-        budget: int,
-        so_far: str = "",
-        *,
-        may_open: bool = False,
-        first: Sequence[Feed] = (),
-    ) -> Steps[Conclusion]:
-        unfed, settled = trunk.unfed, len(trunk.token_ids)
-        before = trunk.token_ids[: settled - len(unfed)]
-        budget = min(budget, self._budget.limit - settled)
-        if budget < 1:
-            return Conclusion(so_far, "length")
-        told = Told(self._progress.conclusion_text, may_open=may_open)
-        sequence = self._engine.sequence(
-            trunk.segment,
-            unfed,
-            max_new_tokens=budget,
-            sampling=self._sampling,
-            seed=derive_seed(self._seed, "conclusion", settled),
-            stop=self._settings.stop,
-            constraint=self._constraint,
-            strip=not so_far,
-            context_ids=before,
-            on_text=told.push,
-            lookup=PromptLookup(before) if self._settings.drafts else None,
+        may_open = may_open and self._options.constraint is None
+        held = HeldText(self._progress.conclusion_text, self._form.may_open if may_open else _never)
+        held.push(carried)
+        before += carried
+        self._written += 1
+        written = await self._decoder.write(
+            trunk,
+            Passage(
+                max_tokens=room,
+                seed=derive_seed(self._seed, "conclusion", self._written),
+                stop=self._settings.stop,
+                on_text=held.push,
+                strip=not before,
+                opened=self._form.opened if may_open else None,
+                options=self._options,
+            ),
         )
-        step = None
-        while sequence.finish_reason is None and step is None:
-            *_, sampled = yield [*first, sequence.feed()]
-            first = ()
-            sequence.accept(sampled)
-            if may_open and sequence.finish_reason is None:
-                step = OPENED_STEP.search(sequence.text)
-        written = len(sequence.token_ids)
-        self._progress.output_tokens += written
-        self._progress.drafts += sequence.drafts
-        self._engine.truncate(trunk.segment, sequence.end_of_seen)
-        if step is not None:
-            raw = trunk.settle_before(sequence.token_ids, OPENED_STEP)
-            self._engine.truncate(trunk.segment, trunk.end)
-            text, gap = sequence.text[: step.start()].rstrip(), raw[len(raw.rstrip()) :]
-            return Conclusion(text, title=step["title"], opened=step[0], gap=gap, tokens=written)
-        told.flush()
-        done = sequence.completion()
-        text, reason, error = so_far + done.text.rstrip(), done.finish_reason, done.error
-        if not text and error is None:
-            reason, error = "error", f"the conclusion ended ({reason}) without any text"
-        return Conclusion(text, reason, error, tokens=written)
+        tokens = so_far.tokens + written.usage.output_tokens
+        if written.opened is not None:
+            step = self._form.opened(written.raw) or written.opened
+            trunk.keep(written, step.start)
+            text = (before + written.text[: written.opened.start]).rstrip()
+            return Conclusion(text, opened=step, written=written, tokens=tokens)
+        held.flush()
+        text = (before + written.text).rstrip()
+        if written.failure is not None:  # the branches are whole all the same
+            return Conclusion(text, "error", str(written.failure), tokens=tokens)
+        if not text:
+            error = f"the conclusion ended ({written.finish_reason}) without any text"
+            return Conclusion("", "error", error, tokens=tokens)
+        return Conclusion(text, written.finish_reason, tokens=tokens)
+
+    def _take_as_text(self, trunk: Trunk, so_far: Conclusion) -> str:
+        """Settle a step that opened no block after all; what has been held back of the text."""
+        if so_far.written is None or so_far.opened is None:
+            return ""
+        raw, start = so_far.written.raw, so_far.opened.start
+        trunk.keep(so_far.written, len(raw))
+        return raw[len(raw[:start].rstrip()) if so_far.text else start :]
+
+
+def _never(line: str) -> bool:
+    """No line opens anything."""
+    return False
+
+
+class HeldText:
+    """Passes text on, except what may yet be dropped.
+
+    White space waits until something follows it, and a line that may turn out to open a block waits
+    until it is over.
+
+    Args:
+        pass_on: takes what is certain.
+        may_open: whether a line that is being written may open a block.
+    """
+
+    def __init__(self, pass_on: Callable[[str], None], may_open: Callable[[str], bool]) -> None:
+        self._pass_on = pass_on
+        self._may_open = may_open
+        self._began = False
+        self._held = ""
+
+    def push(self, piece: str) -> None:
+        """Take a piece."""
+        whole = self._held + piece
+        before, line_break, line = whole.rpartition("\n")
+        at_line_start = bool(line_break) or not self._began
+        waits = at_line_start and self._may_open(line)
+        certain = (before if waits else whole).rstrip()
+        self._held = whole[len(certain) :]
+        if certain:
+            self._began = True
+            self._pass_on(certain)
+
+    def flush(self) -> None:
+        """All was only text."""
+        self._may_open = _never
+        self.push("")

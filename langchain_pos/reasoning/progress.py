@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from langchain_pos.engine.completion import DraftUsage, TokenUsage
 from langchain_pos.reasoning.spans import SpanTeller
@@ -13,27 +13,9 @@ from langchain_pos.results.data import Block, BranchResult, Plan, Stage, StagePa
 from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 
 if TYPE_CHECKING:
-    from langchain_pos.reasoning.conclusion import Conclusion
-
-
-class _Held(Protocol):
-    @property
-    def peak_slots(self) -> int: ...
-
-
-class _Reported(Protocol):
-    """What is needed of a request, be it to the engine or to a server; see there."""
-
-    @property
-    def passes(self) -> int: ...
-    @property
-    def ledger(self) -> _Held: ...
-    @property
-    def shared_slots(self) -> int: ...
-    @property
-    def cached_tokens(self) -> int: ...
-
-    def emit(self, event: Any) -> None: ...
+    from langchain_pos.engine.scheduler.pending import Pending
+    from langchain_pos.reasoning.concluding import Conclusion
+    from langchain_pos.reasoning.decoder import Decoder
 
 
 class Progress:
@@ -49,10 +31,10 @@ class Progress:
         self.spans: SpanTeller | None = None
         if spans:
             self.spans = SpanTeller(
-                lambda event: self._request.emit(event),
+                lambda event: self._pending.emit(event),
                 deltas,
                 lambda: self.now,
-                lambda: (self.output_tokens, self._request.passes),
+                lambda: (self.output_tokens, self._decoder.passes),
             )
         self.attempts = 0
         self.output_tokens = 0
@@ -62,13 +44,12 @@ class Progress:
         self._started_at = self._queued_at
         self._seconds: dict[Stage, float] = {"plan": 0.0, "expand": 0.0, "conclude": 0.0}
         self._passes: dict[Stage, int] = {"plan": 0, "expand": 0, "conclude": 0}
-        self._request: _Reported  # from `begin` on
+        self._pending: Pending[ReasoningResult]  # from `begin` on, as the next one
+        self._decoder: Decoder
 
-    def begin(self, request: _Reported, prompt_tokens: int) -> None:
-        """The question leaves the queue."""
-        if self.spans is not None:
-            self.spans.prompt_tokens = prompt_tokens
-        self._request = request
+    def begin(self, pending: Pending[ReasoningResult], decoder: Decoder) -> None:
+        """The question leaves the queue; `decoder` knows what is held and read for it."""
+        self._pending, self._decoder = pending, decoder
         self._started_at = time.perf_counter()
 
     @property
@@ -79,13 +60,13 @@ class Progress:
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:
         """Time, forward passes and tokens inside count for `stage`."""
-        began, passes = time.perf_counter(), self._request.passes
+        began, passes = time.perf_counter(), self._decoder.passes
         tokens = self.output_tokens
         try:
             yield
         finally:
             self._seconds[stage] += time.perf_counter() - began
-            self._passes[stage] += self._request.passes - passes
+            self._passes[stage] += self._decoder.passes - passes
             self.stage_tokens[stage] += self.output_tokens - tokens
 
     # -------------------------------------------------------------------- spans
@@ -110,16 +91,16 @@ class Progress:
         if self.spans is not None:
             self.spans.close_stage(outcome)
 
-    def branch_start(self, blocks: list[Block], index: int) -> None:
-        """A branch is about to be fed."""
+    def branch_start(self, blocks: list[Block], index: int, opening: str) -> None:
+        """A branch is about to be begun with this text."""
         if self.spans is not None:
-            self.spans.open_branch(blocks, index)
+            self.spans.open_branch(blocks, index, opening)
 
     # ------------------------------------------------------------------ telling
 
     def tell(self, chunk: ReasoningChunk) -> None:
         """Give the caller a chunk."""
-        self._request.emit(chunk)
+        self._pending.emit(chunk)
 
     def plan_text(self, piece: str) -> None:
         """A piece of raw skeleton."""
@@ -160,17 +141,17 @@ class Progress:
 
     # ---------------------------------------------------------------- the result
 
-    def finish(self, result: ReasoningResult, prompt_tokens: int) -> ReasoningResult:
+    def finish(self, result: ReasoningResult) -> ReasoningResult:
         """Add what it has cost, and tell the caller what no chunk has told yet."""
         result = result.model_copy(
             update={
-                "usage": TokenUsage(prompt_tokens, self.output_tokens),
+                "usage": TokenUsage(self._decoder.input_tokens, self.output_tokens),
                 "timings": StageTimings(queued=self._started_at - self._queued_at, **self._seconds),
                 "forward_passes": StagePasses(**self._passes),
                 "drafts": self.drafts,
                 "plan_attempts": self.attempts,
-                "peak_slots": self._request.ledger.peak_slots + self._request.shared_slots,
-                "cached_tokens": self._request.cached_tokens,
+                "peak_slots": self._decoder.peak_slots,
+                "cached_tokens": self._decoder.cached_tokens,
             }
         )
         told = {name: getattr(result, name) for name in ReasoningResult.model_fields}

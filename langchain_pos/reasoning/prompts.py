@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -207,34 +207,6 @@ def load_prompts(folder: Path) -> ReasoningPrompts | None:
         raise ModelLoadError(f"{path}: {wrong}; {remedy}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path} cannot be read ({error}); {remedy}") from error
-
-
-def opening(title: str, instruction: str | None = None) -> str:
-    """What a branch starts with: `####title:`, behind the step's own instruction if it has one.
-
-    The instruction is a line of the branch alone: neither its siblings nor the conclusion see it.
-    """
-    lead = "" if instruction is None else f"{instruction.strip()}\n"
-    return f"{lead}{STEP_MARK}{title}:"
-
-
-def outline_text(titles: Sequence[str]) -> str:
-    """A plan as every branch sees it with `visibility="titles"`."""
-    lines = [f"{opening(title)}{BODY_PLACEHOLDER}\n" for title in titles]
-    return "".join([*lines, END_MARK, "\n"])
-
-
-def join_text(branches: Sequence[tuple[str, str]]) -> str:
-    """Finished branches as the paper joins them; the conclusion follows.
-
-    Args:
-        branches: `(title, body)` of each, in the plan's order.
-
-    Returns:
-        `####t1: body1`, `####t2: body2` and `####%%%%`, each on a line that is ended.
-    """
-    lines = [f"{opening(title)} {body}" for title, body in branches]
-    return "\n".join([*lines, END_MARK]) + "\n"
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:

@@ -12,11 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from langchain_pos.engine.completion import FinishReason, TokenUsage
-from langchain_pos.reasoning.prompts import opening
 from langchain_pos.results.data import Block, BranchResult, Plan, Stage
 
 if TYPE_CHECKING:
-    from langchain_pos.reasoning.conclusion import Conclusion
+    from langchain_pos.reasoning.concluding import Conclusion
 
 Messages = list[tuple[str, str]]
 """`(role, text)` of each message."""
@@ -165,10 +164,10 @@ class SpanTeller:
         self._emit(end)
         self._stage = None
 
-    def open_branch(self, blocks: list[Block], index: int) -> None:
-        """A branch is about to be fed."""
+    def open_branch(self, blocks: list[Block], index: int, opening: str) -> None:
+        """A branch is about to be begun with this text."""
         step = blocks[-1].plan.steps[index]
-        reads = partial(_reads, self.prompt, list(blocks), opening(step.title, step.prompt))
+        reads = partial(_reads, self.prompt, list(blocks), opening)
         block = len(blocks) - 1
         span = Span("expand", block, index, step.title, started=self._now(), reads=reads)
         self._branches[index] = span

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from langchain_pos.engine.completion import FinishReason, TokenUsage
 from langchain_pos.engine.tokenization.stopping import StoppedText
 from langchain_pos.errors import PlanFormatError
-from langchain_pos.reasoning.conclusion import OPENED_STEP, Told
-from langchain_pos.reasoning.skeleton_grammar import closing
-from langchain_pos.results.data import END_MARK, STEP_MARK
+
+if TYPE_CHECKING:
+    from langchain_pos.reasoning.decoder import Outline
+    from langchain_pos.reasoning.form import OpenedStep
 
 
 @dataclass
@@ -118,18 +120,18 @@ class TextSink(Sink):
             self._tell(piece)
 
 
-class ConclusionSink(TextSink):
-    """Takes a conclusion, and breaks it off where it opens a further block.
+class PassageSink(TextSink):
+    """Takes a conclusion or a sequential answer, and breaks it off where it opens a block.
 
     Args:
-        tell: is told the pieces, except what may yet be dropped.
+        tell: is told the pieces.
         stop: texts that end it.
         strip: leave out white space at both ends.
         restartable: see `TextSink`.
-        may_open: whether it may open a block.
+        opens: given the text so far, the step in it that opens a block; None where none may.
 
     Attributes:
-        opened: the step that opens one, with its title.
+        opened: the step that opens one.
     """
 
     def __init__(
@@ -139,56 +141,39 @@ class ConclusionSink(TextSink):
         stop: tuple[str, ...],
         strip: bool,
         restartable: bool,
-        may_open: bool,
+        opens: Callable[[str], OpenedStep | None] | None,
     ) -> None:
-        self._told = Told(tell, may_open=may_open)
-        super().__init__(self._push, stop=stop, strip=strip, restartable=restartable)
-        self._told_to = tell
-        self._may_open = may_open
-        self.opened: tuple[str, str] | None = None
-
-    def begin(self) -> None:
-        """See `Sink`."""
-        super().begin()
-        self._told = Told(self._told_to, may_open=self._may_open)
+        super().__init__(tell, stop=stop, strip=strip, restartable=restartable)
+        self._opens = opens
+        self.opened: OpenedStep | None = None
 
     def take(self, piece: str) -> bool:
         """See `Sink`."""
         super().take(piece)
-        if self._may_open and (step := OPENED_STEP.search(self._text.text)):
-            self.opened = step[0], step["title"]
+        if self._opens is not None:
+            self.opened = self._opens(self.text)
         return self.opened is None
 
-    def close(self) -> str:
-        """See `TextSink`."""
-        text = super().close()
-        self._told.flush()
-        return text
-
-    def before_step(self) -> tuple[str, str]:
-        """The text before the step that opens a block: as it came, and as it was told."""
-        raw = OPENED_STEP.split(self.written.text, maxsplit=1)[0]
-        told = OPENED_STEP.split(self._text.text, maxsplit=1)[0]
-        return raw, told.rstrip()
-
-    def _push(self, piece: str) -> None:
-        self._told.push(piece)
+    @property
+    def text(self) -> str:
+        """What has been passed on so far."""
+        return self._text.text
 
 
 class SkeletonSink(Sink):
     """Takes a skeleton. May begin anew at any time: what is told of it is raw text, not the plan.
 
     Args:
-        tell: is told the pieces.
+        outline: what is written.
         stop: the terminator, where the server does not know where a skeleton ends.
     """
 
     may_restart = True
 
-    def __init__(self, tell: Callable[[str], None], *, stop: tuple[str, ...]) -> None:
+    def __init__(self, outline: Outline, *, stop: tuple[str, ...]) -> None:
         super().__init__()
         self.stop = stop
-        self._tell = tell
+        self._outline = outline
         self._text = StoppedText(stop)
 
     def begin(self) -> None:
@@ -199,28 +184,27 @@ class SkeletonSink(Sink):
     def take(self, piece: str) -> bool:
         """See `Sink`."""
         if told := self._text.push(piece):
-            self._tell(told)
+            self._outline.on_text(told)
         return True
 
-    def whole(self, opened: str) -> str:
+    def whole(self) -> str:
         """The skeleton with its end: the terminator, which servers cut off, or which is missing.
 
         Raises:
             PlanFormatError: the budget ended before two steps were there.
         """
-        rest = self._text.flush()
+        outline, rest = self._outline, self._text.flush()
         text = self._text.text
-        end = ""
+        full, end = outline.opened + text, ""
         if self.written.finish_reason == "length" and self._text.stopped is None:
-            if (opened + text).count(STEP_MARK) <= 2:
+            if not outline.is_plan(full):
                 raise PlanFormatError("the skeleton was not closed within its budget", text=text)
-            end = closing(text)
-        elif not text.rstrip().endswith(END_MARK) and (self.stop or not text):
-            # Whether it was EOS or the terminator, a server need not tell. A text that has no
+            end = outline.close(full)
+        elif not text.rstrip().endswith(outline.end) and (self.stop or not text):
+            # Whether it was EOS or the terminator, a server need not say. A text that has no
             # steps, and is more than blanks, is no outline unless the terminator is seen.
             known = self._text.stopped or self.written.stop
-            steps = STEP_MARK in opened + text
-            end = END_MARK if known or steps or not text.strip() else ""
+            end = outline.end if known or outline.has_steps(full) or not text.strip() else ""
         if rest or end:
-            self._tell(rest + end)
+            outline.on_text(rest + end)
         return text + end

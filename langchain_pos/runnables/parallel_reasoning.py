@@ -30,7 +30,7 @@ from langchain_pos.runnables.pending import PendingAnswer, answer_all
 from langchain_pos.runnables.tracing import RunTracer
 
 if TYPE_CHECKING:
-    from langchain_pos.reasoning.reasoner import Answer
+    from langchain_pos.reasoning.reasoner import Reasoning
 
 _AsyncChunks = AsyncGenerator[ReasoningChunk, None]
 _Manager = CallbackManagerForChainRun | AsyncCallbackManagerForChainRun
@@ -202,7 +202,7 @@ class ParallelReasoningLLM(
         *,
         deltas: bool = False,
         **kwargs: Any,
-    ) -> tuple[Answer, RunTracer | None]:
+    ) -> tuple[Reasoning, RunTracer | None]:
         """All that a question needs before it is queued: the model, the prompt, the checks."""
         ask = as_request(input)
         settings = ReasoningSettings.of(self, **kwargs)
@@ -211,11 +211,11 @@ class ParallelReasoningLLM(
             sampling = {"temperature", "top_p", "top_k", "min_p", "seed", "stop"}
             tracer = RunTracer(
                 manager,
-                model_name=reasoner.model_name or type(reasoner.engine.model).__name__,
+                model_name=reasoner.model_name or "unnamed",
                 parameters=settings.model_dump(include=sampling),
             )
-        answer = reasoner.prepare(ask, settings, deltas=deltas, spans=tracer is not None)
-        return answer, tracer
+        reasoning = reasoner.prepare(ask, settings, deltas=deltas, spans=tracer is not None)
+        return reasoning, tracer
 
     def _ask(
         self,
@@ -225,8 +225,8 @@ class ParallelReasoningLLM(
         caller: Hashable | None = None,
         **kwargs: Any,
     ) -> PendingAnswer:
-        answer, tracer = self._prepare(input, manager, **kwargs)
-        return PendingAnswer(answer.engine.scheduler, answer.submit(caller), tracer)
+        reasoning, tracer = self._prepare(input, manager, **kwargs)
+        return PendingAnswer(reasoning.submit(caller), tracer)
 
     async def _aask(
         self,
@@ -238,8 +238,8 @@ class ParallelReasoningLLM(
     ) -> PendingAnswer:
         # What takes time is done beside the event loop. Queueing is done here: a task that is
         # cancelled meanwhile leaves no request behind.
-        answer, tracer = await run_in_executor(None, self._prepare, input, manager, **kwargs)
-        return PendingAnswer(answer.engine.scheduler, answer.submit(caller), tracer)
+        reasoning, tracer = await run_in_executor(None, self._prepare, input, manager, **kwargs)
+        return PendingAnswer(reasoning.submit(caller), tracer)
 
     def _invoke(
         self, input: ReasoningInput, run_manager: CallbackManagerForChainRun, **kwargs: Any
@@ -248,7 +248,7 @@ class ParallelReasoningLLM(
         with closing(asked.chunks()) as chunks:
             for _ in chunks:
                 pass
-        return asked.request.result()
+        return asked.pending.result()
 
     async def _ainvoke(
         self, input: ReasoningInput, run_manager: AsyncCallbackManagerForChainRun, **kwargs: Any
@@ -257,7 +257,7 @@ class ParallelReasoningLLM(
         async with aclosing(asked.achunks()) as chunks:
             async for _ in chunks:
                 pass
-        return asked.request.result()
+        return asked.pending.result()
 
     def _transform(
         self,

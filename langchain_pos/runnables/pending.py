@@ -1,4 +1,4 @@
-"""A question that has been asked: its chunks as they come, for sync and async callers."""
+"""An answer that is on its way: its chunks as they come, for sync and async callers."""
 
 from __future__ import annotations
 
@@ -6,33 +6,25 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, closing
 from typing import TYPE_CHECKING
 
-from langchain_pos.engine.scheduler.waiting import aevents
+from langchain_pos.engine.scheduler.pending import wait_for_news
 from langchain_pos.errors import RequestCancelled
 from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 from langchain_pos.runnables.tracing import RunTracer, arun, run
 
 if TYPE_CHECKING:
-    from langchain_pos.engine.scheduler.request import Request
-    from langchain_pos.engine.scheduler.scheduler import Scheduler
+    from langchain_pos.engine.scheduler.pending import Pending
 
 
 class PendingAnswer:
     """One question on its way.
 
     Args:
-        scheduler: runs it.
-        request: its request.
+        pending: its work.
         tracer: is told its spans; None where nobody listens.
     """
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        request: Request[ReasoningResult],
-        tracer: RunTracer | None,
-    ) -> None:
-        self.scheduler = scheduler
-        self.request = request
+    def __init__(self, pending: Pending[ReasoningResult], tracer: RunTracer | None) -> None:
+        self.pending = pending
         self._tracer = tracer
 
     def chunks(self) -> Generator[ReasoningChunk, None, ReasoningResult]:
@@ -41,21 +33,21 @@ class PendingAnswer:
         Closing the iterator cancels it.
         """
         try:
-            with closing(self.scheduler.stream(self.request)) as events:
+            with closing(self.pending.stream()) as events:
                 for event in events:
                     if isinstance(event, ReasoningChunk):
                         yield event
                     elif self._tracer is not None:
                         run(self._tracer.tell(event))
-            return self.request.result()
+            return self.pending.result()
         except BaseException as error:
             self.fail(error)
             raise
 
     async def achunks(self) -> AsyncGenerator[ReasoningChunk, None]:
-        """The same; another thread runs the passes."""
+        """See `chunks`."""
         try:
-            async with aclosing(aevents(self.scheduler, self.request)) as events:
+            async with aclosing(self.pending.astream()) as events:
                 async for event in events:
                     if isinstance(event, ReasoningChunk):
                         yield event
@@ -68,8 +60,8 @@ class PendingAnswer:
 
     def take_events(self) -> None:
         """Tell the tracer what has happened; nobody wants the chunks."""
-        while self.request.events:
-            event = self.request.events.popleft()
+        while self.pending.events:
+            event = self.pending.events.popleft()
             if self._tracer is not None and not isinstance(event, ReasoningChunk):
                 run(self._tracer.tell(event))
 
@@ -105,13 +97,11 @@ def answer_all(
                     yield place, error
             if not under_way:
                 return
-            one = next(iter(under_way.values()))
-            one.scheduler.wait(lambda: any(map(_has_news, under_way.values())))
+            wait_for_news([asked.pending for asked in under_way.values()])
             for place, asked in list(under_way.items()):
                 asked.take_events()
-                if asked.request.done and not asked.request.events:
+                if asked.pending.done and not asked.pending.events:
                     del under_way[place]
-                    asked.scheduler.cancel(asked.request)
                     yield place, _answer(asked)
     except BaseException as stopped:
         for asked in under_way.values():
@@ -119,16 +109,14 @@ def answer_all(
         raise
     finally:
         for asked in under_way.values():
-            asked.scheduler.cancel(asked.request)
-
-
-def _has_news(asked: PendingAnswer) -> bool:
-    return asked.request.done or bool(asked.request.events)
+            asked.pending.cancel()
+        for asked in under_way.values():
+            asked.pending.stop()
 
 
 def _answer(asked: PendingAnswer) -> ReasoningResult | Exception:
-    error = asked.request.error
+    error = asked.pending.error
     if error is None:
-        return asked.request.result()
+        return asked.pending.result()
     asked.fail(error)
     return error if isinstance(error, Exception) else RequestCancelled(repr(error))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from langchain_pos.errors import ContextLengthError, OutOfSlotsError
@@ -25,17 +23,10 @@ from tests.support.scripted import (
 DEFAULT = ReasoningSettings()
 
 
-def engine(positions: int | None, slots: int = 1 << 20) -> Any:
-    """What a budget looks at."""
-    forest = SimpleNamespace(max_slots=slots)
-    return SimpleNamespace(context_length=positions, forward=SimpleNamespace(forest=forest))
-
-
 class TestSharingOut:
     @given(
         prompt=st.integers(1, 5000),
-        positions=st.none() | st.integers(65, 5000),
-        slots=st.integers(65, 50_000),
+        limit=st.integers(65, 50_000),
         settings=st.builds(
             ReasoningSettings,
             max_branches=st.integers(2, 1000),
@@ -46,15 +37,12 @@ class TestSharingOut:
         ),
     )
     def test_every_stage_gets_something_and_all_fit(
-        self, prompt: int, positions: int | None, slots: int, settings: ReasoningSettings
+        self, prompt: int, limit: int, settings: ReasoningSettings
     ) -> None:
         """Skeleton, conclusion, ordinary answer fit behind the prompt; slots are not exceeded."""
-        try:
-            budget = Budget.of(engine(positions, slots), prompt, settings)
-        except (ContextLengthError, OutOfSlotsError):
-            assert min(positions or slots, slots) - prompt < LEAST_ROOM
-            return
-        assert budget.limit == min(positions or slots, slots)
+        assume(limit - prompt >= LEAST_ROOM)
+        budget = Budget.within(limit, prompt, settings)
+        assert budget.limit == limit
         assert 1 <= budget.plan <= settings.max_plan_tokens
         assert 1 <= budget.conclusion <= settings.max_conclusion_tokens
         assert prompt + 2 * budget.plan + budget.conclusion <= budget.limit
@@ -66,10 +54,9 @@ class TestSharingOut:
         self, base: int, lengths: list[int]
     ) -> None:
         """Openings, bodies, the join's line breaks and the conclusion stay within the limit."""
-        budget = Budget.of(engine(512), 10, DEFAULT)
-        openings = [[0] * length for length in lengths]
+        budget = Budget.within(512, 10, DEFAULT)
         try:
-            each = max(budget.branches(base, openings, [512] * len(openings)))
+            each = max(budget.branches(base, lengths, [512] * len(lengths)))
         except ContextLengthError:
             assert budget.limit - base - budget.conclusion - sum(lengths) < 3 * len(lengths)
             return
@@ -77,18 +64,21 @@ class TestSharingOut:
         joined = base + sum(lengths) + len(lengths) * (each + 2)
         assert joined + budget.conclusion <= budget.limit
 
-    def test_a_model_without_a_limit_is_bounded_by_its_slots(self) -> None:
-        """No `max_position_embeddings`: the slots are the limit."""
-        assert Budget.of(engine(None, 1000), 100, DEFAULT).limit == 1000
+    def test_without_a_limit_the_settings_alone_bound(self) -> None:
+        """A server that does not say how long its context is refuses what is too long."""
+        budget = Budget.within(None, 0, DEFAULT)
+        assert budget.plan == DEFAULT.max_plan_tokens
+        assert budget.conclusion == DEFAULT.max_conclusion_tokens
+        assert budget.branches(0, [0, 0], [512, 9]) == [512, 9]
 
     def test_fewer_slots_mean_fewer_branches_at_once(self) -> None:
         """Branches wait where the reserved slots do not hold all of them."""
-        few = Budget.of(engine(None, 400), 50, DEFAULT)
-        openings = [[0] * length for length in (9, 2, 2, 2, 2, 2, 2, 2)]
+        few = Budget.within(400, 50, DEFAULT)
+        openings = [9, 2, 2, 2, 2, 2, 2, 2]
         each = few.branches(60, openings, [512] * 8)
         assert few.parallel(60, openings, each, 32) == 8  # what fits the positions fits at once
         assert few.parallel(60, openings, [100] * 8, 32) == 3
-        many = Budget.of(engine(None, 100_000), 50, DEFAULT)
+        many = Budget.within(100_000, 50, DEFAULT)
         assert many.parallel(60, openings, [512] * 8, 5) == 5
 
 
@@ -135,7 +125,7 @@ def test_short_contexts_are_never_overrun(positions: int, tokenizer: str) -> Non
             modes.append(result.mode)
             assert result.peak_slots <= positions
             if result.finish_reason == "error":
-                assert "the steps take" in str(result.error)
+                assert "no room is left" in str(result.error)
             else:
                 assert result.conclusion
     assert "parallel" in modes

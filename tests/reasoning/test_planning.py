@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from threading import Thread
 from typing import Any
 
 import pytest
 
 from langchain_pos import ParallelReasoningLLM
 from langchain_pos.errors import NonFiniteLogitsError, PlanFormatError
-from langchain_pos.reasoning.settings import ReasoningSettings
 from langchain_pos.reasoning.skeleton_grammar import PREAMBLE_CLOSE
-from langchain_pos.runnables.inputs import as_request
 from tests.support.scripted import STUDENTS, TOKENIZERS, Script, scripted_llm
 
 ASKED = "Who?\n\nAnswer:\n"
@@ -218,20 +215,3 @@ class TestOtherTokenizers:
             texts.add(llm.invoke(question).text)
         assert len(texts) == 1
         assert texts.pop().endswith("name: Ben")
-
-
-def test_attempts_move_between_threads() -> None:
-    """Each pass may be driven by another thread; the next attempt follows all the same."""
-    llm, _ = scripted_llm({ASKED: [TWICE, GOOD], **REST, "(": GOOD})
-    request = llm.reasoner.submit(as_request("Who?"), ReasoningSettings.of(llm))
-    scheduler = llm.engine.scheduler
-
-    def one_pass() -> None:
-        before = request.passes
-        scheduler.wait(lambda: request.passes > before or request.done)
-
-    while not request.done:
-        thread = Thread(target=one_pass)
-        thread.start()
-        thread.join()
-    assert request.result().plan_attempts == 2

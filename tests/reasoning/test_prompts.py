@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-import langchain_pos.reasoning.prompts
+from langchain_pos import embedded_model_path
 from langchain_pos.errors import ModelLoadError
 from langchain_pos.reasoning.plan_parser import PlanParser
 from langchain_pos.reasoning.prompts import (
@@ -18,12 +18,9 @@ from langchain_pos.reasoning.prompts import (
     ENGLISH,
     PROMPTS_FILE,
     ReasoningPrompts,
-    join_text,
     load_prompts,
-    opening,
     prompts_for,
 )
-from langchain_pos.results.data import Block, BranchResult, Plan
 
 BOTH = pytest.mark.parametrize("prompts", [ENGLISH, CHINESE], ids=["english", "chinese"])
 PLAIN = {"plan": "P {question}", "sequential": "{question}", "retry": "{question} {error}"}
@@ -153,31 +150,11 @@ def test_bad_prompts_file_is_named(tmp_path: Path, content: bytes, said: str) ->
 
 def test_shipped_model_is_asked_the_bare_question() -> None:
     """The shipped model was trained on questions alone, so its prompts add nothing."""
-    prompts = load_prompts(Path(langchain_pos.reasoning.prompts.__file__).parent / "embedded")
+    prompts = load_prompts(embedded_model_path())
     assert prompts is not None
     assert prompts.for_plan("Q", max_branches=9) == "Q"
     assert prompts.for_sequential("Q") == "Q"
     assert prompts.for_retry("Q", max_branches=9, error="bad") == "Q"
-
-
-def test_branch_opens_with_its_title() -> None:
-    """A branch starts with the mark, its title and a colon."""
-    assert opening("Ann") == "####Ann:"
-
-
-def test_joined_text_has_the_paper_s_form() -> None:
-    """Branches are joined line by line, in order, and closed."""
-    joined = join_text([("Ann", "GPA is 3.1"), ("Ben", "GPA is 3.4\nwell above")])
-    assert joined == "####Ann: GPA is 3.1\n####Ben: GPA is 3.4\nwell above\n####%%%%\n"
-
-
-def test_joined_text_is_that_of_a_block() -> None:
-    """What the model goes on from is what the result shows."""
-    pairs = [("Ann", "3.1"), ("Ben", ""), ("Cem", "two\nlines")]
-    branches = [BranchResult(index=i, title=t, text=b) for i, (t, b) in enumerate(pairs)]
-    plan = Plan.of([title for title, _ in pairs], preamble="Let us see.")
-    block = Block(plan=plan, branches=tuple(branches))
-    assert f"{block.text}\n" == f"Let us see.\n{join_text(pairs)}"
 
 
 def _but(name: str) -> dict[str, str]:

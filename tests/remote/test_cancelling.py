@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from langchain_pos import OpenAICompletionsEngine, ReasoningResult
+from langchain_pos.engine.scheduler.pending import Pending
 from langchain_pos.errors import (
     RequestCancelled,
 )
@@ -86,14 +87,24 @@ class TestCancelling:
 
     async def test_a_cancellation_that_comes_with_news_is_not_lost(self) -> None:
         """What a waiter is told, and that it is cancelled, in one turn of the loop."""
-        scheduler = OpenAICompletionsEngine(base_url="http://localhost:1/v1").scheduler
-        waiting = asyncio.create_task(scheduler.await_news(lambda: False))
+        engine = OpenAICompletionsEngine(base_url="http://localhost:1/v1")
+
+        async def for_ever(pending: Pending[None]) -> None:
+            await asyncio.Event().wait()
+
+        async def listen() -> None:
+            async for _ in pending.astream():
+                pass
+
+        pending = engine.scheduler.submit(for_ever)
+        waiting = asyncio.create_task(listen())
         await asyncio.sleep(0.01)
-        scheduler._tell()
+        pending.emit("news")
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
+        assert pending.done
 
     def test_closing_the_engine_cancels_what_is_under_way(self, server: Server) -> None:
         """Whoever waits is told; the next question starts anew."""

@@ -104,7 +104,7 @@ class Pending(Generic[T]):
                     news.wait(deadline.look)
                     news.clear()
         finally:
-            self._stop()
+            self.stop()
         return self.result()
 
     def stream(self, timeout: float | None = None) -> Generator[Any, None, None]:
@@ -130,7 +130,7 @@ class Pending(Generic[T]):
                     deadline.check()
                     news.wait(deadline.look)
         finally:
-            self._stop()
+            self.stop()
         self.result()
 
     async def astream(self, timeout: float | None = None) -> AsyncGenerator[Any, None]:
@@ -161,7 +161,7 @@ class Pending(Generic[T]):
                 await asyncio.sleep(0.001)
         self.result()
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
         """Cancel it, if it has not ended, and wait until it has."""
         if self.done:
             return

@@ -1,0 +1,407 @@
+"""A decoder over this package's own engine; the stages are stepped by the engine's scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from langchain_pos.engine.completion import TokenUsage
+from langchain_pos.engine.constraints import Constraint
+from langchain_pos.engine.decoding.drafts import NO_DRAFT, Draft, PromptLookup
+from langchain_pos.engine.decoding.sequence import Feed, decode, feed
+from langchain_pos.engine.sampling import SamplingParams
+from langchain_pos.engine.tokenization.text import TextStream, encode_continuation
+from langchain_pos.errors import ContextLengthError, NonFiniteLogitsError, OutOfSlotsError
+from langchain_pos.local.joining import reuse
+from langchain_pos.local.trunk import LocalTrunk
+from langchain_pos.reasoning.branch_schema import Closer
+from langchain_pos.reasoning.chat_template import encode_prompt
+from langchain_pos.reasoning.decoder import Written
+
+if TYPE_CHECKING:
+    from langchain_pos.engine.decoding.sequence import DecodingSequence
+    from langchain_pos.engine.engine import Engine
+    from langchain_pos.engine.scheduler.pending import Pending
+    from langchain_pos.engine.scheduler.request import Request
+    from langchain_pos.errors import ParallelReasoningError
+    from langchain_pos.reasoning.budget import Budget
+    from langchain_pos.reasoning.decoder import (
+        BranchTask,
+        Decoder,
+        Messages,
+        Outline,
+        Passage,
+        Question,
+        Trunk,
+    )
+    from langchain_pos.results.result import ReasoningResult
+
+
+class LocalDecoding:
+    """Questions put to an engine; see `reasoning.decoder.Decoding`.
+
+    Args:
+        engine: the model.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that the model was loaded from; None where it was none."""
+        name = self._name
+        return Path(name) if name and Path(name).is_dir() else None
+
+    @property
+    def model_name(self) -> str:
+        """The folder's name, or the hub name; empty where the model has none."""
+        return self.folder.name if self.folder is not None else self._name
+
+    @property
+    def _name(self) -> str:
+        return str(getattr(self.engine.model, "name_or_path", "") or "")
+
+    def decoder(self, question: Question) -> LocalDecoder:
+        """See `Decoding`."""
+        return LocalDecoder(self.engine, question)
+
+    def submit(
+        self,
+        reason: Callable[[Pending[ReasoningResult]], Coroutine[Any, Any, ReasoningResult]],
+        *,
+        budget: Budget | None,
+        caller: Hashable | None,
+    ) -> Pending[ReasoningResult]:
+        """See `Decoding`. Raises `OutOfSlotsError` where the question can never fit."""
+        if budget is None:
+            raise ValueError("a local question has a budget before it is queued")
+        return self.engine.scheduler.submit(reason, reserve=budget.reserve, caller=caller)
+
+
+class LocalDecoder:
+    """Decodes for one question; see `reasoning.decoder.Decoder`.
+
+    Args:
+        engine: the model.
+        question: what is asked. Its grammars are compiled here, while others decode.
+    """
+
+    model_name = ""
+
+    def __init__(self, engine: Engine, question: Question) -> None:
+        self.budget: Budget
+        self.input_tokens = 0
+        self._engine = engine
+        self._settings = question.settings
+        self._options = question.options
+        self._progress = question.progress
+        self._sampling = SamplingParams(
+            temperature=self._settings.temperature,
+            top_k=self._settings.top_k,
+            top_p=self._settings.top_p,
+            min_p=self._settings.min_p,
+            repetition_penalty=self._settings.repetition_penalty,
+        )
+        self._schema: Constraint | None = None
+        if question.schema is not None:
+            self._schema = Constraint("json_schema", question.schema.json_schema)
+        for constraint in (self._schema, self._options.constraint):
+            if constraint is not None:
+                engine.constraints.state(constraint)
+        self._prompts: dict[str, list[int]] = {}
+        self._request: Request[ReasoningResult]  # from `start` on
+        self._branches: list[DecodingSequence] = []  # of the last block, for a join that reuses
+
+    # -------------------------------------------------------------- what it takes
+
+    @property
+    def limit(self) -> int:
+        """See `Decoder`: the model's positions, or the engine's slots where they are fewer."""
+        slots = self._engine.forward.forest.max_slots
+        return min(self._engine.context_length or slots, slots)
+
+    @property
+    def passes(self) -> int:
+        """See `Decoder`."""
+        return self._request.passes
+
+    @property
+    def peak_slots(self) -> int:
+        """See `Decoder`."""
+        return self._request.ledger.peak_slots + self._request.shared_slots
+
+    @property
+    def cached_tokens(self) -> int:
+        """See `Decoder`."""
+        return self._request.cached_tokens
+
+    def too_long(self, prompt: int, room: int) -> ParallelReasoningError:
+        """See `Decoder`."""
+        given = f"the prompt has {prompt} tokens, and {room} must be left for the answer"
+        if self.limit == self._engine.context_length:
+            return ContextLengthError(
+                f"{given}; the model has {self.limit} positions. Shorten the question, or use a "
+                "model with a longer context"
+            )
+        return OutOfSlotsError(
+            f"{given}; the engine may hold {self.limit} KV-cache slots. Shorten the question, or "
+            "raise max_slots"
+        )
+
+    def prompt_tokens(self, messages: Messages) -> int:
+        """See `Decoder`."""
+        return len(self.encode(messages))
+
+    def tokens(self, trunk: Trunk, text: str, *, after: str = "") -> int:
+        """See `Decoder`."""
+        return len(_local(trunk).encode(text, after=after))
+
+    def encode(self, messages: Messages) -> list[int]:
+        """The tokens of a prompt; see `prompt_tokens`."""
+        text = messages[-1][1]
+        if text not in self._prompts:
+            if self._options.encode is not None:
+                self._prompts[text] = self._options.encode(text)
+            else:
+                self._prompts[text] = encode_prompt(self._engine.tokenizer, messages)
+        return self._prompts[text]
+
+    # -------------------------------------------------------------------- writing
+
+    async def start(self, pending: Pending[ReasoningResult]) -> None:
+        """See `Decoder`."""
+        self._request = cast("Request[ReasoningResult]", pending)
+
+    def open(self, messages: Messages) -> LocalTrunk:
+        """See `Decoder`. Nothing is fed yet."""
+        before = list(self._request.ledger.segments)
+        token_ids = self.encode(messages)
+        root = self._engine.scheduler.root(self._request, token_ids)
+        for segment in before:  # after the new root is there: what they share is not parked
+            self._engine.release(segment)
+        if not self.input_tokens:
+            self.input_tokens = len(token_ids)
+            self._progress.has_read(len(token_ids))
+        forest = self._engine.forward.forest
+        return LocalTrunk(self._engine.tokenizer, forest, root, list(token_ids))
+
+    async def write_outline(self, trunk: Trunk, outline: Outline) -> Written:
+        """See `Decoder`. The grammar forces its form, the outline's bounds its length."""
+        trunk, bounds = _local(trunk), outline.bounds()
+
+        def keep_within_bounds(sequence: DecodingSequence) -> None:
+            bounds.note(outline.opened + sequence.text, len(sequence.token_ids))
+            text = outline.opened + sequence.text
+            forced = bounds.text_to_force(text, len(sequence.token_ids))
+            if forced and sequence.force(forced):
+                bounds.note(outline.opened + sequence.text, len(sequence.token_ids))
+
+        drafts = self._settings.drafts
+        sequence = self._engine.sequence(
+            trunk.segment,
+            [*trunk.unfed, *(trunk.encode(outline.opened) if outline.opened else [])],
+            max_new_tokens=2 * outline.max_tokens,  # a safeguard: the bounds end it before
+            sampling=replace(self._sampling, temperature=outline.temperature),
+            seed=outline.seed,
+            constraint=Constraint("ebnf", outline.grammar),
+            context_ids=trunk.fed,
+            on_text=outline.on_text,
+            lookup=PromptLookup(trunk.fed) if drafts else None,
+            guess=partial(self._guess, outline) if drafts else None,
+            on_token=keep_within_bounds,
+        )
+        where = len(trunk.token_ids)
+        try:
+            await decode([sequence])
+        finally:
+            self._count(sequence)
+        self._engine.truncate(trunk.segment, sequence.end_of_seen)
+        if sequence.error is not None:
+            raise NonFiniteLogitsError(sequence.error)
+        return self._written(sequence, where)
+
+    def _guess(self, outline: Outline, sequence: DecodingSequence) -> Draft:
+        """The next titles, where the records in the question have a pattern."""
+        text, most = outline.opened + sequence.text, self._engine.scheduler.budget.draft_rows
+        encode = partial(encode_continuation, self._engine.tokenizer)
+        mark = text.rpartition("\n")[2]
+        head = encode(mark)
+        token_ids: list[int] = []
+        expected: list[int | None] = []
+        for title, closing in outline.guess(text, most // 4):
+            both = encode(mark + title)
+            token_ids += both[len(head) :] if both[: len(head)] == head else encode(title)
+            expected += token_ids[len(expected) :]
+            close, choice = encode(closing), encode(closing[:1])
+            if len(choice) != 1 or len(token_ids) >= most:
+                break
+            # The model chooses the first character; what it forces is written, and encoded, as one.
+            token_ids += close
+            expected += [choice[0], *[None] * (len(close) - 1)]
+        if not token_ids:
+            return NO_DRAFT
+        return Draft(tuple(token_ids), tuple(expected)).shortened(most)
+
+    async def write_branches(
+        self,
+        trunk: Trunk,
+        seen: str,
+        tasks: Sequence[BranchTask],
+        *,
+        parallel: int,
+        on_start: Callable[[int], None],
+        on_end: Callable[[int, Written], None],
+    ) -> None:
+        """See `Decoder`.
+
+        One that has ended is no longer fed, and one that waits takes its place at once; until then
+        it holds no slots.
+        """
+        trunk = _local(trunk)
+        outline = trunk.encode(seen) if seen else []
+        openings = [trunk.encode(task.opening, after=seen) for task in tasks]
+        known = [*trunk.token_ids, *outline]
+        fit = self.budget.parallel(
+            len(known), list(map(len, openings)), [task.max_tokens for task in tasks], parallel
+        )
+        lookup = PromptLookup(known) if self._settings.drafts else None
+        keeps = self._settings.join == "reuse" and self._settings.conclude
+        running: dict[DecodingSequence, tuple[int, Closer | None]] = {}
+        self._branches = []
+
+        def sequences() -> Iterator[DecodingSequence]:
+            for index, (task, opening) in enumerate(zip(tasks, openings, strict=True)):
+                closer = None
+                if task.schema is not None:
+                    closer = Closer(task.max_tokens, trunk.encode)
+                on_start(index)
+                sequence = self._engine.sequence(
+                    self._engine.fork(trunk.segment, at=trunk.end + len(outline)),
+                    opening,
+                    max_new_tokens=task.max_tokens,
+                    sampling=replace(self._sampling, temperature=task.temperature),
+                    seed=task.seed,
+                    stop=task.stop,
+                    constraint=self._schema if task.schema is not None else None,
+                    strip=task.schema is None,
+                    context_ids=known,
+                    on_text=task.on_text,
+                    on_token=closer,
+                    lookup=lookup,
+                )
+                running[sequence] = index, closer
+                if keeps:
+                    self._branches.append(sequence)
+                yield sequence
+
+        def ended(sequence: DecodingSequence) -> None:
+            index, closer = running.pop(sequence)
+            if not keeps:
+                self._engine.release(sequence.segment)
+            self._count(sequence)
+            written = self._written(sequence)
+            if closer is not None and closer.closed:
+                written = replace(written, closed=True)
+            on_end(index, written)
+
+        # What of the trunk is not fed yet goes along with the openings, in the same pass.
+        unfed = [*trunk.unfed, *outline]
+        first = [Feed(trunk.segment, unfed)] if unfed else []
+        await decode(sequences(), first=first, max_parallel=fit, on_end=ended)
+        self._engine.truncate(trunk.segment, trunk.end)
+
+    def join(self, trunk: Trunk, joined: str, tail: str, bodies: Sequence[str]) -> None:
+        """See `Decoder`. With `join="reuse"` nothing of the branches is fed again."""
+        trunk = _local(trunk)
+        if self._branches:
+            reuse(self._engine, trunk, joined, tail, bodies, self._branches)
+            self._branches = []
+        else:
+            trunk.settle(joined)
+
+    async def write(self, trunk: Trunk, passage: Passage) -> Written:
+        """See `Decoder`."""
+        trunk = _local(trunk)
+        where, context = len(trunk.token_ids), trunk.fed
+        sequence = self._engine.sequence(
+            trunk.segment,
+            trunk.unfed,
+            max_new_tokens=passage.max_tokens,
+            sampling=self._sampling,
+            seed=passage.seed,
+            stop=passage.stop,
+            strip=passage.strip,
+            constraint=passage.options.constraint,
+            context_ids=context,
+            on_text=passage.on_text,
+            lookup=PromptLookup(context) if self._settings.drafts else None,
+            logprobs=passage.options.logprobs,
+        )
+        first, trunk.feeds = trunk.feeds, []
+        opened = None
+        try:
+            while sequence.finish_reason is None and opened is None:
+                *_, sampled = await feed([*first, sequence.feed()])
+                first = []
+                sequence.accept(sampled)
+                if passage.opened is not None and sequence.finish_reason is None:
+                    opened = passage.opened(sequence.text)
+        finally:
+            self._count(sequence)
+        self._engine.truncate(trunk.segment, sequence.end_of_seen)
+        if opened is None:
+            return self._written(sequence, where)
+        return Written(
+            text=sequence.text,
+            raw=self._raw(trunk, sequence.token_ids),
+            finish_reason="stop",
+            usage=_usage(sequence),
+            passes=sequence.forward_passes,
+            token_ids=tuple(sequence.token_ids),
+            opened=opened,
+            where=where,
+        )
+
+    # -------------------------------------------------------------------- the rest
+
+    def _raw(self, trunk: LocalTrunk, token_ids: Sequence[int]) -> str:
+        stream = TextStream(self._engine.tokenizer, trunk.token_ids)
+        return "".join(map(stream.decode, token_ids))
+
+    def _count(self, sequence: DecodingSequence) -> None:
+        self._progress.output_tokens += len(sequence.token_ids)
+        self._progress.drafts += sequence.drafts
+
+    def _written(self, sequence: DecodingSequence, where: int | None = None) -> Written:
+        done = sequence.completion()
+        failure = None if done.error is None else NonFiniteLogitsError(done.error)
+        return Written(
+            text=done.text,
+            raw=done.text,
+            finish_reason=done.finish_reason,
+            usage=done.usage,
+            passes=done.forward_passes,
+            token_ids=done.token_ids,
+            failure=failure,
+            where=where,
+        )
+
+
+def _usage(sequence: DecodingSequence) -> TokenUsage:
+    return TokenUsage(len(sequence.prompt_ids), len(sequence.token_ids))
+
+
+def _local(trunk: Trunk) -> LocalTrunk:
+    if not isinstance(trunk, LocalTrunk):
+        raise TypeError(f"a local decoder writes after its own trunks, not {type(trunk).__name__}")
+    return trunk
+
+
+if TYPE_CHECKING:
+
+    def _is_a_decoder(decoder: LocalDecoder) -> Decoder:
+        return decoder

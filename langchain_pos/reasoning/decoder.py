@@ -1,0 +1,326 @@
+"""What the stages ask of whoever decodes: our own engine (`local/`), or a server (`remote/`).
+
+The stages are coroutines over a `Decoder`. Over our engine, the engine's scheduler steps them, and
+an `await` is a place where forward passes happen. Over a server, asyncio does, and an `await` is an
+HTTP request. The stages cannot tell the difference.
+
+    Decoding    a model that questions can be put to; makes a decoder for each question
+    Decoder     has text written for one question, each time after a `Trunk`
+    Trunk       the prompt, and what of the answer is settled
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from langchain_pos.engine.completion import FinishReason, TokenUsage
+
+if TYPE_CHECKING:
+    from langchain_pos.engine.constraints import Constraint
+    from langchain_pos.engine.sampling import Logprobs
+    from langchain_pos.engine.scheduler.pending import Pending
+    from langchain_pos.errors import ParallelReasoningError
+    from langchain_pos.reasoning.branch_schema import BranchSchema
+    from langchain_pos.reasoning.budget import Budget
+    from langchain_pos.reasoning.form import Form, OpenedStep
+    from langchain_pos.reasoning.progress import Progress
+    from langchain_pos.reasoning.settings import ReasoningSettings
+    from langchain_pos.results.data import ReasoningRequest
+    from langchain_pos.results.result import ReasoningResult
+
+Messages = list[tuple[str, str]]
+"""`(role, text)` of each message; the last one is the user's."""
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """What a caller may ask for beyond a question and its settings.
+
+    Attributes:
+        encode: token ids of the prompt, given the text that is asked in place of the question;
+            None puts the request's messages through the model's chat template.
+        constraint: the language that the conclusion, or the sequential answer, must belong to.
+        logprobs: collects how likely each token of the sequential answer was.
+    """
+
+    encode: Callable[[str], list[int]] | None = None
+    constraint: Constraint | None = None
+    logprobs: Logprobs | None = None
+
+
+NO_OPTIONS = AnswerOptions()
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a decoder is made for.
+
+    Attributes:
+        request: the question, its history and the steps that the caller gives.
+        settings: budgets and sampling.
+        options: what is asked for beyond them.
+        form: what skeletons, branches and joins look like.
+        schema: what every branch must be; None for free text.
+        progress: counts what the decoder has written and read.
+    """
+
+    request: ReasoningRequest
+    settings: ReasoningSettings
+    options: AnswerOptions
+    form: Form
+    schema: BranchSchema | None
+    progress: Progress
+
+
+class Bounds(Protocol):
+    """Keeps a skeleton within its bounds while it is written, whatever the model prefers."""
+
+    def note(self, text: str, tokens: int) -> None:
+        """Take note of the skeleton so far, and of its tokens."""
+
+    def text_to_force(self, text: str, tokens: int) -> str | None:
+        """What must be written now because a bound is reached; None where none is."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A skeleton to be written.
+
+    Attributes:
+        opened: its beginning, which is written already: the first step of a further block.
+        grammar: the language of what follows `opened`, in xgrammar's EBNF.
+        end: the text that closes a skeleton.
+        max_tokens: budget of what follows `opened`.
+        temperature: of its tokens.
+        seed: of its tokens.
+        close: given a skeleton that breaks off, what is missing at its end.
+        is_plan: given one that breaks off, whether it has steps enough to be closed.
+        has_steps: given any text, whether a step begins in it.
+        bounds: made once for each time that it is written.
+        guess: given the skeleton so far, titles that may come next, each with what closes it.
+        on_text: called with every piece.
+    """
+
+    opened: str
+    grammar: str
+    end: str
+    max_tokens: int
+    temperature: float
+    seed: int
+    close: Callable[[str], str]
+    is_plan: Callable[[str], bool]
+    has_steps: Callable[[str], bool]
+    bounds: Callable[[], Bounds]
+    guess: Callable[[str, int], Sequence[tuple[str, str]]]
+    on_text: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BranchTask:
+    """A branch to be written.
+
+    Attributes:
+        opening: its first text, after what all branches see.
+        max_tokens: budget of its body.
+        temperature: of its tokens.
+        seed: of its tokens.
+        stop: texts that end it.
+        schema: what it must be an object of; None for free text, which is stripped.
+        on_text: called with every piece of its body.
+    """
+
+    opening: str
+    max_tokens: int
+    temperature: float
+    seed: int
+    stop: tuple[str, ...]
+    schema: BranchSchema | None
+    on_text: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Ordinary text to be written: a conclusion, or a sequential answer.
+
+    Attributes:
+        max_tokens: its budget.
+        seed: of its tokens.
+        stop: texts that end it.
+        on_text: called with every piece, except what may yet be dropped.
+        strip: leave out white space at its beginning; at its end it is left out in any case.
+        opened: given the text so far, the step in it that opens a block: there it is broken off.
+        options: constraint and log-probabilities of it.
+    """
+
+    max_tokens: int
+    seed: int
+    stop: tuple[str, ...]
+    on_text: Callable[[str], None]
+    strip: bool = True
+    opened: Callable[[str], OpenedStep | None] | None = None
+    options: AnswerOptions = NO_OPTIONS
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a decoder has written.
+
+    Attributes:
+        text: cut before the stop text that ended it; stripped where that was asked for.
+        raw: the same as the model wrote it, with what was stripped or cut where the decoder knows.
+        finish_reason: how it ended.
+        usage: tokens read for it and tokens written.
+        passes: forward passes that it took part in; 0 where nobody knows.
+        token_ids: of `raw`, where the decoder knows them.
+        opened: the step that it was broken off at.
+        failure: what went wrong, as an error to be raised; `text` is what was there by then.
+        closed: whether JSON was closed for the model because its budget was about to end.
+    """
+
+    text: str
+    raw: str
+    finish_reason: FinishReason
+    usage: TokenUsage = field(default_factory=TokenUsage)
+    passes: int = 0
+    token_ids: tuple[int, ...] = ()
+    opened: OpenedStep | None = None
+    failure: ParallelReasoningError | None = None
+    closed: bool = False
+    where: Any = field(default=None, repr=False)
+    """Where the trunk stood when it was written; the decoder's own business."""
+
+
+class Trunk(Protocol):
+    """The text that all stages stand on: the prompt, and what of the answer is settled."""
+
+    def count(self, text: str = "") -> int:
+        """Tokens of the trunk with a text after it; 0 where tokens cannot be counted."""
+
+    def settle(self, text: str) -> None:
+        """Append text."""
+
+    def keep(self, written: Written, length: int) -> None:
+        """Settle the first `length` characters of `written.raw`, and drop the rest of it.
+
+        `written` is what was written last after this trunk. It may be kept again with another
+        length, in place of the first one, as long as nothing else has been settled.
+        """
+
+
+class Decoder(Protocol):
+    """Has text written for one question, and knows what that takes.
+
+    Attributes:
+        budget: what fits; set by the reasoner before anything is written.
+    """
+
+    budget: Budget
+
+    @property
+    def input_tokens(self) -> int:
+        """Tokens of the prompts read so far."""
+
+    @property
+    def cached_tokens(self) -> int:
+        """Those of them that had been read before, for other questions."""
+
+    @property
+    def passes(self) -> int:
+        """Forward passes so far; 0 where nobody knows."""
+
+    @property
+    def peak_slots(self) -> int:
+        """KV-cache slots held at most, shared ones included; 0 where nobody knows."""
+
+    @property
+    def limit(self) -> int | None:
+        """Positions that a prompt and its answer may take; None where that is not known (yet)."""
+
+    @property
+    def model_name(self) -> str:
+        """What the model is called, where only the server knows; else empty."""
+
+    def too_long(self, prompt: int, room: int) -> ParallelReasoningError:
+        """The error for a prompt of so many tokens that leaves less than `room`."""
+
+    def prompt_tokens(self, messages: Messages) -> int:
+        """Tokens of a prompt; 0 where they cannot be counted.
+
+        Raises:
+            InvalidRequestError: the chat template refuses the messages.
+        """
+
+    def tokens(self, trunk: Trunk, text: str, *, after: str = "") -> int:
+        """Tokens of a text after the trunk and another text; 0 where they cannot be counted."""
+
+    async def start(self, pending: Pending[ReasoningResult]) -> None:
+        """The question leaves the queue. `limit` is known afterwards, if anybody knows it."""
+
+    def open(self, messages: Messages) -> Trunk:
+        """A prompt, with nothing of the answer yet. What was written before is dropped."""
+
+    async def write_outline(self, trunk: Trunk, outline: Outline) -> Written:
+        """Write a skeleton after the trunk and `outline.opened`; `text` begins after that.
+
+        Raises:
+            PlanFormatError: it ended before there was a plan.
+            ParallelReasoningError: nothing more can be written.
+        """
+
+    async def write_branches(
+        self,
+        trunk: Trunk,
+        seen: str,
+        tasks: Sequence[BranchTask],
+        *,
+        parallel: int,
+        on_start: Callable[[int], None],
+        on_end: Callable[[int, Written], None],
+    ) -> None:
+        """Write branches side by side; none sees another.
+
+        What goes wrong with one of them is its `failure`, and the others' business in no way.
+
+        Args:
+            trunk: what all of them stand on; left as it is.
+            seen: text after the trunk that all of them see, and that is forgotten afterwards.
+            tasks: the branches.
+            parallel: how many are written at the same time, at most.
+            on_start: called with a branch's index before it is begun.
+            on_end: called with its index and what was written, when it has ended.
+        """
+
+    def join(self, trunk: Trunk, joined: str, tail: str, bodies: Sequence[str]) -> None:
+        """Let the trunk go on after finished branches, those that were written last.
+
+        Args:
+            trunk: what the branches stand on.
+            joined: all of them as one text, `tail` included.
+            tail: the end of `joined`, after the last branch's body.
+            bodies: of the branches, in order.
+        """
+
+    async def write(self, trunk: Trunk, passage: Passage) -> Written:
+        """Write ordinary text after the trunk. An error is its `failure`."""
+
+
+class Decoding(Protocol):
+    """A model that questions can be put to."""
+
+    @property
+    def model_name(self) -> str:
+        """What results call it."""
+
+    def decoder(self, question: Question) -> Decoder:
+        """A decoder for one question; what can be refused before any work, is refused here."""
+
+    def submit(
+        self,
+        reason: Callable[[Pending[ReasoningResult]], Coroutine[Any, Any, ReasoningResult]],
+        *,
+        budget: Budget | None,
+        caller: Hashable | None,
+    ) -> Pending[ReasoningResult]:
+        """Queue a question. Questions of one caller wait for each other, not others for all."""

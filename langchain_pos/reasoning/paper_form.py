@@ -1,0 +1,189 @@
+"""The paper's form (Yu, arXiv 2503.20533, section 3.1), for models that are shown it in the prompt.
+
+preamble
+####title:......        stage 1: the skeleton; a body is only an ellipsis
+####title2:......
+####%%%%
+                        stage 2: `####title:` stands open, its text follows
+                        stage 3: the conclusion follows `####%%%%`
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from langchain_pos.errors import PlanFormatError
+from langchain_pos.reasoning.form import Form, OpenedStep
+from langchain_pos.reasoning.plan_parser import PlanParser, declined
+from langchain_pos.reasoning.skeleton_grammar import (
+    PREAMBLE_CLOSE,
+    STEP_CLOSE,
+    closing,
+    skeleton_grammar,
+)
+from langchain_pos.reasoning.title_drafts import next_titles
+from langchain_pos.results.data import BODY_PLACEHOLDER, END_MARK, STEP_MARK, Plan, Step
+
+if TYPE_CHECKING:
+    from langchain_pos.reasoning.settings import ReasoningSettings
+
+_OPENED_STEP = re.compile(
+    r"^[ \t]*####[ \t]*(?P<title>[^\n:：]+?)[ \t]*[:：][ \t]*(?:\.{3}|…)[.…]*", re.MULTILINE
+)
+"""A step whose body is an ellipsis. A heading, or another use of `####`, opens nothing."""
+
+
+class PaperForm(Form):
+    """`####title:......`, closed by `####%%%%`."""
+
+    name = "paper"
+    end = END_MARK
+    stop = (STEP_MARK,)
+    tail = f"\n{END_MARK}\n"
+
+    # ------------------------------------------------------------------------ stage 1
+
+    def opened_outline(self, title: str) -> str:
+        """See `Form`."""
+        return f"{STEP_MARK}{title}{STEP_CLOSE}"
+
+    def grammar(self, settings: ReasoningSettings, *, opened: bool) -> str:
+        """See `Form`."""
+        return skeleton_grammar(
+            max_branches=settings.max_branches - opened,
+            min_branches=1 if opened else 2,
+            allow_decline=settings.allow_decline or opened,
+            continued=opened,
+        )
+
+    def bounds(self, settings: ReasoningSettings, opened: str, max_tokens: int) -> PaperBounds:
+        """See `Form`."""
+        return PaperBounds(settings, opened, max_tokens)
+
+    def close(self, text: str) -> str:
+        """See `Form`."""
+        return closing(text)
+
+    def is_plan(self, text: str) -> bool:
+        """See `Form`."""
+        return text.count(STEP_MARK) > 2
+
+    def has_steps(self, text: str) -> bool:
+        """See `Form`."""
+        return STEP_MARK in text
+
+    def guess(self, question: str) -> Callable[[str, int], Sequence[tuple[str, str]]]:
+        """See `Form`."""
+
+        def titles(text: str, most: int) -> list[tuple[str, str]]:
+            if not text.endswith(STEP_MARK):
+                return []
+            known = [step.partition(":")[0] for step in text.split(STEP_MARK)[1:-1]]
+            return [(title, STEP_CLOSE) for title in next_titles(question, known, most)]
+
+        return titles
+
+    def read(self, text: str, *, max_branches: int, allow_decline: bool) -> Plan | None:
+        """See `Form`."""
+        if self.has_steps(text) and not text.rstrip().endswith(END_MARK):
+            raise PlanFormatError("the skeleton was not closed within its budget", text=text)
+        plan = None
+        if not declined(text):
+            plan = PlanParser(max_branches=max_branches).parse(text)
+        if plan is not None and len(plan.steps) > 1:
+            return plan
+        if not allow_decline:
+            raise PlanFormatError("the outline has fewer than two steps", text=text)
+        return None
+
+    def without_repeats(self, text: str) -> Plan | None:
+        """See `Form`. A skeleton that is not closed is none."""
+        preamble, *steps = text.split(STEP_MARK)
+        if not text.rstrip().endswith(END_MARK):
+            return None
+        titles: dict[str, str] = {}
+        for step in steps[:-1]:
+            title = " ".join(step.rpartition(":")[0].split())
+            titles.setdefault(title.casefold(), title)
+        if len(titles) < 2:
+            return None
+        return Plan.of(list(titles.values()), preamble.strip())
+
+    def before_steps(self, text: str) -> int | None:
+        """See `Form`."""
+        head, mark, _ = text.partition(STEP_MARK)
+        return len(head) if mark and (not head or head.endswith("\n")) else None
+
+    # ------------------------------------------------------------------------ stage 2
+
+    def opening(self, step: Step) -> str:
+        """`####title:`, after the step's own instruction if it has one.
+
+        The instruction is a line of the branch alone: neither its siblings nor the conclusion see
+        it.
+        """
+        lead = "" if step.prompt is None else f"{step.prompt.strip()}\n"
+        return f"{lead}{STEP_MARK}{step.title}:"
+
+    def outline_text(self, titles: Sequence[str]) -> str:
+        """See `Form`."""
+        lines = [f"{STEP_MARK}{title}:{BODY_PLACEHOLDER}\n" for title in titles]
+        return "".join([*lines, END_MARK, "\n"])
+
+    # ------------------------------------------------------------------------ stage 3
+
+    def join(self, titles: Sequence[str], bodies: Sequence[str]) -> str:
+        """`####t1: body1`, `####t2: body2` and `####%%%%`, each on a line that is ended."""
+        pairs = zip(titles, bodies, strict=True)
+        return "\n".join(f"{STEP_MARK}{title}: {body}" for title, body in pairs) + self.tail
+
+    def opened(self, text: str) -> OpenedStep | None:
+        """See `Form`."""
+        step = _OPENED_STEP.search(text)
+        return None if step is None else OpenedStep(step["title"], step.start(), step[0])
+
+    def may_open(self, line: str) -> bool:
+        """See `Form`."""
+        return STEP_MARK.startswith(line.strip()[: len(STEP_MARK)])
+
+
+class PaperBounds:
+    """Closes what has reached its bound: a preamble, a title, the skeleton.
+
+    Args:
+        settings: the bounds on preamble and titles.
+        opened: the skeleton's beginning that is written already.
+        max_tokens: the bound on the skeleton.
+    """
+
+    def __init__(self, settings: ReasoningSettings, opened: str, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        self._max_preamble = min(settings.max_preamble_tokens, max_tokens // 6)
+        self._max_title = min(settings.max_title_tokens, max(max_tokens // 6, 1))
+        self._marks = opened.count(STEP_MARK)
+        self._tokens_at_mark = 0
+
+    def note(self, text: str, tokens: int) -> None:
+        """Take note of how many steps there are, and where the last of them began."""
+        seen = text.count(STEP_MARK)
+        if seen != self._marks:
+            self._marks, self._tokens_at_mark = seen, tokens
+
+    def text_to_force(self, text: str, tokens: int) -> str | None:
+        """The text that closes what is too long.
+
+        The grammar may not allow it yet; then the next token's turn comes.
+        """
+        since = tokens - self._tokens_at_mark
+        if tokens >= self._max_tokens and self._marks > 2:
+            return closing(text)
+        if self._marks == 0:
+            if since < self._max_preamble:
+                return None
+            return PREAMBLE_CLOSE[1:] if text.endswith("\n") else PREAMBLE_CLOSE
+        return ":" if since >= self._max_title else None
+
+
+PAPER = PaperForm()
