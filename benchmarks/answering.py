@@ -88,7 +88,7 @@ class Answering:
         """Our three stages."""
         clock = self._begin()
         request = self._prepare(question).submit()
-        self.result = self.engine.scheduler.run(request)
+        self.result = request.wait()
         seconds = clock()
         self._peak(self.result.peak_slots * self.engine.forward.cache.slot_bytes, own=True)
         passes = self.result.forward_passes.total
@@ -121,7 +121,7 @@ class Answering:
         transformers' cache, and that is not counted: an engine with one cache has it at hand.
         """
         clock = self._begin()
-        planned = self.engine.scheduler.run(self._submit_plan(question))
+        planned = self._submit_plan(question).wait()
         plan_seconds = clock()
         if planned.plan is None:
             run = self.sequential(question)

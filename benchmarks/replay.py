@@ -190,7 +190,7 @@ class Replay:
         try:
             clock = Clock(self.engine.forward.device)
             request = self._reasoner.submit(self._ask, self.settings)
-            result: ReasoningResult = scheduler.run(request)
+            result: ReasoningResult = request.wait()
             seconds = clock()
         finally:
             scheduler.sampler = before

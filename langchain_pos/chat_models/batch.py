@@ -18,7 +18,6 @@ from langchain_core.runnables.config import ContextThreadPoolExecutor
 
 if TYPE_CHECKING:
     from langchain_pos.engine.scheduler.request import Request
-    from langchain_pos.engine.scheduler.scheduler import Scheduler
 
 T = TypeVar("T")
 
@@ -32,21 +31,21 @@ class _UnderWay:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._requests: list[tuple[Scheduler, Request[Any]]] = []
+        self._requests: list[Request[Any]] = []
         self._over = False
 
-    def add(self, scheduler: Scheduler, request: Request[Any]) -> None:
+    def add(self, request: Request[Any]) -> None:
         with self._lock:
             if not self._over:
-                self._requests.append((scheduler, request))
+                self._requests.append(request)
                 return
-        scheduler.cancel(request)
+        request.cancel()
 
     def cancel(self) -> None:
         with self._lock:
             self._over = True
-        for scheduler, request in self._requests:
-            scheduler.cancel(request)
+        for request in self._requests:
+            request.cancel()
 
 
 _batch: ContextVar[_UnderWay | None] = ContextVar("langchain_pos_batch", default=None)
@@ -57,11 +56,11 @@ def current_batch() -> Hashable | None:
     return _batch.get()
 
 
-def belongs_to_batch(scheduler: Scheduler, request: Request[Any]) -> None:
+def belongs_to_batch(request: Request[Any]) -> None:
     """Let the batch that this thread or task works for, if it does, cancel the request."""
     batch = _batch.get()
     if batch is not None:
-        batch.add(scheduler, request)
+        batch.add(request)
 
 
 @contextmanager

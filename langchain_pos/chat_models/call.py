@@ -21,7 +21,6 @@ from langchain_pos.chat_models.tool_calling import (
     read_choice,
     unique,
 )
-from langchain_pos.engine.scheduler.waiting import aevents, events
 from langchain_pos.errors import InvalidRequestError
 from langchain_pos.reasoning.answer_form import PLAIN, AnswerForm
 from langchain_pos.reasoning.settings import ReasoningSettings
@@ -161,7 +160,7 @@ class ChatCall:
     def chunks(self) -> Generator[ChatGenerationChunk, None, None]:
         """Queue the call and yield its answer; closing the iterator cancels it."""
         request = self._submit()
-        with closing(events(self._engine.scheduler, request, self._timeout)) as news:
+        with closing(request.stream(self._timeout)) as news:
             for chunk in news:
                 yield from self._write(chunk)
         yield self._last(request.result())
@@ -178,7 +177,7 @@ class ChatCall:
     ) -> AsyncGenerator[tuple[ReasoningChunk | None, list[ChatGenerationChunk]], None]:
         """Each piece of reasoning with the message chunks it gives; None with the last of them."""
         request = self._submit()
-        async with aclosing(aevents(self._engine.scheduler, request, self._timeout)) as news:
+        async with aclosing(request.astream(self._timeout)) as news:
             async for chunk in news:
                 yield chunk, list(self._write(chunk))
         yield None, [self._last(request.result())]
@@ -186,7 +185,7 @@ class ChatCall:
     def _submit(self) -> Request[ReasoningResult]:
         request = self._answer.submit(current_batch())
         self.queued = True
-        belongs_to_batch(self._engine.scheduler, request)
+        belongs_to_batch(request)
         return request
 
     def _write(self, chunk: ReasoningChunk) -> Generator[ChatGenerationChunk, None, None]:

@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from langchain_pos.engine.decoding.sequence import Feed
+from langchain_pos.engine.decoding.sequence import Feed, feed
 from langchain_pos.engine.sampling import RowSampling, SamplingParams
 
 if TYPE_CHECKING:
-    from langchain_pos.engine.decoding.sequence import Steps
     from langchain_pos.engine.engine import Engine
     from langchain_pos.engine.scheduler.request import Request
     from langchain_pos.runnables.parallel_reasoning import ParallelReasoningLLM
@@ -170,18 +169,20 @@ def step_times(
     found: dict[int, list[float]] = {width: [] for width in fitting}
     token = engine.forward.vocabulary // 2
 
-    def request_steps(request: Request[None]) -> Steps[None]:
+    async def request_steps(request: Request[None]) -> None:
         root = engine.scheduler.root(request)
-        yield [Feed(root, [token] * prefix)]
+        await feed([Feed(root, [token] * prefix)])
         for _ in range(2):
             for width in fitting:
                 branches = [engine.fork(root, at=prefix) for _ in range(width)]
                 began = before = time.perf_counter()
                 for step in range(steps + 1):
-                    yield [
-                        Feed(branch, [token], RowSampling(SamplingParams(), index, step))
-                        for index, branch in enumerate(branches)
-                    ]
+                    await feed(
+                        [
+                            Feed(branch, [token], RowSampling(SamplingParams(), index, step))
+                            for index, branch in enumerate(branches)
+                        ]
+                    )
                     now = time.perf_counter()
                     if step:  # the first one sets up what this width needs
                         found[width].append(now - before)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
+from langchain_pos.engine.scheduler.pending import Pending
 from langchain_pos.errors import RequestCancelled
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ class _NoSlots:
     peak_slots: int = 0
 
 
-class RemoteRequest(Generic[T]):
+class RemoteRequest(Pending[T]):
     """A question on its way; see `engine.request.Request`.
 
     Attributes:
@@ -43,33 +44,24 @@ class RemoteRequest(Generic[T]):
     """
 
     def __init__(self, told: Callable[[], None]) -> None:
-        self.events: deque[Any] = deque()
-        self.done = False
+        super().__init__()
         self.cached_tokens = 0
         self.passes = 0
         self.shared_slots = 0
         self.ledger = _NoSlots()
         self._told = told
-        self._result: T | None = None
-        self._error: BaseException | None = None
+        self._cancel: Callable[[], None] = lambda: None
         self._task: asyncio.Task[T] | None = None
         self._cancelled = False
 
     def emit(self, event: Any) -> None:
         """Tell the caller something."""
-        self.events.append(event)
+        super().emit(event)
         self._told()
 
-    def result(self) -> T:
-        """What came of it, or the error that ended it."""
-        if self._error is not None:
-            raise self._error
-        return self._result  # type: ignore[return-value]
-
-    @property
-    def error(self) -> BaseException | None:
-        """What ended it, None when nothing went wrong."""
-        return self._error
+    def cancel(self) -> None:
+        """See `RemoteScheduler.cancel`."""
+        self._cancel()
 
 
 class RemoteScheduler:
@@ -94,6 +86,7 @@ class RemoteScheduler:
     ) -> RemoteRequest[T]:
         """Start a question. It runs whether or not somebody waits for it."""
         request: RemoteRequest[T] = RemoteRequest(self._tell)
+        request._cancel = partial(self.cancel, request)
 
         def start() -> None:
             if request._cancelled:
@@ -199,9 +192,8 @@ class RemoteScheduler:
     def _finish(
         self, request: RemoteRequest[Any], result: Any, error: BaseException | None
     ) -> None:
-        request._result, request._error = result, error
         request._task = None
-        request.done = True
+        request.finish(result, error)
         self._tell()
 
     def _tell(self) -> None:

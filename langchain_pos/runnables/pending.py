@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, closing
 from typing import TYPE_CHECKING
 
-from langchain_pos.engine.scheduler.waiting import aevents
+from langchain_pos.engine.scheduler.pending import wait_for_news
 from langchain_pos.errors import RequestCancelled
 from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 from langchain_pos.runnables.tracing import RunTracer, arun, run
@@ -41,7 +41,7 @@ class PendingAnswer:
         Closing the iterator cancels it.
         """
         try:
-            with closing(self.scheduler.stream(self.request)) as events:
+            with closing(self.request.stream()) as events:
                 for event in events:
                     if isinstance(event, ReasoningChunk):
                         yield event
@@ -55,7 +55,7 @@ class PendingAnswer:
     async def achunks(self) -> AsyncGenerator[ReasoningChunk, None]:
         """The same; another thread runs the passes."""
         try:
-            async with aclosing(aevents(self.scheduler, self.request)) as events:
+            async with aclosing(self.request.astream()) as events:
                 async for event in events:
                     if isinstance(event, ReasoningChunk):
                         yield event
@@ -105,13 +105,11 @@ def answer_all(
                     yield place, error
             if not under_way:
                 return
-            one = next(iter(under_way.values()))
-            one.scheduler.wait(lambda: any(map(_has_news, under_way.values())))
+            wait_for_news([asked.request for asked in under_way.values()])
             for place, asked in list(under_way.items()):
                 asked.take_events()
                 if asked.request.done and not asked.request.events:
                     del under_way[place]
-                    asked.scheduler.cancel(asked.request)
                     yield place, _answer(asked)
     except BaseException as stopped:
         for asked in under_way.values():
@@ -119,11 +117,7 @@ def answer_all(
         raise
     finally:
         for asked in under_way.values():
-            asked.scheduler.cancel(asked.request)
-
-
-def _has_news(asked: PendingAnswer) -> bool:
-    return asked.request.done or bool(asked.request.events)
+            asked.request.cancel()
 
 
 def _answer(asked: PendingAnswer) -> ReasoningResult | Exception:

@@ -63,12 +63,12 @@ def test_an_interrupt_leaves_the_engine_clean(
     bystander = submit(engine, generating(engine, LONG, 12), reserve=80)
     fail_at(monkeypatch, *places(engine)[place], call, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        engine.scheduler.run(interrupted)
+        interrupted.wait()
     assert interrupted.done
     assert isinstance(interrupted.error, RequestCancelled)
     assert not bystander.done
     assert engine.slots_in_use == (0 if call == 1 else len(LONG) + call - 2)
-    assert said(engine.scheduler.run(bystander)) == said(other)
+    assert said(bystander.wait()) == said(other)
     assert engine.slots_in_use == 0
     assert said(engine.generate(PROMPT, max_new_tokens=12)) == said(alone)
 
@@ -84,10 +84,10 @@ def test_an_interrupt_inside_another_request_ends_that_one_too(engine: Engine) -
     hit.emit = interrupt  # type: ignore[method-assign]
     hit._steps = generating(engine, LONG, 12)(hit)
     with pytest.raises(KeyboardInterrupt):
-        engine.scheduler.run(mine)
+        mine.wait()
     assert engine.slots_in_use == 0
     with pytest.raises(RequestCancelled, match="interrupted"):
-        engine.scheduler.run(hit)
+        hit.wait()
 
 
 @pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
@@ -105,9 +105,9 @@ def test_without_memory_the_largest_request_fails(
     small = submit(engine, generating(engine, PROMPT, 12))
     large = submit(engine, generating(engine, LONG, 12), reserve=80)
     fail_at(monkeypatch, *places(engine)[place], call, error)
-    assert said(engine.scheduler.run(small)) == said(alone)
+    assert said(small.wait()) == said(alone)
     with pytest.raises(OutOfSlotsError, match=r"out of memory.*smaller budgets"):
-        engine.scheduler.run(large)
+        large.wait()
     assert engine.slots_in_use == 0
     monkeypatch.undo()
     assert said(engine.generate(PROMPT, max_new_tokens=12)) == said(alone)
@@ -149,9 +149,9 @@ def test_without_memory_for_more_slots_the_engine_keeps_those_it_has(
     monkeypatch.setattr(SlotLayer, "_allocate", scarce)
     small = submit(engine, generating(engine, PROMPT, 12))
     large = submit(engine, generating(engine, ids(1200), 12), reserve=1300)
-    assert said(engine.scheduler.run(small)) == said(alone)
+    assert said(small.wait()) == said(alone)
     with pytest.raises(OutOfSlotsError):
-        engine.scheduler.run(large)
+        large.wait()
     for _ in range(2):
         assert said(engine.generate(PROMPT, max_new_tokens=12)) == said(alone)
     assert max(asked) == 2048
@@ -168,7 +168,7 @@ def test_a_broken_model_fails_those_in_the_pass_and_no_later_one(
     fail_at(monkeypatch, *places(engine)[1], 4, ZeroDivisionError("model"))
     for request in requests:
         with pytest.raises(ZeroDivisionError):
-            engine.scheduler.run(request)
+            request.wait()
     assert engine.slots_in_use == 0
     assert said(engine.generate(PROMPT, max_new_tokens=12)) == said(alone)
 
@@ -178,31 +178,31 @@ def test_out_of_memory_is_thrown_into_the_request(
 ) -> None:
     """A request may catch the error and go on with less."""
 
-    def steps(request: Any) -> Any:
+    async def steps(request: Any) -> Any:
         try:
-            yield from generating(engine, LONG, 12)(request)
+            await generating(engine, LONG, 12)(request)
         except OutOfSlotsError:
             for segment in list(request.ledger.segments):
                 engine.release(segment)
-        return (yield from generating(engine, PROMPT, 12)(request))
+        return await generating(engine, PROMPT, 12)(request)
 
     fail_at(monkeypatch, *places(engine)[0], 3, NO_MEMORY[0])
-    done: Completion = engine.scheduler.run(submit(engine, steps, reserve=80))
+    done: Completion = submit(engine, steps, reserve=80).wait()
     assert done.token_ids == engine.generate(PROMPT, max_new_tokens=12).token_ids
 
 
 def test_errors_while_a_request_is_closed_are_its_own(engine: Engine) -> None:
     """A request that fails while it is cancelled leaves nothing behind."""
 
-    def stubborn(request: Any) -> Any:
+    async def stubborn(request: Any) -> Any:
         try:
-            yield from generating(engine, PROMPT, 12)(request)
+            await generating(engine, PROMPT, 12)(request)
         finally:
             raise OSError("while closing")
 
     request = submit(engine, stubborn)
     engine.scheduler.wait(lambda: request.passes > 1)
-    engine.scheduler.cancel(request)
+    request.cancel()
     assert request.done
     assert isinstance(request.error, RequestCancelled)
     assert engine.slots_in_use == 0
@@ -220,5 +220,5 @@ def test_a_callers_callback_that_raises_ends_its_own_request(engine: Engine) -> 
     request._steps = steps(request)
     other = submit(engine, generating(engine, LONG, 12), reserve=80)
     with pytest.raises(LookupError):
-        engine.scheduler.run(request)
-    assert len(engine.scheduler.run(other).token_ids) == 12
+        request.wait()
+    assert len(other.wait().token_ids) == 12

@@ -97,8 +97,13 @@ class Pending(Generic[T]):
             AnswerTimeoutError: the seconds are over; it has been cancelled.
         """
         deadline, news = _Deadline(timeout), threading.Event()
+
+        def ended() -> None:
+            if self.done:
+                news.set()
+
         try:
-            with self.listening(news.set):
+            with self.listening(ended):
                 while not self.done:
                     deadline.check()
                     news.wait(deadline.look)
