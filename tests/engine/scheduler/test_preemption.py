@@ -35,7 +35,7 @@ def many(index: int, **settings: Any) -> Callable[[Engine], Any]:
     )
 
 
-def sharing(index: int, tokens: int = 40) -> Callable[[Engine], Any]:
+def sharing(index: int, tokens: int = 100) -> Callable[[Engine], Any]:
     """A completion after a document that others ask about too."""
     prompt = [*DOCUMENT, *PROMPTS[index]]
     return lambda engine: engine.generate(prompt, max_new_tokens=tokens, drafts=False)
@@ -52,10 +52,10 @@ MIXTURES: dict[str, tuple[int, list[Callable[[Engine], Any]]]] = {
     "sampled": (100, [one(index, sampling=WARM) for index in range(6)]),
     "penalised": (100, [one(i, sampling=SamplingParams(repetition_penalty=1.3)) for i in range(6)]),
     "branches": (120, [many(index) for index in range(6)]),
-    "branches in turn": (120, [many(index, max_parallel=3) for index in range(6)]),
+    "branches in turn": (80, [many(index, max_parallel=3) for index in range(6)]),
     "constrained": (90, [bound(index) for index in range(6)]),
     "prefix": (230, [sharing(index) for index in range(6)]),
-    "mixed": (190, [one(0), many(1), sharing(2), bound(3), many(4, sampling=WARM), sharing(5)]),
+    "mixed": (240, [one(0), many(1), sharing(2), bound(3), many(4, sampling=WARM), sharing(5)]),
 }
 
 
