@@ -223,15 +223,11 @@ class TestOtherTokenizers:
 def test_attempts_move_between_threads() -> None:
     """Each pass may be driven by another thread; the next attempt follows all the same."""
     llm, _ = scripted_llm({ASKED: [TWICE, GOOD], **REST, "(": GOOD})
-    request = llm.reasoner.submit(as_request("Who?"), ReasoningSettings.of(llm))
     scheduler = llm.engine.scheduler
-
-    def one_pass() -> None:
-        before = request.passes
-        scheduler.wait(lambda: request.passes > before or request.done)
-
-    while not request.done:
-        thread = Thread(target=one_pass)
-        thread.start()
-        thread.join()
+    with scheduler.paused():
+        request = llm.reasoner.submit(as_request("Who?"), ReasoningSettings.of(llm))
+        while not request.done:
+            thread = Thread(target=scheduler.step)
+            thread.start()
+            thread.join()
     assert request.result().plan_attempts == 2

@@ -168,13 +168,22 @@ class Pending(Generic[T]):
 
     def _stop(self) -> None:
         """Cancel it, if it has not ended, and wait until it has."""
-        if self.done:
-            return
-        news = threading.Event()
-        with self.listening(news.set):
-            self.cancel()
-            while not self.done:
-                news.wait(_LOOK)
+        cancel_all([self])
+
+
+def cancel_all(pending: Sequence[Pending[Any]]) -> None:
+    """Cancel what has not ended of several, and return when all of it has."""
+    pending = [each for each in pending if not each.done]
+    if not pending:
+        return
+    news = threading.Event()
+    with ExitStack() as listening:
+        for each in pending:
+            listening.enter_context(each.listening(news.set))
+            each.cancel()
+        while not all(each.done for each in pending):
+            news.wait(_LOOK)
+            news.clear()
 
 
 def wait_for_news(pending: Sequence[Pending[Any]]) -> None:
