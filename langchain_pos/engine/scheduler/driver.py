@@ -8,6 +8,7 @@ holds no engine while it is idle.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import weakref
@@ -21,6 +22,8 @@ from langchain_pos.engine.cpu.openmp import give_back_workers
 
 _PAUSE, _IDLE = 0.2, 10.0
 """Seconds without work after which its OpenMP workers go, and after which the thread ends."""
+_LAST_PASS = 30.0
+"""Seconds that the end of the process waits for the pass under way."""
 
 
 class Work(Protocol):
@@ -141,5 +144,14 @@ def _after_fork() -> None:
         driver._forked()
 
 
+def _at_exit() -> None:
+    """The interpreter must not go while a thread computes: the process would abort."""
+    for driver in list(_drivers):
+        with driver.changed:
+            driver._holds += 1
+            driver.changed.wait_for(lambda d=driver: not d._stepping, _LAST_PASS)  # type: ignore[misc]
+
+
+atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_after_fork)

@@ -370,6 +370,31 @@ def test_a_fork_has_a_thread_of_its_own() -> None:
     assert done.returncode == 0, done.stderr
 
 
+UNDER_WAY = """
+import time
+from tests.support.scheduling import generating
+from tests.support.tiny import ids, submit, tiny_engine
+
+engine = tiny_engine(settings={"max_position_embeddings": 65536})
+request = submit(engine, generating(engine, ids(9), 60_000), 60_100)
+while request.passes < 3:
+    time.sleep(0.001)
+"""
+
+
+def test_a_process_may_end_while_a_request_is_under_way() -> None:
+    """The pass is finished and the thread stays behind; nothing aborts."""
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", UNDER_WAY],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 COUNTED = """
 import os, threading, torch
 from langchain_pos.engine.cpu.openmp import give_back_workers

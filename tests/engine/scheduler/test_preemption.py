@@ -251,6 +251,19 @@ def test_by_default_a_request_waits_for_what_it_will_probably_use(engine: Engine
     assert [request.result().token_ids for request in requests] == alone
 
 
+def test_a_prefix_whose_users_were_put_back_is_emptied_and_fed_again(engine: Engine) -> None:
+    """Its slots go to the oldest request too; whoever comes back first feeds it."""
+    expected = [said(sharing(index)(engine)) for index in (1, 2)]
+    small = tiny_engine(max_slots=230)
+    with small.scheduler.paused():
+        oldest = submit(small, generating(small, PROMPTS[0], 200), 220, expected=20)
+        others = submitted(small, [sharing(index) for index in (1, 2)])
+    assert len(oldest.wait().token_ids) == 200
+    assert [said(request.wait()) for request in others] == expected
+    assert others[0].preemptions > 0
+    assert small.slots_in_use == 0
+
+
 def test_a_shared_prefix_counts_once() -> None:
     """Requests that stand on one document leave room for another one."""
     engine = tiny_engine(max_slots=310)
