@@ -11,19 +11,19 @@ from typing import Any, TypeVar
 
 from benchmarks.measuring import Clock, Run
 from langchain_pos.engine import Engine
-from langchain_pos.engine.decoding.sequence import Feed, Steps, decode
+from langchain_pos.engine.decoding.sequence import Feed, Steps, decode, feed
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
 from langchain_pos.engine.scheduler.request import Request
 
 T = TypeVar("T")
 
 
-def clocked(steps: Steps[T], ticks: list[float], clock: Clock) -> Steps[T]:
+async def clocked(steps: Steps[T], ticks: list[float], clock: Clock) -> T:
     """`steps`, with the time after each of its passes noted in `ticks`."""
     try:
-        feeds = next(steps)
+        feeds = steps.send(None)  # type: ignore[arg-type]  # a coroutine starts with None
         while True:
-            sampled = yield feeds
+            sampled = await feed(feeds)
             ticks.append(clock())
             feeds = steps.send(sampled)
     except StopIteration as stop:
@@ -58,9 +58,9 @@ def expand(
     written: list[tuple[int, ...]] = []
     clocks: list[Clock] = []
 
-    def steps(request: Request[int]) -> Steps[int]:
+    async def steps(request: Request[int]) -> int:
         root = engine.scheduler.root(request)
-        yield [Feed(root, prefix_ids)]
+        await feed([Feed(root, prefix_ids)])
         clocks.append(Clock(engine.forward.device))
         sequences = [
             engine.sequence(
@@ -73,12 +73,15 @@ def expand(
             )
             for index, (opening, length) in enumerate(zip(openings, lengths, strict=True))
         ]
-        branches = decode(
-            sequences,
-            max_parallel=max_parallel,
-            on_end=lambda sequence: engine.release(sequence.segment),
-        )
-        yield from clocked(branches, ticks, clocks[0])
+
+        async def branches() -> None:
+            await decode(
+                sequences,
+                max_parallel=max_parallel,
+                on_end=lambda sequence: engine.release(sequence.segment),
+            )
+
+        await clocked(branches(), ticks, clocks[0])
         written.extend(tuple(sequence.token_ids) for sequence in sequences)
         return request.ledger.peak_slots
 

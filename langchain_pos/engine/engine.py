@@ -17,6 +17,7 @@ from langchain_pos.engine.cpu.weight_packing import PackedModelError, can_pack, 
 from langchain_pos.engine.decoding.drafts import Draft, PromptLookup
 from langchain_pos.engine.decoding.sequence import DecodingSequence, Feed, Steps, decode
 from langchain_pos.engine.forest.segments import Segment
+from langchain_pos.engine.forest.slots import ROOM
 from langchain_pos.engine.forward.forward_pass import ForwardPass
 from langchain_pos.engine.loading import load, prepare
 from langchain_pos.engine.sampling import Logprobs, SamplingParams, derive_seed
@@ -190,7 +191,7 @@ class Engine:
             self.constraints.state(constraint)  # compiled here, while others decode
         seed = self.seed(sampling)
 
-        def steps(request: Request[Completion]) -> Steps[Completion]:
+        async def steps(request: Request[Completion]) -> Completion:
             root = self.scheduler.root(request, prompt_ids)
             known = prompt_ids[: root.end]
             sequence = self.sequence(
@@ -204,13 +205,15 @@ class Engine:
                 context_ids=known,
                 lookup=PromptLookup(known) if drafts else None,
             )
-            yield from decode([sequence])
+            await decode([sequence])
             if sequence.failure is not None:
                 raise sequence.failure
             done = sequence.completion()
             return replace(done, usage=TokenUsage(len(prompt_ids), done.usage.output_tokens))
 
-        return self.run(steps, reserve=len(prompt_ids) + max_new_tokens)
+        return self.run(
+            steps, reserve=len(prompt_ids) + max_new_tokens, expected=len(prompt_ids) + ROOM
+        )
 
     def decode_branches(
         self,
@@ -255,7 +258,7 @@ class Engine:
         seed = self.seed(sampling)
         together = min(len(openings), max_parallel or len(openings))
 
-        def steps(request: Request[list[Completion]]) -> Steps[list[Completion]]:
+        async def steps(request: Request[list[Completion]]) -> list[Completion]:
             root = self.scheduler.root(request, prefix_ids)
             lookup = PromptLookup(prefix_ids) if drafts else None
             sequences = [
@@ -271,7 +274,7 @@ class Engine:
                 )
                 for index, opening in enumerate(openings)
             ]
-            yield from decode(
+            await decode(
                 sequences,
                 first=[Feed(root, prefix_ids[root.end :])],
                 max_parallel=max_parallel,
@@ -280,13 +283,20 @@ class Engine:
             return [sequence.completion() for sequence in sequences]
 
         reserve = len(prefix_ids) + together * (longest + max_new_tokens)
-        return self.run(steps, reserve=reserve)
+        expected = len(prefix_ids) + together * longest + ROOM
+        return self.run(steps, reserve=reserve, expected=expected)
 
     # ------------------------------------------------- parts to write requests from
 
-    def run(self, steps: Callable[[Request[T]], Steps[T]], *, reserve: int) -> T:
+    def run(
+        self,
+        make: Callable[[Request[T]], Steps[T]],
+        *,
+        reserve: int,
+        expected: int | None = None,
+    ) -> T:
         """Run a request to its end; see `Scheduler.submit`."""
-        return self.scheduler.run(self.scheduler.submit(steps, reserve=reserve))
+        return self.scheduler.submit(make, reserve=reserve, expected=expected).wait()
 
     def sequence(
         self,

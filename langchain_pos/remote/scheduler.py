@@ -10,6 +10,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from langchain_pos.engine.scheduler.pending import Pending
@@ -32,7 +33,8 @@ class RemoteRequest(Pending[T]):
         if self.done:
             return
         self._cancelled = True
-        self._loop.call_soon_threadsafe(self._cancel_task)
+        with suppress(RuntimeError):  # the loop is closed; what was under way has been cancelled
+            self._loop.call_soon_threadsafe(self._cancel_task)
 
     def _cancel_task(self) -> None:
         if self._task is not None:

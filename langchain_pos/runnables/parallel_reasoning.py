@@ -317,7 +317,13 @@ class ParallelReasoningLLM(
                 except Exception as error:  # noqa: BLE001 - each question has its own
                     return error
 
-        return list(await asyncio.gather(*map(one, inputs, run_manager)))
+        tasks = [
+            asyncio.ensure_future(one(*asked)) for asked in zip(inputs, run_manager, strict=True)
+        ]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:  # `gather` does not wait for all of them when it is cancelled
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def get_graph(self, config: RunnableConfig | None = None) -> Graph:
         """The three stages between input and output, as LangChain draws a chain."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, closing
 from typing import TYPE_CHECKING
 
-from langchain_pos.engine.scheduler.pending import wait_for_news
+from langchain_pos.engine.scheduler.pending import cancel_all, wait_for_news
 from langchain_pos.errors import RequestCancelled
 from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 from langchain_pos.runnables.tracing import RunTracer, arun, run
@@ -108,10 +108,7 @@ def answer_all(
             asked.fail(stopped)
         raise
     finally:
-        for asked in under_way.values():
-            asked.pending.cancel()
-        for asked in under_way.values():
-            asked.pending.stop()
+        cancel_all([asked.pending for asked in under_way.values()])
 
 
 def _answer(asked: PendingAnswer) -> ReasoningResult | Exception:

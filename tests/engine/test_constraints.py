@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from langchain_pos.engine import Constraint, Engine, SamplingParams
-from langchain_pos.engine.decoding.sequence import Steps, decode
+from langchain_pos.engine.decoding.sequence import decode, feed
 from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.engine.tokenization.text import encode_continuation
 from langchain_pos.errors import InvalidRequestError, NonFiniteLogitsError
@@ -145,7 +145,7 @@ def test_constrained_and_free_sequences_share_passes(engine: Engine) -> None:
         PROMPT + ids(2), max_new_tokens=8, constraint=Constraint("regex", "[a-z]{8}")
     )
 
-    def steps(request: Request[Any]) -> Steps[list[Any]]:
+    async def steps(request: Request[Any]) -> list[Any]:
         sequences = [
             engine.sequence(
                 engine.scheduler.root(request),
@@ -161,17 +161,17 @@ def test_constrained_and_free_sequences_share_passes(engine: Engine) -> None:
                 (ids(3), None),
             )
         ]
-        yield from decode(sequences)
+        await decode(sequences)
         return [sequence.completion() for sequence in sequences]
 
-    together = engine.scheduler.run(submit(engine, steps, reserve=100))
+    together = submit(engine, steps, reserve=100).wait()
     assert said(together) == said([free, bound, free])
 
 
 def test_force_is_the_callers_text_if_the_grammar_allows_it(engine: Engine) -> None:
     """A caller closes a stretch that got too long; the grammar has the last word."""
 
-    def steps(request: Request[Any]) -> Steps[Any]:
+    async def steps(request: Request[Any]) -> Any:
         sequence = engine.sequence(
             engine.scheduler.root(request),
             PROMPT,
@@ -181,7 +181,7 @@ def test_force_is_the_callers_text_if_the_grammar_allows_it(engine: Engine) -> N
             constraint=engine_constraint,
         )
         for _ in range(4):
-            (sampled,) = yield [sequence.feed()]
+            (sampled,) = await feed([sequence.feed()])
             sequence.accept(sampled)
         written, tokens = sequence.text, list(sequence.token_ids)
         assert not sequence.force("!")
@@ -189,12 +189,12 @@ def test_force_is_the_callers_text_if_the_grammar_allows_it(engine: Engine) -> N
         assert sequence.force(";")
         assert sequence.text == written + ";......\n"
         while sequence.finish_reason is None:
-            (sampled,) = yield [sequence.feed()]
+            (sampled,) = await feed([sequence.feed()])
             sequence.accept(sampled)
         return sequence.completion()
 
     engine_constraint = Constraint("ebnf", 'root ::= [a-z]+ ";" "......\\n" [0-9]')
-    done = engine.scheduler.run(submit(engine, steps))
+    done = submit(engine, steps).wait()
     assert re.fullmatch(r"[a-z]+;\.{6}\n[0-9]", done.text)
     assert engine.tokenizer.decode(done.token_ids).strip() == done.text.strip()
 

@@ -10,8 +10,9 @@ import pytest
 
 from langchain_pos.engine import Engine, SamplingParams
 from langchain_pos.engine.completion import Completion
-from langchain_pos.engine.decoding.sequence import Feed, Steps, decode
+from langchain_pos.engine.decoding.sequence import Feed, decode, feed
 from langchain_pos.engine.scheduler.request import Request
+from tests.support.scheduling import stepping
 from tests.support.tiny import greedy_reference, ids, said, submit, tiny_engine
 
 PROMPT = ids(20, seed=9)
@@ -75,7 +76,7 @@ def test_text_comes_as_it_is_written(engine: Engine, whole: Completion) -> None:
     """Pieces arrive one by one and add up to the text."""
     pieces: list[str] = []
 
-    def steps(request: Request[Any]) -> Steps[Completion]:
+    async def steps(request: Request[Any]) -> Completion:
         sequence = engine.sequence(
             engine.scheduler.root(request),
             PROMPT,
@@ -86,10 +87,10 @@ def test_text_comes_as_it_is_written(engine: Engine, whole: Completion) -> None:
         )
         with pytest.raises(ValueError, match="still being decoded"):
             sequence.completion()
-        yield from decode([sequence])
+        await decode([sequence])
         return sequence.completion()
 
-    assert engine.scheduler.run(submit(engine, steps)) == whole
+    assert submit(engine, steps).wait() == whole
     assert len(pieces) > 5
     assert "".join(pieces) == whole.text
 
@@ -101,7 +102,7 @@ def test_forks_inside_forks(name: str) -> None:
     parts = {"": PROMPT, "a": ids(5, 1), "b": ids(3, 2), "aa": ids(2, 3), "ab": ids(4, 4)}
     parts["aba"] = ids(3, 5)
 
-    def steps(request: Request[Any]) -> Steps[dict[str, list[int]]]:
+    async def steps(request: Request[Any]) -> dict[str, list[int]]:
         segments = {"": engine.scheduler.root(request)}
         ends, feeds, sequences = {"": len(PROMPT)}, [Feed(segments[""], PROMPT)], {}
         for path, tokens in list(parts.items())[1:]:
@@ -114,10 +115,10 @@ def test_forks_inside_forks(name: str) -> None:
                 sequences[path] = engine.sequence(
                     segments[path], tokens, max_new_tokens=10, sampling=GREEDY, seed=0
                 )
-        yield from decode(list(sequences.values()), first=feeds)
+        await decode(list(sequences.values()), first=feeds)
         return {path: sequence.token_ids for path, sequence in sequences.items()}
 
-    written = engine.scheduler.run(submit(engine, steps, reserve=200))
+    written = submit(engine, steps, reserve=200).wait()
     assert set(written) == {"b", "aa", "aba"}
     for path, tokens in written.items():
         prompt = [token for depth in range(len(path) + 1) for token in parts[path[:depth]]]
@@ -127,32 +128,32 @@ def test_forks_inside_forks(name: str) -> None:
 def test_cut_back_and_written_anew(engine: Engine, whole: Completion) -> None:
     """A segment that is truncated and goes on differently is as if it had never been longer."""
 
-    def steps(request: Request[Any]) -> Steps[Completion]:
+    async def steps(request: Request[Any]) -> Completion:
         root = engine.scheduler.root(request)
         draft = engine.sequence(root, PROMPT, max_new_tokens=10, sampling=GREEDY, seed=0)
-        yield from decode([draft])
+        await decode([draft])
         engine.truncate(root, 13)
         again = engine.sequence(root, PROMPT[13:], max_new_tokens=24, sampling=GREEDY, seed=0)
-        yield from decode([again])
+        await decode([again])
         return again.completion()
 
-    assert engine.scheduler.run(submit(engine, steps)).token_ids == whole.token_ids
+    assert submit(engine, steps).wait().token_ids == whole.token_ids
 
 
 def test_children_outlive_the_segment_they_forked_from(engine: Engine) -> None:
     """A released parent is no longer seen; its slots can be taken while the child goes on."""
 
-    def steps(request: Request[Any]) -> Steps[tuple[list[int], int]]:
+    async def steps(request: Request[Any]) -> tuple[list[int], int]:
         root = engine.scheduler.root(request)
         child = engine.fork(root, at=0)
-        yield [Feed(root, PROMPT), Feed(child, PROMPT[:5])]
+        await feed([Feed(root, PROMPT), Feed(child, PROMPT[:5])])
         engine.release(root)
         other = engine.scheduler.root(request)
         sequence = engine.sequence(child, PROMPT[5:], max_new_tokens=8, sampling=GREEDY, seed=0)
-        yield from decode([sequence], first=[Feed(other, ids(30, 3))])
+        await decode([sequence], first=[Feed(other, ids(30, 3))])
         return sequence.token_ids, request.ledger.peak_slots
 
-    tokens, peak = engine.scheduler.run(submit(engine, steps, reserve=80))
+    tokens, peak = submit(engine, steps, reserve=80).wait()
     assert tokens == greedy_reference(engine.model, PROMPT, 8)
     assert peak == 30 + len(PROMPT) + 7
 
@@ -181,18 +182,23 @@ def test_any_mixture_of_requests_gives_each_what_it_gets_alone(name: str, seed: 
     alone = [call(*args, **settings) for call, args, settings in asked]
 
     # The same calls, but `run` only queues them.
-    run, submitted = engine.scheduler.run, []
-    engine.scheduler.run = submitted.append  # type: ignore[method-assign, assignment]
-    for call, args, settings in asked:
-        call(*args, **settings)
-    engine.scheduler.run = run  # type: ignore[method-assign]
-    cancelled = set(chance.sample(range(10), 3))
-    order = chance.sample(range(10), 10)
-    for index in order:
-        if index in cancelled:
-            passes = chance.randrange(4)
-            engine.scheduler.wait(lambda r=submitted[index], p=passes: r.done or r.passes >= p)
-            engine.scheduler.cancel(submitted[index])
-        else:
-            assert said(run(submitted[index])) == said(alone[index])
+    submitted: list[Request[Any]] = []
+
+    def queue(make: Any, **kwargs: Any) -> Any:
+        submitted.append(engine.scheduler.submit(make, **kwargs))
+
+    with stepping(engine) as until:
+        engine.run = queue  # type: ignore[method-assign]
+        for call, args, settings in asked:
+            call(*args, **settings)
+        cancelled = set(chance.sample(range(10), 3))
+        for index in chance.sample(range(10), 10):
+            if index in cancelled:
+                passes = chance.randrange(4)
+                until(lambda r=submitted[index], p=passes: r.done or r.passes >= p)  # type: ignore[misc]
+                submitted[index].cancel()
+            else:
+                until(lambda r=submitted[index]: r.done)  # type: ignore[misc]
+                assert said(submitted[index].result()) == said(alone[index])
+        until(lambda: not engine.scheduler.has_work())
     assert engine.slots_in_use == engine.forward.forest.extent == 0

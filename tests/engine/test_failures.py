@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,8 +12,9 @@ import torch
 from langchain_pos.engine import Engine
 from langchain_pos.engine.cache.key_values import SlotLayer
 from langchain_pos.engine.completion import Completion
+from langchain_pos.engine.decoding.sequence import Feed, feed
 from langchain_pos.errors import OutOfSlotsError, RequestCancelled
-from tests.engine.scheduler.test_scheduler import generating
+from tests.support.scheduling import generating, stepping
 from tests.support.tiny import ids, said, submit, tiny_engine
 
 PROMPT, LONG = ids(20, seed=9), ids(60, seed=4)
@@ -52,42 +52,83 @@ def places(engine: Engine) -> list[tuple[Any, str]]:
     return [(engine.model, "forward"), (layers[1], "forward"), (engine.scheduler, "sampler")]
 
 
+class Unforeseen(BaseException):
+    """What no handler of errors catches."""
+
+
 @pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("call", [1, 2, 6])
-def test_an_interrupt_leaves_the_engine_clean(
+def test_what_nobody_foresaw_in_a_pass_ends_all_requests_and_the_next_is_served(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, place: int, call: int
 ) -> None:
-    """Control-C in a pass ends the request of him who waits; another one's goes on unharmed."""
-    alone, other = (engine.generate(p, max_new_tokens=12) for p in (PROMPT, LONG))
-    interrupted = submit(engine, generating(engine, PROMPT, 12))
-    bystander = submit(engine, generating(engine, LONG, 12), reserve=80)
-    fail_at(monkeypatch, *places(engine)[place], call, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        engine.scheduler.run(interrupted)
-    assert interrupted.done
-    assert isinstance(interrupted.error, RequestCancelled)
-    assert not bystander.done
-    assert engine.slots_in_use == (0 if call == 1 else len(LONG) + call - 2)
-    assert said(engine.scheduler.run(bystander)) == said(other)
+    """The thread that drives goes on; whoever waits gets the error, and no slot is lost."""
+    alone = engine.generate(PROMPT, max_new_tokens=12)
+    fail_at(monkeypatch, *places(engine)[place], call, Unforeseen("once"))
+    with engine.scheduler.paused():
+        requests = [submit(engine, generating(engine, p, 12), 80) for p in (PROMPT, LONG)]
+    for request in requests:
+        with pytest.raises(Unforeseen, match="once"):
+            request.wait(timeout=60)
     assert engine.slots_in_use == 0
     assert said(engine.generate(PROMPT, max_new_tokens=12)) == said(alone)
 
 
-def test_an_interrupt_inside_another_request_ends_that_one_too(engine: Engine) -> None:
-    """An interrupted generator cannot go on; its own caller is told, and does not wait forever."""
-
-    def interrupt(text: str) -> None:
-        raise KeyboardInterrupt
-
-    mine = submit(engine, generating(engine, PROMPT, 12))
-    hit = submit(engine, generating(engine, LONG, 12), reserve=80)
-    hit.emit = interrupt  # type: ignore[method-assign]
-    hit._steps = generating(engine, LONG, 12)(hit)
-    with pytest.raises(KeyboardInterrupt):
-        engine.scheduler.run(mine)
+@pytest.mark.parametrize("waiting", [False, True])
+def test_an_error_of_the_scheduler_ends_all_requests_and_the_next_is_served(
+    monkeypatch: pytest.MonkeyPatch, *, waiting: bool
+) -> None:
+    """Also those that wait for slots."""
+    engine = tiny_engine(max_slots=100)
+    alone = engine.generate(PROMPT, max_new_tokens=12)
+    fail_at(monkeypatch, engine.scheduler.budget, "fill", 3, ZeroDivisionError("mine"))
+    with engine.scheduler.paused():
+        reserve = 80 if waiting else 40
+        requests = [submit(engine, generating(engine, PROMPT, 12), reserve) for _ in range(2)]
+    for request in requests:
+        with pytest.raises(ZeroDivisionError):
+            request.wait(timeout=60)
+    assert [request.passes for request in requests] == ([2, 0] if waiting else [2, 2])
     assert engine.slots_in_use == 0
-    with pytest.raises(RequestCancelled, match="interrupted"):
-        engine.scheduler.run(hit)
+    assert said(engine.generate(PROMPT, max_new_tokens=12)) == said(alone)
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_an_error_while_segments_are_released_is_told_and_leaves_nothing(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """The owner does not wait for ever, its other segments go, and so do their slots."""
+
+    async def steps(request: Any) -> None:
+        root = engine.scheduler.root(request)
+        children = [engine.fork(root, at=5) for _ in range(2)]
+        await feed([Feed(root, PROMPT[:5]), *(Feed(child, PROMPT[5:9]) for child in children)])
+
+    other = tiny_engine().generate(LONG, max_new_tokens=12)
+    fail_at(monkeypatch, engine.forward.forest, "release", call, ZeroDivisionError("release"))
+    with engine.scheduler.paused():
+        request = submit(engine, steps)
+        bystander = submit(engine, generating(engine, LONG, 12), 80)
+    with pytest.raises(ZeroDivisionError, match="release"):
+        request.wait(timeout=60)
+    assert said(bystander.wait(timeout=60)) == said(other)
+    assert engine.slots_in_use == 0
+
+
+def test_what_nobody_foresaw_in_a_request_is_its_own(engine: Engine) -> None:
+    """Its caller gets it; the others do not notice."""
+    other = engine.generate(LONG, max_new_tokens=12)
+
+    def unforeseen(text: str) -> None:
+        raise Unforeseen
+
+    with engine.scheduler.paused():
+        hit = submit(engine, generating(engine, PROMPT, 12))
+        hit.emit = unforeseen  # type: ignore[method-assign]
+        bystander = submit(engine, generating(engine, LONG, 12), 80)
+    with pytest.raises(Unforeseen):
+        hit.wait(timeout=60)
+    assert said(bystander.wait()) == said(other)
+    assert engine.slots_in_use == 0
 
 
 @pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
@@ -102,12 +143,13 @@ def test_without_memory_the_largest_request_fails(
 ) -> None:
     """Out of memory ends the request that holds most; the others do not lose a token."""
     alone = engine.generate(PROMPT, max_new_tokens=12)
-    small = submit(engine, generating(engine, PROMPT, 12))
-    large = submit(engine, generating(engine, LONG, 12), reserve=80)
     fail_at(monkeypatch, *places(engine)[place], call, error)
-    assert said(engine.scheduler.run(small)) == said(alone)
+    with engine.scheduler.paused():
+        small = submit(engine, generating(engine, PROMPT, 12))
+        large = submit(engine, generating(engine, LONG, 12), reserve=80)
+    assert said(small.wait()) == said(alone)
     with pytest.raises(OutOfSlotsError, match=r"out of memory.*smaller budgets"):
-        engine.scheduler.run(large)
+        large.wait()
     assert engine.slots_in_use == 0
     monkeypatch.undo()
     assert said(engine.generate(PROMPT, max_new_tokens=12)) == said(alone)
@@ -147,11 +189,12 @@ def test_without_memory_for_more_slots_the_engine_keeps_those_it_has(
         return allocate(layer, states)
 
     monkeypatch.setattr(SlotLayer, "_allocate", scarce)
-    small = submit(engine, generating(engine, PROMPT, 12))
-    large = submit(engine, generating(engine, ids(1200), 12), reserve=1300)
-    assert said(engine.scheduler.run(small)) == said(alone)
+    with engine.scheduler.paused():
+        small = submit(engine, generating(engine, PROMPT, 12))
+        large = submit(engine, generating(engine, ids(1200), 12), reserve=1300)
+    assert said(small.wait()) == said(alone)
     with pytest.raises(OutOfSlotsError):
-        engine.scheduler.run(large)
+        large.wait()
     for _ in range(2):
         assert said(engine.generate(PROMPT, max_new_tokens=12)) == said(alone)
     assert max(asked) == 2048
@@ -164,11 +207,13 @@ def test_a_broken_model_fails_those_in_the_pass_and_no_later_one(
 ) -> None:
     """An error of the model's own code reaches the callers whose tokens were in the pass."""
     alone = engine.generate(PROMPT, max_new_tokens=12)
-    requests = [submit(engine, generating(engine, prompt, 9)) for prompt in (PROMPT, PROMPT[4:])]
     fail_at(monkeypatch, *places(engine)[1], 4, ZeroDivisionError("model"))
+    with engine.scheduler.paused():
+        prompts = (PROMPT, PROMPT[4:])
+        requests = [submit(engine, generating(engine, prompt, 9)) for prompt in prompts]
     for request in requests:
         with pytest.raises(ZeroDivisionError):
-            engine.scheduler.run(request)
+            request.wait()
     assert engine.slots_in_use == 0
     assert said(engine.generate(PROMPT, max_new_tokens=12)) == said(alone)
 
@@ -178,32 +223,33 @@ def test_out_of_memory_is_thrown_into_the_request(
 ) -> None:
     """A request may catch the error and go on with less."""
 
-    def steps(request: Any) -> Any:
+    async def steps(request: Any) -> Any:
         try:
-            yield from generating(engine, LONG, 12)(request)
+            await generating(engine, LONG, 12)(request)
         except OutOfSlotsError:
             for segment in list(request.ledger.segments):
                 engine.release(segment)
-        return (yield from generating(engine, PROMPT, 12)(request))
+        return await generating(engine, PROMPT, 12)(request)
 
     fail_at(monkeypatch, *places(engine)[0], 3, NO_MEMORY[0])
-    done: Completion = engine.scheduler.run(submit(engine, steps, reserve=80))
+    done: Completion = submit(engine, steps, reserve=80).wait()
     assert done.token_ids == engine.generate(PROMPT, max_new_tokens=12).token_ids
 
 
 def test_errors_while_a_request_is_closed_are_its_own(engine: Engine) -> None:
     """A request that fails while it is cancelled leaves nothing behind."""
 
-    def stubborn(request: Any) -> Any:
+    async def stubborn(request: Any) -> Any:
         try:
-            yield from generating(engine, PROMPT, 12)(request)
+            await generating(engine, PROMPT, 12)(request)
         finally:
             raise OSError("while closing")
 
-    request = submit(engine, stubborn)
-    engine.scheduler.wait(lambda: request.passes > 1)
-    engine.scheduler.cancel(request)
-    assert request.done
+    with stepping(engine) as until:
+        request = submit(engine, stubborn)
+        until(lambda: request.passes > 1)
+        request.cancel()
+        until(lambda: request.done)
     assert isinstance(request.error, RequestCancelled)
     assert engine.slots_in_use == 0
 
@@ -214,11 +260,10 @@ def test_a_callers_callback_that_raises_ends_its_own_request(engine: Engine) -> 
     def broken(text: str) -> None:
         raise LookupError(text)
 
-    steps: Callable[..., Any] = generating(engine, PROMPT, 12)
-    request = submit(engine, steps)
-    request.emit = broken  # type: ignore[method-assign]
-    request._steps = steps(request)
+    with engine.scheduler.paused():
+        request = submit(engine, generating(engine, PROMPT, 12))
+        request.emit = broken  # type: ignore[method-assign]
     other = submit(engine, generating(engine, LONG, 12), reserve=80)
     with pytest.raises(LookupError):
-        engine.scheduler.run(request)
-    assert len(engine.scheduler.run(other).token_ids) == 12
+        request.wait()
+    assert len(other.wait().token_ids) == 12

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from langchain_pos.engine import Engine, SamplingParams
 from langchain_pos.engine.decoding.drafts import PromptLookup
-from langchain_pos.engine.decoding.sequence import Steps, decode
+from langchain_pos.engine.decoding.sequence import decode
 from langchain_pos.engine.sampling import (
     Logprobs,
     RowSampling,
@@ -251,7 +251,7 @@ def test_logprobs_are_the_models_own(temperature: float, drafts: bool) -> None:
     prompt = ids(6) * 3  # repeats, so that there is something to draft
     told = Logprobs(top=3)
 
-    def steps(request: Request[Any]) -> Steps[Any]:
+    async def steps(request: Request[Any]) -> Any:
         sequence = engine.sequence(
             engine.scheduler.root(request),
             prompt,
@@ -261,7 +261,7 @@ def test_logprobs_are_the_models_own(temperature: float, drafts: bool) -> None:
             lookup=PromptLookup() if drafts else None,
             logprobs=told,
         )
-        yield from decode([sequence])
+        await decode([sequence])
         return sequence.completion()
 
     done = engine.run(steps, reserve=len(prompt) + 12)

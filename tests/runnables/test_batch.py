@@ -138,7 +138,8 @@ class TestThreads:
 
     def test_a_batch_lets_others_in_between(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where slots are short, who comes later waits for one of a batch, not for all."""
-        llm, script = scripted_llm(STUDENTS, max_slots=2048)  # one at a time
+        llm, script = scripted_llm(STUDENTS, max_slots=2048)
+        monkeypatch.setattr("langchain_pos.engine.scheduler.scheduler.ROOM", 2048)  # one at a time
         scheduler, ended = llm.engine.scheduler, []
         end = scheduler._end
 

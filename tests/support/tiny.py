@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from langchain_pos.engine import Completion, Engine
-from langchain_pos.engine.decoding.sequence import Feed, Steps
+from langchain_pos.engine.decoding.sequence import Feed, Steps, feed
 from langchain_pos.engine.scheduler.request import Request
 from tests.support.families import SUPPORTED, VOCABULARY, Family
 from tests.support.tokenizers import byte_level
@@ -66,19 +66,19 @@ def said(result: Completion | Sequence[Completion]) -> list[tuple[Any, ...]]:
 
 
 def submit(
-    engine: Engine, steps: Callable[[Request[Any]], Steps[Any]], reserve: int = 64
+    engine: Engine, steps: Callable[[Request[Any]], Steps[Any]], reserve: int = 64, **kwargs: Any
 ) -> Request[Any]:
     """Queue a request that a test writes out itself."""
-    return engine.scheduler.submit(steps, reserve=reserve)
+    return engine.scheduler.submit(steps, reserve=reserve, **kwargs)
 
 
 def feeding(engine: Engine, token_ids: Sequence[int], times: int) -> Callable[..., Steps[int]]:
     """A request that feeds the same tokens again and again, and returns how often it did."""
 
-    def steps(request: Request[Any]) -> Steps[int]:
+    async def steps(request: Request[Any]) -> int:
         root = engine.scheduler.root(request)
         for _ in range(times):
-            yield [Feed(root, token_ids)]
+            await feed([Feed(root, token_ids)])
         return times
 
     return steps

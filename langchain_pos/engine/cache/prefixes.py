@@ -78,6 +78,11 @@ class PrefixCache:
         """Tokens that are kept for later."""
         return sum(len(entry.tokens) for entry in self._parked.values())
 
+    @property
+    def slots(self) -> int:
+        """Slots that shared prefixes hold, or will when they are fed."""
+        return sum(len(prefix.tokens) - prefix.segment.start for prefix in self._live)
+
     def clear(self) -> None:
         """Forget what is parked."""
         self._parked.clear()
@@ -167,7 +172,7 @@ class PrefixCache:
             if common == len(entry.tokens):  # the beginning of what is parked now
                 del self._parked[key]
         slots = prefix.slots(end)
-        if self._forest.any_broken(slots):
+        if len(slots) < end or self._forest.any_broken(slots):  # a parent may have been emptied
             return
         try:
             states = self._cache.copy_out(slots)
@@ -180,13 +185,17 @@ class PrefixCache:
 
     @torch.inference_mode()
     def _unpark(self, tokens: array[int]) -> tuple[Prefix | None, int]:
-        """A new segment with what is parked of `tokens`, and how much that is."""
+        """A new segment with what is parked of `tokens`, and how much that is.
+
+        No more of it than there are free slots for: what is parked is a luxury.
+        """
         found, length = None, LEAST - 1
         for key, entry in self._parked.items():
             common = _common(entry.tokens, tokens)
             if common > length:
                 found, length = key, common
-        if found is None:
+        length = min(length, self._forest.pool.free)
+        if found is None or length < LEAST:
             return None, 0
         self._parked.move_to_end(found)
         prefix = self._new(tokens[:length], None, 0)

@@ -1,13 +1,15 @@
 """Sequences while they are decoded: what to feed next, what to make of the token that comes back.
 
-Everything the engine does for a request is a generator (`Steps`): it yields the tokens that it
-wants fed and is sent back the tokens sampled. The scheduler steps all live generators in one
-forward pass. So a request reads top-down, and cancelling it is closing its generator.
+Everything the engine does for a request is a coroutine (`Steps`): it awaits `decode` or `feed`,
+which yield the tokens to be fed and are sent back the tokens sampled. The scheduler steps all live
+coroutines in one forward pass. So a request reads top-down, and cancelling it is closing its
+coroutine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+import types
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -65,9 +67,31 @@ Sampled = int | Verified | NonFiniteLogitsError | None
 """What comes back for a `Feed`: the token; tokens, where a draft went along; why there is none; or
 None when none was asked for."""
 
-Steps = Generator[list[Feed], list[Sampled], T]
+Steps = Coroutine[list[Feed], list[Sampled], T]
 """A request, or a part of one. Within one list, feeds are in order: a later one may build on an
 earlier one, as a branch's opening does on the prompt."""
+
+
+class _Feeds(list[Feed]):
+    """Feeds on their way to the scheduler. An event loop that gets them says what they are."""
+
+    def __repr__(self) -> str:
+        return (
+            f"<{len(self)} feeds for a local engine: only its scheduler can run this coroutine, "
+            "see Scheduler.submit>"
+        )
+
+
+@types.coroutine
+def feed(feeds: Sequence[Feed]) -> Generator[list[Feed], list[Sampled], list[Sampled]]:
+    """Have tokens fed: the one step that requests are made of.
+
+    Awaited by anything but the scheduler, such as a task of asyncio, it fails.
+
+    Returns:
+        what was sampled after each of `feeds`.
+    """
+    return (yield _Feeds(feeds))
 
 
 class DecodingSequence:
@@ -334,6 +358,7 @@ class DecodingSequence:
         )
 
 
+@types.coroutine
 def decode(
     sequences: Iterable[DecodingSequence],
     *,
@@ -341,7 +366,7 @@ def decode(
     max_parallel: int | None = None,
     on_start: Callable[[DecodingSequence], None] | None = None,
     on_end: Callable[[DecodingSequence], None] | None = None,
-) -> Steps[None]:
+) -> Generator[list[Feed], list[Sampled], None]:
     """Decode sequences together, one token each in a forward pass.
 
     A sequence that has ended is no longer fed, and one that waits takes its place at once.
@@ -368,7 +393,7 @@ def decode(
         if not live:
             return
         feeds = [*first, *(sequence.feed() for sequence in live)]
-        sampled = (yield feeds)[len(first) :]
+        sampled = (yield _Feeds(feeds))[len(first) :]
         first = ()
         for sequence, token in zip(live, sampled, strict=True):
             sequence.accept(token)

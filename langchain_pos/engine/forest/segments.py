@@ -224,6 +224,11 @@ class SegmentForest:
         self._reach_is_newer = True
         return segment
 
+    def reach(self, segment: Segment) -> list[int]:
+        """For each segment id, the first position there that `segment` does not see."""
+        row: list[int] = self._reach[segment.id].tolist()
+        return row
+
     # --------------------------------------------------------------------- slots
 
     def extend(self, segment: Segment, count: int) -> list[int]:

@@ -1,157 +1,157 @@
-"""One thread that drives the engine for all who wait together.
+"""The one thread that drives an engine.
 
-A thread that has driven keeps what numerical libraries set up in it: a team of workers, buffers
-for matrix products, kernels made for shapes that it has seen. So callers do not drive in turn: one
-who waits alone drives himself; several threads, and tasks of event loops, sleep while this thread
-drives. It starts when it is needed, and ends when it has not been for a while.
+Callers never compute: a thread that has computed keeps what numerical libraries set up in it (a
+team of workers, buffers for matrix products, kernels for shapes that it has seen), so taking turns
+would be slow. The thread starts when there is work, ends when there has been none for a while, and
+holds no engine while it is idle.
 """
 
 from __future__ import annotations
 
-import asyncio
+import atexit
+import os
 import threading
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
 
 from langchain_pos.engine.cpu.openmp import give_back_workers
 
 _PAUSE, _IDLE = 0.2, 10.0
-"""Seconds without work after which its workers go, and after which the thread ends."""
-_LOOK = 1.0  # seconds; some systems let no signal through to a thread that waits without an end
-
-Until = Callable[[], bool]
-"""Whether a sleeper has what he waits for; looked at between forward passes."""
-Drive = Callable[[Until], None]
-"""Runs the engine until its argument is true."""
+"""Seconds without work after which its OpenMP workers go, and after which the thread ends."""
+_LAST_PASS = 30.0
+"""Seconds that the end of the process waits for the pass under way."""
 
 
-@dataclass(eq=False)
-class _Sleeper:
-    """Who waits: a thread."""
+class Work(Protocol):
+    """What the thread does; see `Scheduler`."""
 
-    until: Until
-    drive: Drive
-    error: BaseException | None = None
-    told: threading.Event = field(default_factory=threading.Event)
+    def step(self) -> None:
+        """Do some of it."""
 
-    def wake(self, error: BaseException | None = None) -> None:
-        self.error = error
-        self.told.set()
+    def has_work(self) -> bool:
+        """Whether more is left. Called under `Driver.changed`."""
 
+    def fail(self, error: BaseException) -> None:
+        """A step has raised `error`: give up all that is left."""
 
-@dataclass(eq=False)
-class _SleepingTask:
-    """Who waits: a task of an event loop."""
-
-    until: Until
-    drive: Drive
-    loop: asyncio.AbstractEventLoop
-    told: asyncio.Future[None]
-
-    def wake(self, error: BaseException | None = None) -> None:
-        with suppress(RuntimeError):  # its loop has been closed; nobody waits there any more
-            self.loop.call_soon_threadsafe(self._tell, error)
-
-    def _tell(self, error: BaseException | None) -> None:
-        if self.told.done():  # cancelled
-            return
-        if error is None:
-            self.told.set_result(None)
-        else:
-            self.told.set_exception(error)
+    def forked(self) -> None:
+        """The process is a fork, in which the thread and its step do not exist."""
 
 
 class Driver:
-    """The thread, and who sleeps while it drives.
+    """A daemon thread that steps as long as there is work.
 
-    It knows the engine through its sleepers only, so that an idle thread holds no model.
+    Args:
+        device: where the model is; becomes the thread's CUDA device.
+
+    Attributes:
+        changed: guards what is queued for the thread; it is never held during a step.
     """
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._asleep: list[_Sleeper | _SleepingTask] = []
+    def __init__(self, device: torch.device) -> None:
+        self.changed = threading.Condition()
+        self._device = device
+        self._work: Work | None = None
+        self._stepping = False
+        self._holds = 0
         self._thread: threading.Thread | None = None
+        _drivers.add(self)
 
-    @property
-    def busy(self) -> bool:
-        """Whether it drives, or is about to."""
-        return bool(self._asleep)
+    def wake(self, work: Work) -> None:
+        """Have `work` done. The caller holds `changed`."""
+        if self._thread is None or not self._thread.is_alive():
+            thread = threading.Thread(target=self._run, name="langchain-pos-engine", daemon=True)
+            thread.start()
+            self._thread = thread
+        self._work = work
+        self.changed.notify_all()
 
-    def sleep(self, until: Until, drive: Drive) -> None:
-        """Let the thread drive until `until()`."""
-        sleeper = _Sleeper(until, drive)
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """No step is taken meanwhile. Not to be used by the work itself."""
+        with self.changed:
+            self._holds += 1
+            self.changed.wait_for(lambda: not self._stepping)
         try:
-            self._add(sleeper)
-            while not sleeper.told.wait(_LOOK):
-                continue
+            yield
         finally:
-            self._forget(sleeper)
-        if sleeper.error is not None:
-            raise sleeper.error
-
-    async def asleep(self, until: Until, drive: Drive) -> None:
-        """As `sleep`, for a task."""
-        loop = asyncio.get_running_loop()
-        sleeper = _SleepingTask(until, drive, loop, loop.create_future())
-        self._add(sleeper)
-        try:
-            await sleeper.told
-        finally:
-            self._forget(sleeper)
-
-    def _add(self, sleeper: _Sleeper | _SleepingTask) -> None:
-        give_back_workers()  # of the thread that now leaves the work to another
-        with self._changed:
-            self._asleep.append(sleeper)
-            if self._thread is None or not self._thread.is_alive():  # a fork has no threads
-                self._thread = threading.Thread(
-                    target=self._run, name="langchain-pos-engine", daemon=True
-                )
-                self._thread.start()
-            self._changed.notify()
-
-    def _forget(self, sleeper: _Sleeper | _SleepingTask) -> None:
-        with self._changed, suppress(ValueError):
-            self._asleep.remove(sleeper)
+            with self.changed:
+                self._holds -= 1
+                if self._work is not None:
+                    self.wake(self._work)
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                if not self._changed.wait_for(lambda: self._asleep, _PAUSE):
-                    give_back_workers()
-                    if not self._changed.wait_for(lambda: self._asleep, _IDLE):
-                        self._thread = None
-                        return
-                first = self._asleep[0]
-            try:
-                first.drive(self._anybody)
-            except BaseException as error:  # noqa: BLE001  as if the first of them had driven
-                self._forget(first)
-                first.wake(error)
-            del first
-            self._wake()
+        try:
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)
+            while (work := self._next()) is not None:
+                try:
+                    work.step()
+                except BaseException as error:  # noqa: BLE001  nobody waits for this thread
+                    work.fail(error)
+                with self.changed:
+                    self._stepping = False
+                    if not work.has_work():
+                        self._work = None
+                    self.changed.notify_all()
+                del work  # an idle thread holds no engine
+        except BaseException as error:
+            with self.changed:
+                left, self._work, self._thread = self._work, None, None
+                self._stepping = False
+                self.changed.notify_all()
+            if left is not None:
+                left.fail(error)
+            raise
 
-    def _anybody(self) -> bool:
-        """Whether somebody has what he waits for, or nobody waits any more."""
-        asleep = list(self._asleep)
-        return not asleep or any(map(_is_due, asleep))
+    def _next(self) -> Work | None:
+        """What to do a step of; None when nothing has come for long."""
+        with self.changed:
+            if self._is_due(_PAUSE):
+                return self._begin()
+        give_back_workers()
+        with self.changed:
+            if self._is_due(_IDLE):
+                return self._begin()
+            self._thread = None
+            return None
 
-    def _wake(self) -> None:
-        for sleeper in list(self._asleep):
-            error = None
-            try:
-                if not sleeper.until():
-                    continue
-            except BaseException as raised:  # noqa: BLE001  it is his; the others' thread goes on
-                error = raised
-            self._forget(sleeper)
-            sleeper.wake(error)
+    def _is_due(self, seconds: float) -> bool:
+        return self.changed.wait_for(
+            lambda: self._work is not None and self._holds == 0, timeout=seconds
+        )
+
+    def _begin(self) -> Work | None:
+        self._stepping = True
+        return self._work
+
+    def _forked(self) -> None:
+        self.changed = threading.Condition()  # the other one's lock may have been held
+        self._thread, self._stepping = None, False
+        if self._work is not None:
+            self._work.forked()
 
 
-def _is_due(sleeper: _Sleeper | _SleepingTask) -> bool:
-    """Whether he must be woken; also where the question itself fails, which he is told then."""
-    try:
-        return sleeper.until()
-    except BaseException:  # noqa: BLE001  `_wake` asks again
-        return True
+_drivers: weakref.WeakSet[Driver] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for driver in list(_drivers):
+        driver._forked()
+
+
+def _at_exit() -> None:
+    """The interpreter must not go while a thread computes: the process would abort."""
+    for driver in list(_drivers):
+        with driver.changed:
+            driver._holds += 1
+            driver.changed.wait_for(lambda d=driver: not d._stepping, _LAST_PASS)  # type: ignore[misc]
+
+
+atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)

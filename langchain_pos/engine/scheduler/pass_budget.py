@@ -38,41 +38,53 @@ class PassBudget:
     row_seconds: float | None = None
     pass_seconds: float = 0.0
 
-    def fill(self, live: Sequence[Request[Any]]) -> list[Part]:
+    def fill(self, live: Sequence[Request[Any]], free_slots: int) -> list[Part]:
         """Up to `max_rows` tokens, the shortest wishes first: a long prompt stalls nobody.
 
         While others decode, prompts are fed in smaller chunks, so that tokens keep coming.
+
+        Args:
+            live: requests that may feed something.
+            free_slots: drafts take no more slots than this leaves; other tokens may.
         """
         parts: list[Part] = []
-        room = prompt_room = self.max_rows
-        if any(0 < request._waiting_rows() <= _SHORT for request in live):
-            prompt_room = min(room, _CHUNK)
-        planned: dict[Segment, int] = {}  # where shared segments will end
+        waiting: list[tuple[int, Request[Any]]] = []
         for request in live:
             request._catch_up()
-        for request in sorted(live, key=Request._waiting_rows):
-            is_prompt = request._waiting_rows() > _SHORT
+            waiting.append((request._waiting_rows(), request))
+        waiting.sort(key=lambda pair: pair[0])
+        room = prompt_room = self.max_rows
+        if any(0 < rows <= _SHORT for rows, _ in waiting):
+            prompt_room = min(room, _CHUNK)
+        planned: dict[Segment, int] = {}  # where shared segments will end
+        for rows, request in waiting:
+            is_prompt = rows > _SHORT
             for index, feed in enumerate(request._feeds):
+                if request._replays and index == request._lead:
+                    break  # a segment is fed once in a pass, and these may be fed again in this one
                 done = request._fed[index]
                 if feed.shared and feed.segment in planned:
                     done = max(done, planned[feed.segment] - (feed.start or 0))
-                rest = list(feed.token_ids[done:])
-                taken = rest[: min(room, prompt_room) if is_prompt else room]
-                if taken:
-                    parts.append(Part(request, index, taken, len(taken) == len(rest)))
-                    room -= len(taken)
-                    prompt_room -= len(taken) if is_prompt else 0
+                rest = len(feed.token_ids) - done
+                count = max(min(rest, room, prompt_room if is_prompt else room), 0)
+                if count:
+                    taken = list(feed.token_ids[done : done + count])
+                    parts.append(Part(request, index, taken, count == rest))
+                    room -= count
+                    prompt_room -= count if is_prompt else 0
                 if feed.shared:
                     end = planned.get(feed.segment, feed.segment.end)
-                    planned[feed.segment] = end + len(taken)
-                if len(taken) < len(rest):
+                    planned[feed.segment] = end + count
+                if count < rest:
                     break  # a request's later feeds may build on this one
-        self._add_drafts(parts, len(live))
+        rows = sum(len(part.token_ids) for part in parts)
+        left = min(self.rows_for_drafts(rows, len(live)), free_slots - rows)
+        self._add_drafts(parts, left)
         return parts
 
-    def _add_drafts(self, parts: list[Part], live: int) -> None:
-        """Share the rows that are left among those who have guesses."""
-        left = self.rows_for_drafts(sum(len(part.token_ids) for part in parts), live)
+    @staticmethod
+    def _add_drafts(parts: list[Part], left: int) -> None:
+        """Share the `left` rows among those who have guesses."""
         guessing = [part for part in parts if part.completes and part.feed.draft]
         for waiting, part in zip(range(len(guessing), 0, -1), guessing, strict=True):
             part.draft = part.feed.draft.shortened(max(left // waiting, 0))

@@ -97,8 +97,13 @@ class Pending(Generic[T]):
             AnswerTimeoutError: the seconds are over; it has been cancelled.
         """
         deadline, news = _Deadline(timeout), threading.Event()
+
+        def ended() -> None:
+            if self.done:
+                news.set()
+
         try:
-            with self.listening(news.set):
+            with self.listening(ended):
                 while not self.done:
                     deadline.check()
                     news.wait(deadline.look)
@@ -163,13 +168,22 @@ class Pending(Generic[T]):
 
     def stop(self) -> None:
         """Cancel it, if it has not ended, and wait until it has."""
-        if self.done:
-            return
-        news = threading.Event()
-        with self.listening(news.set):
-            self.cancel()
-            while not self.done:
-                news.wait(_LOOK)
+        cancel_all([self])
+
+
+def cancel_all(pending: Sequence[Pending[Any]]) -> None:
+    """Cancel what has not ended of several, and return when all of it has."""
+    pending = [each for each in pending if not each.done]
+    if not pending:
+        return
+    news = threading.Event()
+    with ExitStack() as listening:
+        for each in pending:
+            listening.enter_context(each.listening(news.set))
+            each.cancel()
+        while not all(each.done for each in pending):
+            news.wait(_LOOK)
+            news.clear()
 
 
 def wait_for_news(pending: Sequence[Pending[Any]]) -> None:

@@ -1,65 +1,92 @@
-"""A generator on its way through the scheduler, and its share of a pass."""
+"""A coroutine on its way through the scheduler, and its share of a pass."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from langchain_pos.engine.decoding.drafts import NO_DRAFT, Draft
 from langchain_pos.engine.decoding.sequence import Feed, Sampled, Steps
+from langchain_pos.engine.forest.segments import SegmentForest
 from langchain_pos.engine.forest.slots import Ledger
 from langchain_pos.engine.sampling import RowSampling
 from langchain_pos.engine.scheduler.fair_queue import Caller
+from langchain_pos.engine.scheduler.pending import Pending
+from langchain_pos.engine.scheduler.replay import FedTokens
 
 T = TypeVar("T")
 
 
-class Request(Generic[T]):
-    """A generator on its way through the scheduler, and what it holds.
+class Request(Pending[T]):
+    """A coroutine on its way through the scheduler, and what it holds.
+
+    Args:
+        make: makes the coroutine once the request is admitted.
+        reserve: slots that it may hold at most.
+        expected: slots that it will probably hold at most.
+        caller: on whose behalf; None is a caller of its own.
 
     Attributes:
         passes: forward passes that fed at least one of its tokens.
         ledger: its segments and slots.
-        events: what it has told its caller and nobody has taken yet.
         shared_slots: slots of the shared prefix that its last root stands on.
         cached_tokens: tokens of its prompts that it did not have to feed.
-        done: whether it has ended, in whichever way.
+        cancelled: whether it has been asked to end.
+        preemptions: how often it has lost its slots to an older request and was fed again.
     """
 
-    def __init__(self, reserve: int, caller: Hashable | None = None) -> None:
+    def __init__(
+        self,
+        make: Callable[[Request[T]], Steps[T]],
+        reserve: int,
+        expected: int,
+        caller: Hashable | None = None,
+    ) -> None:
+        super().__init__()
         self.reserve = reserve
+        self.expected = expected
         self.caller = Caller(self if caller is None else caller)
         self.passes = 0
         self.ledger = Ledger()
-        self.events: deque[Any] = deque()
         self.shared_slots = 0
         self.cached_tokens = 0
-        self.done = False
         self.cancelled = False
-        self._result: T | None = None
-        self._error: BaseException | None = None
+        self.preemptions = 0
+        self._age = 0  # place in the order of admission
+        self._make: Callable[[Request[T]], Steps[T]] | None = make
         self._steps: Steps[T] | None = None
         self._feeds: list[Feed] = []
         self._fed: list[int] = []  # tokens fed of each feed
         self._sampled: list[Sampled] = []
-        self._shared: list[Feed] = []  # to be fed before its next tokens
+        self._lead = 0  # so many of the feeds come first, and the coroutine knows nothing of them
+        self._replays = False  # these are what its segments held before
+        self._prefix: list[Feed] = []  # shared prefixes that its roots stand on
+        self._unfed_prefix: list[Feed] = []  # those to be fed before its next tokens
+        self._held = FedTokens()
 
-    def emit(self, event: Any) -> None:
-        """Tell the caller something; `Scheduler.stream` yields it."""
-        self.events.append(event)
+    def cancel(self) -> None:
+        """End the request and free its slots: soon, or when the pass under way is over."""
+        self.cancelled = True
 
-    def result(self) -> T:
-        """What the generator returned, or the error that ended it."""
-        if self._error is not None:
-            raise self._error
-        return self._result  # type: ignore[return-value]
+    # ------------------------------------------------------------ for the scheduler
 
-    @property
-    def error(self) -> BaseException | None:
-        """What ended it, None when nothing went wrong."""
-        return self._error
+    def _begin(self) -> Steps[T]:
+        """The coroutine, made when it is first needed: one that never starts would warn."""
+        if self._steps is None:
+            if self._make is None:
+                raise RuntimeError("the request has ended")
+            self._steps = self._make(self)
+            self._make = None
+        return self._steps
+
+    def _take(self, feeds: list[Feed]) -> None:
+        """What the coroutine wants fed next."""
+        lead = [feed for feed in self._unfed_prefix if not feed.segment.released]
+        self._unfed_prefix = []
+        self._feeds, self._lead = [*lead, *feeds], len(lead)
+        self._fed = [0] * len(self._feeds)
+        self._sampled = [None] * len(self._feeds)
 
     def _waiting_rows(self) -> int:
         return sum(len(feed.token_ids) for feed in self._feeds) - sum(self._fed)
@@ -71,6 +98,42 @@ class Request(Generic[T]):
                 break
             there = feed.segment.end - (feed.start or 0)
             self._fed[index] = min(max(there, 0), len(feed.token_ids))
+        if self._replays:
+            lead = zip(self._feeds[: self._lead], self._fed, strict=False)
+            self._replays = any(fed < len(feed.token_ids) for feed, fed in lead)
+
+    def _note(self, part: Part, accepted: int, before: int, forest: SegmentForest) -> None:
+        """A pass has fed a part, and `accepted` tokens of its draft."""
+        feed = part.feed
+        if feed.shared:
+            return
+        self._fed[part.index] += len(part.token_ids)
+        if part.index < self._lead:
+            return
+        others = [*self.ledger.segments, *(feed.segment for feed in self._prefix)]
+        fed = [*part.token_ids, *part.draft.token_ids[:accepted]]
+        self._held.note(feed.segment, before, fed, forest, others)
+
+    def _can_be_put_back(self) -> bool:
+        """Whether its segments can be fed again as they were."""
+        return self._replays or self._held.can_replay(self.ledger.segments)
+
+    def _put_back(self, forest: SegmentForest) -> None:
+        """Empty its segments; they are fed again before anything else of it is."""
+        if self._replays:  # not all of it is there again, and nothing after it
+            self._fed[: self._lead] = [0] * self._lead
+        else:
+            lead = [feed for feed in self._prefix if not feed.segment.released]
+            lead += self._held.feeds(self.ledger.segments)
+            self._feeds = [*lead, *self._feeds[self._lead :]]
+            self._fed = [*[0] * len(lead), *self._fed[self._lead :]]
+            self._sampled = [*[None] * len(lead), *self._sampled[self._lead :]]
+            self._lead, self._replays = len(lead), True
+        # Twice as much as it turned out to need: so a request is put back a few times at most.
+        self.expected = min(self.reserve, max(self.expected, 2 * self.ledger.slots))
+        for segment in self.ledger.segments:
+            forest.truncate(segment, segment.start)
+        self.preemptions += 1
 
 
 @dataclass
@@ -89,7 +152,7 @@ class Part:
         return self.request._feeds[self.index]
 
     def rows(self) -> list[RowSampling]:
-        """How the tokens behind it and behind each of its draft are chosen."""
+        """How the tokens after it and after each of its draft are chosen."""
         if not self.completes or self.feed.sampling is None:
             return []
         return [self.feed.sampling, *self.feed.draft_sampling[: len(self.draft)]]

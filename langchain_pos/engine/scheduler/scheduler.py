@@ -1,16 +1,19 @@
 """Steps every live request together, one forward pass after another.
 
-Whoever waits for a request drives the engine until that request has what he waits for, and thereby
-everybody's. Where several wait, and where tasks of event loops do, one thread drives for all of
-them (`engine/driver.py`). A request that nobody waits for does not move.
+One thread does it for all (`Driver`). Callers submit requests and wait for them (`Pending`); a
+request runs whether or not somebody waits.
+
+Requests are admitted by the slots that they will probably hold. When slots run out all the same,
+the youngest request is *put back*: its segments are emptied, and when there is room again they are
+fed with what they held. Its coroutine notices nothing, and the oldest request always goes on, so
+everybody's turn comes.
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Generator, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -33,14 +36,6 @@ from langchain_pos.errors import NonFiniteLogitsError, OutOfSlotsError, RequestC
 T = TypeVar("T")
 Sampler = Callable[[torch.Tensor, Sequence[RowSampling]], list[int | NonFiniteLogitsError]]
 """Chooses a token for each row of logits; see `sampling.sample`."""
-
-
-@dataclass
-class _Turn:
-    """Who drives: taken and given back under one condition variable."""
-
-    condition: threading.Condition = field(default_factory=threading.Condition)
-    taken: bool = False
 
 
 class Scheduler:
@@ -67,11 +62,12 @@ class Scheduler:
         self.budget = PassBudget(max_rows, draft_rows, row_seconds)
         self.sampler = sampler
         self.prefixes = PrefixCache(forward.forest, forward.cache, max_parked=max_parked)
-        self._turn = _Turn()
-        self._driver = Driver()
-        self._led = False  # by the driver's thread, in the last pass
+        self._driver = Driver(forward.device)
+        # Callers add to `_incoming`, under `_driver.changed`; all else is the thread's alone.
         self._incoming: FairQueue[Request[Any]] = FairQueue()
-        self._live: list[Request[Any]] = []
+        self._live: list[Request[Any]] = []  # the oldest first
+        self._put_back: list[Request[Any]] = []  # the oldest first
+        self._admitted = 0
 
     # ----------------------------------------------------------- for the caller
 
@@ -80,14 +76,19 @@ class Scheduler:
         make: Callable[[Request[T]], Steps[T]],
         *,
         reserve: int,
+        expected: int | None = None,
         caller: Hashable | None = None,
     ) -> Request[T]:
-        """Queue a request. It runs while somebody waits for it, or for any other one.
+        """Queue a request, which runs from now on.
 
         Args:
-            make: builds the generator; it opens segments through `self.root(request)`.
-            reserve: slots that it may need at most; it starts when they are free and it is its
-                turn.
+            make: makes the coroutine, in the engine's thread when the request is admitted; it
+                opens segments through `self.root(request)`.
+            reserve: slots that it may hold at most.
+            expected: slots that it will probably hold at most; it is admitted when these are free
+                and it is its turn. None expects `ROOM` slots, or `reserve` where that is less,
+                and the whole prompt once that is known. Too low a number costs passes when slots
+                run out, too high a number lets others wait for nothing.
             caller: on whose behalf; callers take turns, and None is a caller of its own.
 
         Raises:
@@ -99,11 +100,24 @@ class Scheduler:
                 f"the request may need {reserve} KV-cache slots (prompt and budgets together), "
                 f"the engine holds at most {limit}; ask for smaller budgets or raise max_slots"
             )
-        request: Request[T] = Request(reserve, caller)
-        request._steps = make(request)
-        with self._turn.condition:
+        probably = min(reserve, ROOM if expected is None else expected)
+        request = Request(make, reserve, probably, caller)
+        give_back_workers()  # of the thread that leaves the work to another
+        with self._driver.changed:
             self._incoming.add(request.caller, request)
+            try:
+                self._driver.wake(self)
+            except BaseException:  # there can be no more threads
+                self._incoming.remove(request.caller, request)
+                raise
         return request
+
+    def paused(self) -> AbstractContextManager[None]:
+        """No pass runs meanwhile: what is submitted in the block begins together.
+
+        To wait for a request in the block would last for ever.
+        """
+        return self._driver.paused()
 
     def root(self, request: Request[Any], prompt_ids: Sequence[int] = ()) -> Segment:
         """The segment that a prompt of `request` goes into.
@@ -117,191 +131,177 @@ class Scheduler:
             tree, or a child of what is shared.
         """
         request.ledger.expected = min(request.reserve, len(prompt_ids) + ROOM)
+        request.expected = min(request.reserve, max(request.expected, len(prompt_ids)))
         segment, chain, known = self.prefixes.root(request.ledger, prompt_ids)
         ends = [*(prefix.segment.start for prefix in chain), segment.start][1:]
-        request._shared += [
+        feeds = [
             Feed(prefix.segment, tokens, start=prefix.segment.start, shared=True)
             for prefix, end in zip(chain, ends, strict=True)
             if (tokens := prefix.tokens[prefix.segment.start : end])
         ]
+        request._prefix += feeds
+        request._unfed_prefix += feeds
         request.shared_slots = segment.start
         request.cached_tokens += known
         return segment
 
-    def run(self, request: Request[T]) -> T:
-        """Wait for the request's result. Cancels it when interrupted."""
-        try:
-            self.wait(lambda: request.done)
-            return request.result()
-        finally:
-            self.cancel(request)
+    # -------------------------------------------------------------- for the driver
 
-    def stream(self, request: Request[T]) -> Generator[Any, None, None]:
-        """The request's events as they come; raises its error at the end if it has one.
+    def has_work(self) -> bool:
+        """Whether there are requests."""
+        return bool(self._live or self._put_back or len(self._incoming))
 
-        Closing the iterator cancels the request.
-        """
-        try:
-            while True:
-                self.wait(lambda: bool(request.events) or request.done)
-                while request.events:
-                    yield request.events.popleft()
-                if request.done and not request.events:
-                    request.result()
-                    return
-        finally:
-            self.cancel(request)
-
-    def wait(self, until: Callable[[], bool]) -> None:
-        """Drive the engine until `until()`, or sleep while another thread does."""
-        while not self._is_led() and self._pass(until):
-            self._led = False
-        if not until():
-            self._driver.sleep(until, self._drive)
-
-    def _is_led(self) -> bool:
-        """Whether the thread for all drives, or did so last and there is still company."""
-        in_company = len(self._live) + len(self._incoming) > 1
-        return self._driver.busy or (self._led and in_company)
-
-    async def await_news(self, until: Callable[[], bool]) -> None:
-        """See `wait`; for a task of any loop. Another thread drives."""
-        await self._driver.asleep(until, self._drive)
-
-    def cancel(self, request: Request[Any]) -> None:
-        """End a request and free its slots: at once, or when the pass under way is over.
-
-        To be called behind a request that is done as well: the calling thread waits no more, and
-        gives its workers back.
-        """
-        give_back_workers()
-        if request.done:
-            return
-        with self._turn.condition:
-            request.cancelled = True
-            if not self._turn.taken:
-                self._sweep()
-
-    def _drive(self, until: Callable[[], bool]) -> None:
-        while self._pass(until, patient=True):
-            self._led = True
-
-    def _pass(self, until: Callable[[], bool], *, patient: bool = False) -> bool:
-        """One step, unless `until()` is true, or another thread has the turn.
-
-        Args:
-            until: whether there is no need.
-            patient: wait for the turn.
-
-        Returns:
-            whether there was a step.
-        """
-        turn, driving = self._turn, False
-        try:
-            with turn.condition:
-                while patient and turn.taken and not until():
-                    turn.condition.wait()
-                if turn.taken or until():
-                    return False
-                driving = turn.taken = True
-            self._step()
-        finally:
-            if driving:
-                self._give_back_turn()
-        return True
-
-    def _give_back_turn(self) -> None:
-        with self._turn.condition:
-            try:
-                self._sweep()
-            finally:
-                self._turn.taken = False
-                self._turn.condition.notify_all()
-
-    def _sweep(self) -> None:
-        """End what has been cancelled. The caller holds the condition and no pass is under way."""
-        for request in [*self._live, *self._incoming]:
-            if request.cancelled:
-                self._end(request, error=RequestCancelled("the request was cancelled"))
-
-    # ------------------------------------------------------------- one step
-
-    def _step(self) -> None:
-        # 1. Requests whose slots are free join; callers take turns, and nobody is overtaken.
+    def step(self) -> None:
+        """One forward pass, and what comes before and after it."""
+        # 1. Requests that have been cancelled leave, requests whose slots are free join.
+        self._sweep()
         self._admit()
         # 2. One pass over what the live ones want fed.
-        parts = self.budget.fill(self._live)
+        parts = self._fill()
         if parts:
             self._run_pass(parts)
-        # 3. Whoever has all his tokens goes on.
+        # 3. Whoever has all its tokens goes on.
+        self._sweep()
         for request in list(self._live):
             if request._feeds and request._waiting_rows() == 0:
                 self._resume(request)
 
+    def fail(self, error: BaseException) -> None:
+        """End all requests with an error of the scheduler itself."""
+        for request in self._all():
+            self._end(request, error=error)
+
+    def forked(self) -> None:
+        """The requests are the parent process's; the next step forgets them."""
+        for request in self._all():
+            request.cancelled = True
+            request._listeners = ()  # threads and loops of the parent
+            request.finish(error=RequestCancelled("the process has been forked"))
+
+    def _all(self) -> list[Request[Any]]:
+        with self._driver.changed:
+            return [*self._live, *self._put_back, *self._incoming]
+
+    def _sweep(self) -> None:
+        """End what has been cancelled."""
+        for request in self._all():
+            if request.cancelled:
+                self._end(request, error=RequestCancelled("the request was cancelled"))
+
+    # ------------------------------------------------------------------- admission
+
     def _admit(self) -> None:
-        reserved = sum(request.reserve for request in self._live)
-        while (request := self._incoming.first()) is not None:
-            if self._live and reserved + request.reserve > self.forward.forest.max_slots:
-                return
-            self._incoming.take()
-            reserved += request.reserve
-            self._live.append(request)
+        """Those that were put back come first, then callers take turns; nobody is overtaken."""
+        while self._put_back and self._fits(self._put_back[0]):
+            self._live.append(self._put_back.pop(0))
+            self._live.sort(key=lambda request: request._age)
+        while not self._put_back:
+            with self._driver.changed:
+                request = self._incoming.first()
+                if request is None or not self._fits(request):
+                    return
+                self._incoming.take()
+                self._live.append(request)
+            self._admitted += 1
+            request._age = self._admitted
             self._resume(request)
 
+    def _fits(self, comer: Request[Any]) -> bool:
+        """Whether the slots that all will probably hold are there, with one more of them."""
+        if not self._live:
+            return True
+        probable = self.prefixes.slots + sum(
+            max(request.ledger.slots, request.expected - request.shared_slots)
+            for request in (*self._live, comer)
+        )
+        pool = self.forward.forest.pool
+        return probable <= pool.in_use + pool.free
+
+    def _fill(self) -> list[Part]:
+        """The next pass. Where its slots are not free, the youngest requests are put back."""
+        pool = self.forward.forest.pool
+        while True:
+            parts = self.budget.fill(self._live, pool.free)
+            if sum(len(part.token_ids) for part in parts) <= pool.free:
+                return parts
+            if not self._trim_prefixes() and not self._put_back_youngest():
+                return parts  # the pass will say what is missing
+
+    def _put_back_youngest(self) -> bool:
+        """Take the slots of the youngest request but the oldest; whether there was one."""
+        for request in self._live[:0:-1]:
+            if request._can_be_put_back():
+                request._put_back(self.forward.forest)
+                self._live.remove(request)
+                self._put_back.append(request)
+                self._put_back.sort(key=lambda other: other._age)
+                return True
+        return False
+
+    def _trim_prefixes(self) -> bool:
+        """Empty what only requests that are put back share; whether that was anything.
+
+        They stay users of the prefix, and feed it again like the first of its users.
+        """
+        forest, free = self.forward.forest, self.forward.forest.pool.free
+        needed: dict[Segment, int] = {}
+        for request in self._live:
+            for feed in request._prefix:
+                end = (feed.start or 0) + len(feed.token_ids)
+                needed[feed.segment] = max(needed.get(feed.segment, 0), end)
+        for request in self._put_back:
+            for feed in request._prefix:
+                end = needed.get(feed.segment, feed.segment.start)
+                if not feed.segment.released and end < feed.segment.end:
+                    forest.truncate(feed.segment, end)
+        return forest.pool.free > free
+
+    # -------------------------------------------------------------------- one pass
+
     def _run_pass(self, parts: list[Part]) -> None:
-        wanted = [index for index, part in enumerate(parts) if part.rows()]
-        rows = [row for index in wanted for row in parts[index].rows()]
-        ends = [part.feed.segment.end for part in parts]
+        forest = self.forward.forest
+        wishes = [part.rows() for part in parts]
+        sampled = [index for index, wish in enumerate(wishes) if wish]
+        rows = [row for wish in wishes for row in wish]
+        held = [len(part.feed.segment.slots) for part in parts]
         failure: Exception | None = None
         began = time.perf_counter()
         try:
             logits = self.forward.run(
                 [(p.feed.segment, [*p.token_ids, *p.draft.token_ids]) for p in parts],
-                wanted,
-                [len(parts[index].draft) for index in wanted],
+                sampled,
+                [len(parts[index].draft) for index in sampled],
             )
             tokens = self.sampler(logits, rows) if rows else []
-        except BaseException as error:
-            # Whoever stays alive feeds these tokens once more.
-            for part, end in zip(parts, ends, strict=True):
-                self.forward.forest.truncate(part.feed.segment, end)
-            if not isinstance(error, Exception):
-                raise
+        except Exception as error:  # noqa: BLE001  handled after it has let go of its tensors
             failure = error
         if failure is not None:
+            # Whoever stays alive feeds these tokens once more.
+            for part, before in zip(parts, held, strict=True):
+                segment = part.feed.segment
+                forest.truncate(segment, segment.start + before)
             self._fail_pass(parts, failure)
             return
         self.budget.took(parts, time.perf_counter() - began)
-        for part in parts:
-            if not part.feed.shared:
-                part.request._fed[part.index] += len(part.token_ids)
+        at = 0
+        for part, wish, before in zip(parts, wishes, held, strict=True):
+            accepted = 0
+            if wish:
+                mine, at = tokens[at : at + len(wish)], at + len(wish)
+                accepted = part.draft.accepted(mine)
+                part.request._sampled[part.index] = _verified(part, mine, accepted)
+            if accepted < len(part.draft):  # the slots of wrong guesses are free again
+                segment = part.feed.segment
+                forest.truncate(segment, segment.end - len(part.draft) + accepted)
+            part.request._note(part, accepted, before, forest)
         for request in self._live:
             request._catch_up()
-        for index in wanted:
-            part = parts[index]
-            mine, tokens = tokens[: 1 + len(part.draft)], tokens[1 + len(part.draft) :]
-            part.request._sampled[part.index] = self._verify(part, mine)
-        for request in {id(part.request): part.request for part in parts}.values():
+        for request in {part.request for part in parts}:
             request.passes += 1
-
-    def _verify(self, part: Part, sampled: list[int | NonFiniteLogitsError]) -> Sampled:
-        """Keep the guesses that were right; the others' slots are free again."""
-        right = part.draft.accepted(sampled)
-        segment = part.feed.segment
-        self.forward.forest.truncate(segment, segment.end - len(part.draft) + right)
-        last = sampled[right]
-        if not part.draft:
-            return last
-        # Where a grammar leaves no choice, the guess stands for whatever was sampled.
-        pairs = zip(part.draft.expected[:right], part.draft.token_ids, strict=False)
-        tokens = [guess if wanted is None else wanted for wanted, guess in pairs]
-        if isinstance(last, NonFiniteLogitsError):
-            return Verified(tuple(tokens), len(part.draft), last)
-        return Verified((*tokens, last), len(part.draft))
 
     def _fail_pass(self, parts: list[Part], error: Exception) -> None:
         """No memory: the request that holds most ends, the others try again. Otherwise all end."""
-        requests = list({id(part.request): part.request for part in parts}.values())
+        requests = list(dict.fromkeys(part.request for part in parts))
         if _is_out_of_memory(error):
             largest = max(requests, key=lambda r: r.ledger.slots + r._waiting_rows())
             if not isinstance(error, OutOfSlotsError):
@@ -315,64 +315,69 @@ class Scheduler:
             if self.forward.device.type == "cuda":
                 torch.cuda.empty_cache()
         for request in requests:
-            self._resume(request, error)
+            if request._replays:  # its segments are not what its coroutine takes them for
+                self._end(request, error=error)
+            else:
+                self._resume(request, error)
 
     def _resume(self, request: Request[Any], error: Exception | None = None) -> None:
-        """Send a generator its tokens, or throw the error into it; take its next wishes."""
-        steps = request._steps
-        if steps is None:
-            return
+        """Send a coroutine its tokens, or throw the error into it; take its next feeds."""
         try:
+            steps = request._begin()
             if error is not None:
                 feeds = steps.throw(error)
-            elif request._feeds:
-                own = [
-                    s
-                    for s, feed in zip(request._sampled, request._feeds, strict=True)
-                    if not feed.shared
-                ]
-                feeds = steps.send(own)
             else:
-                feeds = next(steps)
+                own = request._sampled[request._lead :] if request._feeds else None
+                feeds = steps.send(own)  # type: ignore[arg-type]  # a coroutine starts with None
             if not feeds:
                 raise ValueError("the request wants nothing fed; it would never go on")
             for feed in feeds:
                 self.forward.check(feed.token_ids)
-                if feed.start is not None:
+                if feed.start is not None and feed.start < feed.segment.end:
                     self.forward.forest.truncate(feed.segment, feed.start)
-            feeds = [*(f for f in request._shared if not f.segment.released), *feeds]
-            request._shared = []
         except StopIteration as stop:
             self._end(request, result=stop.value)
-        except Exception as failure:  # noqa: BLE001  it belongs to the request's caller
+        except BaseException as failure:  # noqa: BLE001  it belongs to the request's caller
             self._end(request, error=failure)
-        except BaseException:  # the driver is interrupted in what may be another's request
-            self._end(request, error=RequestCancelled("the request was interrupted"))
-            raise
         else:
-            request._feeds = feeds
-            request._fed = [0] * len(feeds)
-            request._sampled = [None] * len(feeds)
+            request._take(feeds)
 
     def _end(
         self, request: Request[Any], *, result: Any = None, error: BaseException | None = None
     ) -> None:
-        if request.done:
-            return
+        """Whatever goes wrong here: the request ends, and gives back what it holds."""
         try:
             if request._steps is not None:
                 request._steps.close()
-        except Exception as failure:  # noqa: BLE001  it fails while it is closed
+        except BaseException as failure:  # noqa: BLE001  it fails while it is closed
             error = error or failure
-        request._result, request._error = result, error
-        request._feeds = []
-        if request in self._live:
-            self._live.remove(request)
-        else:
-            self._incoming.remove(request.caller, request)
-        for segment in list(request.ledger.segments):
-            self.forward.forest.release(segment)
-        request.done = True
+        request._make, request._steps, request._feeds = None, None, []
+        with self._driver.changed:
+            if request in self._live:
+                self._live.remove(request)
+            elif request in self._put_back:
+                self._put_back.remove(request)
+            else:
+                self._incoming.remove(request.caller, request)
+        for segment in [*request.ledger.segments] * 2:  # again where a release has failed
+            try:
+                self.forward.forest.release(segment)
+            except BaseException as failure:  # noqa: BLE001  the others have to go as well
+                error = error or failure
+        request.finish(result, error)
+
+
+def _verified(part: Part, sampled: list[int | NonFiniteLogitsError], right: int) -> Sampled:
+    """What its request is sent for a part, of whose draft so many guesses were right."""
+    last = sampled[right]
+    if not part.draft:
+        return last
+    # Where a grammar leaves no choice, the guess stands for whatever was sampled.
+    pairs = zip(part.draft.expected[:right], part.draft.token_ids, strict=False)
+    tokens = [guess if expected is None else expected for expected, guess in pairs]
+    if isinstance(last, NonFiniteLogitsError):
+        return Verified(tuple(tokens), len(part.draft), last)
+    return Verified((*tokens, last), len(part.draft))
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -9,11 +9,12 @@ import torch
 
 from langchain_pos.engine import Completion, Engine
 from langchain_pos.engine.cache.prefixes import LEAST
-from langchain_pos.engine.decoding.sequence import Steps, decode
+from langchain_pos.engine.decoding.sequence import decode
 from langchain_pos.engine.engine import GREEDY
 from langchain_pos.engine.forest.slots import Ledger
 from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.errors import NonFiniteLogitsError, OutOfSlotsError, RequestCancelled
+from tests.support.scheduling import end, stepping
 from tests.support.tiny import ids, tiny_engine
 
 DOCUMENT = ids(180, seed=1)
@@ -28,7 +29,7 @@ def fresh(name: str = "qwen2", **kwargs: int) -> Engine:
 def submit(engine: Engine, prompt: list[int], tokens: int = 10) -> Request[Completion]:
     """Queue one sequence, as `Engine.generate` does."""
 
-    def steps(request: Request[Completion]) -> Steps[Completion]:
+    async def steps(request: Request[Completion]) -> Completion:
         root = engine.scheduler.root(request, prompt)
         sequence = engine.sequence(
             root,
@@ -38,7 +39,7 @@ def submit(engine: Engine, prompt: list[int], tokens: int = 10) -> Request[Compl
             seed=0,
             context_ids=prompt[: root.end],
         )
-        yield from decode([sequence])
+        await decode([sequence])
         if sequence.failure is not None:
             raise sequence.failure
         return sequence.completion()
@@ -79,9 +80,10 @@ def test_the_same_prompt_again_feeds_one_token() -> None:
 def test_requests_that_run_together_feed_the_common_beginning_once(max_rows: int) -> None:
     """However the prompt is cut into passes, and whoever comes first."""
     engine = fresh(max_rows=max_rows)
-    requests = [submit(engine, [*DOCUMENT, *question]) for question in QUESTIONS]
+    with engine.scheduler.paused():
+        requests = [submit(engine, [*DOCUMENT, *question]) for question in QUESTIONS]
     for request, question in zip(requests, QUESTIONS, strict=True):
-        assert engine.scheduler.run(request).token_ids == alone([*DOCUMENT, *question])
+        assert request.wait().token_ids == alone([*DOCUMENT, *question])
     written = len(QUESTIONS) * 9
     assert engine.forward.rows == len(DOCUMENT) + sum(map(len, QUESTIONS)) + written
     assert [request.cached_tokens for request in requests] == [0, *[len(DOCUMENT)] * 4]
@@ -92,12 +94,13 @@ def test_requests_that_run_together_feed_the_common_beginning_once(max_rows: int
 def test_who_came_first_may_go_first(passes: int) -> None:
     """Cancelled before, while or after it feeds what others stand on: they go on themselves."""
     engine = fresh(max_rows=64)
-    first = submit(engine, [*DOCUMENT, *QUESTIONS[0]])
-    others = [submit(engine, [*DOCUMENT, *question]) for question in QUESTIONS[1:]]
-    engine.scheduler.wait(lambda: engine.forward.count >= passes)
-    engine.scheduler.cancel(first)
+    with stepping(engine) as until:
+        first = submit(engine, [*DOCUMENT, *QUESTIONS[0]])
+        others = [submit(engine, [*DOCUMENT, *question]) for question in QUESTIONS[1:]]
+        until(lambda: engine.forward.count >= passes)
+        first.cancel()
     for request, question in zip(others, QUESTIONS[1:], strict=True):
-        assert engine.scheduler.run(request).token_ids == alone([*DOCUMENT, *question])
+        assert request.wait().token_ids == alone([*DOCUMENT, *question])
     with pytest.raises(RequestCancelled):
         first.result()
     assert engine.slots_in_use == 0
@@ -107,10 +110,12 @@ def test_what_others_do_not_need_is_given_back_at_once() -> None:
     """Slots that nobody has reserved must not be held: the first one's question goes with it."""
     engine = fresh()
     long = [*DOCUMENT, *ids(150, seed=77)]
-    first, second = submit(engine, long, 2), submit(engine, [*DOCUMENT, *QUESTIONS[1]], 40)
-    engine.scheduler.run(first)
-    assert engine.slots_in_use <= len(DOCUMENT) + len(QUESTIONS[1]) + 40
-    assert engine.scheduler.run(second).token_ids == alone([*DOCUMENT, *QUESTIONS[1]], tokens=40)
+    with stepping(engine) as until:
+        first, second = submit(engine, long, 2), submit(engine, [*DOCUMENT, *QUESTIONS[1]], 40)
+        until(lambda: first.done)
+        assert engine.slots_in_use <= len(DOCUMENT) + len(QUESTIONS[1]) + 40
+        assert not second.done
+    assert second.wait().token_ids == alone([*DOCUMENT, *QUESTIONS[1]], tokens=40)
 
 
 def test_least_recently_used_goes_first() -> None:
@@ -224,13 +229,13 @@ def test_any_mixture_of_prompts_writes_what_each_writes_alone(seed: int) -> None
         ]
         under_way.append((submit(engine, prompt, draw.randrange(1, 9)), prompt))
         if draw.random() < 0.2:
-            engine.scheduler.cancel(draw.choice(under_way)[0])
+            draw.choice(under_way)[0].cancel()
         while len(under_way) > draw.randrange(1, 6):
             request, asked = under_way.pop(draw.randrange(len(under_way)))
             if request.cancelled:
                 continue
-            written = engine.scheduler.run(request).token_ids
+            written = request.wait().token_ids
             assert written == alone(asked, tokens=len(written))
     for request, _ in under_way:
-        engine.scheduler.cancel(request)
+        end(request)
     assert engine.slots_in_use == 0

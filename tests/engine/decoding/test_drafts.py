@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from langchain_pos.engine import Completion, Constraint, Engine, SamplingParams
 from langchain_pos.engine.decoding.drafts import Draft, DraftLength, PromptLookup
-from langchain_pos.engine.decoding.sequence import DecodingSequence, Steps, decode
+from langchain_pos.engine.decoding.sequence import DecodingSequence, decode
 from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.errors import NonFiniteLogitsError
 from tests.support.tiny import ids, tiny_engine
@@ -47,7 +47,7 @@ def guided(
         done = len(sequence.token_ids)
         return Draft.of(guesses[done : done + 6])
 
-    def steps(request: Request[Completion]) -> Steps[Completion]:
+    async def steps(request: Request[Completion]) -> Completion:
         sequence = tested.sequence(
             tested.scheduler.root(request),
             prompt_ids,
@@ -56,7 +56,7 @@ def guided(
             seed=tested.seed(params),
             guess=guess,
         )
-        yield from decode([sequence])
+        await decode([sequence])
         return sequence.completion()
 
     return tested.run(steps, reserve=len(prompt_ids) + count)
@@ -82,7 +82,7 @@ def test_a_failure_behind_accepted_guesses_keeps_them() -> None:
         tested.generate(ids(9), max_new_tokens=20)
     seen: list[int] = []
 
-    def steps(request: Request[None]) -> Steps[None]:
+    async def steps(request: Request[None]) -> None:
         sequence = tested.sequence(
             tested.scheduler.root(request),
             ids(9),
@@ -91,7 +91,7 @@ def test_a_failure_behind_accepted_guesses_keeps_them() -> None:
             seed=0,
             guess=lambda s: Draft.of(plain.token_ids[len(s.token_ids) :][:6]),
         )
-        yield from decode([sequence])
+        await decode([sequence])
         assert sequence.finish_reason == "error"
         seen.extend(sequence.token_ids)
 

@@ -9,7 +9,7 @@ import torch
 
 from langchain_pos.engine import Engine
 from langchain_pos.engine.attention import FOLDED
-from langchain_pos.engine.decoding.sequence import DecodingSequence, Feed, decode
+from langchain_pos.engine.decoding.sequence import DecodingSequence, Feed, decode, feed
 from langchain_pos.engine.forest.row_groups import BLOCK, row_groups
 from langchain_pos.engine.forest.segments import Segment
 from langchain_pos.engine.forest.slots import PAGE, Ledger
@@ -29,7 +29,7 @@ OPENINGS = [ids(length, seed=50 + length) for length in (3, 1, 2)]
 def branches(engine: Engine, prompt: list[int], tokens: int) -> Any:
     """A request for three branches, to be submitted beside others."""
 
-    def steps(request: Request[Any]) -> Any:
+    async def steps(request: Request[Any]) -> Any:
         root = engine.scheduler.root(request, prompt)
         sequences: list[DecodingSequence] = [
             engine.sequence(
@@ -41,7 +41,7 @@ def branches(engine: Engine, prompt: list[int], tokens: int) -> Any:
             )
             for index, opening in enumerate(OPENINGS)
         ]
-        yield from decode(sequences, first=[Feed(root, prompt[root.end :])])
+        await decode(sequences, first=[Feed(root, prompt[root.end :])])
         return [sequence.completion().token_ids for sequence in sequences]
 
     return engine.scheduler.submit(steps, reserve=len(prompt) + 3 * (tokens + 5))
@@ -64,15 +64,17 @@ def test_company_changes_nothing(family: Family) -> None:
     assert engine.forward.groups_rows == (model.config._attn_implementation == FOLDED)
     if not engine.forward.groups_rows:
         pytest.skip(f"{family.name} has an attention of its own")
-    alone = [engine.scheduler.run(branches(engine, prompt, 8)) for prompt in PROMPTS]
+    alone = [branches(engine, prompt, 8).wait() for prompt in PROMPTS]
     before = engine.forward.pairs
-    together = [branches(engine, prompt, 8) for prompt in PROMPTS]
-    assert [engine.scheduler.run(request) for request in together] == alone
+    with engine.scheduler.paused():
+        together = [branches(engine, prompt, 8) for prompt in PROMPTS]
+    assert [request.wait() for request in together] == alone
     dense = engine.forward.pairs - before
     apart(engine)
     before = engine.forward.pairs
-    together = [branches(engine, prompt, 8) for prompt in PROMPTS]
-    assert [engine.scheduler.run(request) for request in together] == alone
+    with engine.scheduler.paused():
+        together = [branches(engine, prompt, 8) for prompt in PROMPTS]
+    assert [request.wait() for request in together] == alone
     assert engine.forward.pairs - before < dense
     assert engine.slots_in_use == 0
 
@@ -85,11 +87,12 @@ def test_work_grows_with_the_requests_not_with_their_square() -> None:
         engine.forward.groups_rows = groups
         engine.forward.least_saved = 0
         asked = [ids(200, seed=100 + index) for index in range(12)]
-        engine.scheduler.run(branches(engine, asked[0], 20))
+        branches(engine, asked[0], 20).wait()
         one, engine.forward.pairs = engine.forward.pairs, 0
-        together = [branches(engine, prompt, 20) for prompt in asked]
+        with engine.scheduler.paused():
+            together = [branches(engine, prompt, 20) for prompt in asked]
         for request in together:
-            engine.scheduler.run(request)
+            request.wait()
         pairs[groups] = engine.forward.pairs / one
     assert pairs[True] < 15 < 90 < pairs[False]
 
@@ -101,9 +104,10 @@ def test_a_shared_prefix_is_looked_at_by_all_who_stand_on_it() -> None:
     asked = [[*common, *ids(5 + index, seed=index)] for index in range(3)]
     fresh = tiny_engine(prefix_cache_tokens=0)
     fresh.forward.groups_rows = False
-    alone = [fresh.scheduler.run(branches(fresh, prompt, 9)) for prompt in asked]
-    together = [branches(engine, prompt, 9) for prompt in asked]
-    assert [engine.scheduler.run(request) for request in together] == alone
+    alone = [branches(fresh, prompt, 9).wait() for prompt in asked]
+    with engine.scheduler.paused():
+        together = [branches(engine, prompt, 9) for prompt in asked]
+    assert [request.wait() for request in together] == alone
     assert sum(request.cached_tokens for request in together) >= 2 * 100
 
 
@@ -133,25 +137,25 @@ def test_no_others_slot_reaches_a_group() -> None:
 def test_one_request_that_breaks_down_is_alone_in_it() -> None:
     """In company and apart, a NaN ends its own request with its error, and no other."""
     engine = apart(tiny_engine())
-    expected = engine.scheduler.run(branches(engine, PROMPTS[0], 6))
+    expected = branches(engine, PROMPTS[0], 6).wait()
 
-    def broken(request: Request[Any]) -> Any:
+    async def broken(request: Request[Any]) -> Any:
         root = engine.scheduler.root(request, PROMPTS[1])
-        feed = Feed(root, PROMPTS[1][root.end :], sampling=None)
-        yield [feed]
+        await feed([Feed(root, PROMPTS[1][root.end :], sampling=None)])
         mark_broken(engine.forward, root.slots[0])
         sequence = engine.sequence(
             root, ids(1, 9), max_new_tokens=4, sampling=SamplingParams(), seed=0
         )
-        yield from decode([sequence])
+        await decode([sequence])
         if sequence.failure is not None:
             raise sequence.failure
 
-    bad = engine.scheduler.submit(broken, reserve=200)
-    good = branches(engine, PROMPTS[0], 6)
-    assert engine.scheduler.run(good) == expected
+    with engine.scheduler.paused():
+        bad = engine.scheduler.submit(broken, reserve=200)
+        good = branches(engine, PROMPTS[0], 6)
+    assert good.wait() == expected
     with pytest.raises(NonFiniteLogitsError):
-        engine.scheduler.run(bad)
+        bad.wait()
 
 
 def grouped(

@@ -1,9 +1,10 @@
-"""Who drives: a caller alone drives himself, one thread does for all who wait together."""
+"""One thread drives the engine for every caller: how it starts, rests, fails and ends."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -11,7 +12,6 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ import pytest
 
 from langchain_pos.engine import Engine
 from langchain_pos.engine.completion import Completion
-from langchain_pos.engine.decoding.sequence import Steps, decode
+from langchain_pos.engine.decoding.sequence import Feed, decode, feed
+from langchain_pos.engine.forest.slots import Ledger
 from langchain_pos.engine.sampling import SamplingParams
 from langchain_pos.engine.scheduler import driver
 from langchain_pos.engine.scheduler.request import Request
-from tests.engine.scheduler.test_scheduler import hold_until_submitted, in_threads
+from langchain_pos.errors import AnswerTimeoutError, RequestCancelled
+from tests.support.scheduling import generating, in_threads, stepping
 from tests.support.tiny import ids, submit, tiny_engine
 
 NAME = "langchain-pos-engine"
@@ -36,198 +38,176 @@ def engine() -> Engine:
     return tiny_engine()
 
 
-def drivers(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The name of the thread that runs each pass; grows."""
-    names: list[str] = []
+def drivers(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
+    """The thread that runs each pass; grows."""
+    threads: list[threading.Thread] = []
     run = engine.forward.run
 
     def noted(*args: Any) -> Any:
-        names.append(threading.current_thread().name)
+        threads.append(threading.current_thread())
         return run(*args)
 
     monkeypatch.setattr(engine.forward, "run", noted)
-    return names
+    return threads
 
 
-def told(engine: Engine, prompt: list[int], tokens: int = 30) -> Request[Completion]:
-    """A request that tells its caller something with every token."""
-
-    def steps(request: Request[Completion]) -> Steps[Completion]:
-        sequence = engine.sequence(
-            engine.scheduler.root(request, prompt),
-            prompt,
-            max_new_tokens=tokens,
-            sampling=SamplingParams(),
-            seed=0,
-            on_text=request.emit,
-        )
-        yield from decode([sequence])
-        return sequence.completion()
-
-    return submit(engine, steps)
+def asked(engine: Engine, prompt: list[int], tokens: int = 30) -> Request[Completion]:
+    """A request that has an event for every token."""
+    return submit(engine, generating(engine, prompt, tokens), reserve=600)
 
 
-async def read(engine: Engine, request: Request[Completion]) -> list[int]:
-    """Waits for every piece of news."""
-    try:
-        while not request.done:
-            await engine.scheduler.await_news(lambda: bool(request.events) or request.done)
-            request.events.clear()
-    finally:
-        engine.scheduler.cancel(request)
+async def read(request: Request[Completion]) -> list[int]:
+    """Takes every event as it comes."""
+    async for _ in request.astream():
+        pass
     return list(request.result().token_ids)
 
 
-def started() -> int:
-    """Threads of engines that live."""
-    return sum(thread.name == NAME for thread in threading.enumerate())
+def written(engine: Engine, prompt: list[int], tokens: int = 30) -> list[int]:
+    """What the engine writes when it has nothing else to do."""
+    return list(engine.generate(prompt, max_new_tokens=tokens).token_ids)
 
 
-def test_who_is_alone_drives_himself(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No thread is started for him."""
-    before, names = started(), drivers(engine, monkeypatch)
-    engine.generate(PROMPTS[0], max_new_tokens=5)
-    assert set(names) == {threading.current_thread().name}
-    assert started() == before
-
-
-def test_one_thread_drives_for_threads_that_wait_together(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They do not take turns: the first may drive until the second comes, and the last alone."""
-    expected = [engine.generate(prompt, max_new_tokens=30).token_ids for prompt in PROMPTS]
-    names = drivers(engine, monkeypatch)
-    hold_until_submitted(engine, monkeypatch, len(PROMPTS))
+def test_every_pass_runs_in_one_thread(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks: a caller alone, several threads, tasks of several event loops."""
+    expected = [written(engine, prompt) for prompt in PROMPTS]
+    threads = drivers(engine, monkeypatch)
 
     def answer(prompt: list[int]) -> Callable[[], list[int]]:
         def call() -> list[int]:
-            request = told(engine, prompt)
-            return [*engine.scheduler.stream(request)] and list(request.result().token_ids)
+            request = asked(engine, prompt)
+            return [*request.stream()] and list(request.result().token_ids)
 
         return call
 
-    assert in_threads(*map(answer, PROMPTS)) == list(map(list, expected))
-    spells = [(name, len(list(spell))) for name, spell in groupby(names)]
-    assert max(spells, key=lambda spell: spell[1])[0] == NAME
-    together = [name for name, _ in spells[1:-1]]
-    assert set(together) <= {NAME}, spells
-
-
-def test_one_thread_drives_for_all_tasks(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also of several event loops, and none of their executors' threads is needed."""
-    expected = [list(engine.generate(p, max_new_tokens=30).token_ids) for p in PROMPTS]
-    names = drivers(engine, monkeypatch)
-
     async def all_of_them() -> list[list[int]]:
-        requests = [told(engine, prompt) for prompt in PROMPTS]
+        return await asyncio.gather(*(read(asked(engine, prompt)) for prompt in PROMPTS))
+
+    assert written(engine, PROMPTS[0]) == expected[0]
+    assert in_threads(*map(answer, PROMPTS)) == expected
+    assert in_threads(*[lambda: asyncio.run(all_of_them())] * 2) == [expected, expected]
+    assert [thread.name for thread in set(threads)] == [NAME]
+    assert engine.slots_in_use == 0
+
+
+def test_a_request_runs_whether_or_not_somebody_waits(engine: Engine) -> None:
+    """Its events are there when somebody looks."""
+    request = asked(engine, PROMPTS[0])
+    while not request.done:
+        time.sleep(0.001)
+    assert "".join(request.stream()) == request.result().text
+
+
+def test_tasks_need_none_of_the_loops_threads(engine: Engine) -> None:
+    """An executor whose only thread is taken does not keep an answer back."""
+    expected = written(engine, PROMPTS[0])
+
+    async def main() -> list[int]:
         with ThreadPoolExecutor(1) as pool:
             loop, free = asyncio.get_running_loop(), threading.Event()
             loop.set_default_executor(pool)
             blocked = loop.run_in_executor(None, free.wait)
             try:
-                return await asyncio.gather(*(read(engine, request) for request in requests))
+                return await read(asked(engine, PROMPTS[0]))
             finally:
                 free.set()
                 await blocked
 
-    answers = in_threads(*[lambda: asyncio.run(all_of_them())] * 2)
-    assert answers == [expected, expected]
-    assert set(names) == {NAME}
-    assert engine.slots_in_use == 0
+    assert asyncio.run(main()) == expected
 
 
 def test_a_task_that_is_cancelled_stops_its_request_alone(engine: Engine) -> None:
-    """The others' answers do not change, and its slots are free."""
-    expected = list(engine.generate(PROMPTS[1], max_new_tokens=30).token_ids)
+    """The others' answers do not change, and its slots are free when the task has ended."""
+    expected = written(engine, PROMPTS[1])
 
-    async def main() -> list[int]:
-        leaving = asyncio.create_task(read(engine, told(engine, PROMPTS[0], tokens=500)))
-        staying = asyncio.create_task(read(engine, told(engine, PROMPTS[1])))
-        await asyncio.sleep(0.02)
+    async def main() -> tuple[bool, list[int]]:
+        lost = asked(engine, PROMPTS[0], tokens=500)
+        leaving = asyncio.create_task(read(lost))
+        staying = asyncio.create_task(read(asked(engine, PROMPTS[1])))
+        while not lost.passes:
+            await asyncio.sleep(0.001)
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await leaving
-        return await staying
+        return lost.done, await staying
 
-    assert asyncio.run(main()) == expected
+    assert asyncio.run(main()) == (True, expected)
     assert engine.slots_in_use == 0
 
 
 def test_a_loop_that_is_gone_does_not_stop_the_others(engine: Engine) -> None:
-    """Closed with a task asleep; nobody can be told there."""
+    """Closed with a task asleep; nobody can be woken there."""
+    expected = written(engine, PROMPTS[2])
     loop = asyncio.new_event_loop()
-    lost = told(engine, PROMPTS[0], tokens=400)
-    task = loop.create_task(read(engine, lost))
+    lost = asked(engine, PROMPTS[0], tokens=400)
+    task = loop.create_task(read(lost))
     loop.run_until_complete(asyncio.sleep(0.01))
     assert not task.done()
     loop.close()
-    expected = list(engine.generate(PROMPTS[2], max_new_tokens=30).token_ids)
-    assert asyncio.run(read(engine, told(engine, PROMPTS[2]))) == expected
+    assert asyncio.run(read(asked(engine, PROMPTS[2]))) == expected
+    lost.cancel()
     task._log_destroy_pending = False  # type: ignore[attr-defined]
 
 
-def test_an_error_of_driving_reaches_one_and_the_others_go_on(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+def test_a_local_request_awaited_under_asyncio_fails_with_the_reason(engine: Engine) -> None:
+    """Nothing is decoded, and the error names what would run it."""
+    prompt = ids(500)
+    segment = engine.forward.forest.root(Ledger())
+    steps = engine.sequence(segment, prompt, max_new_tokens=4, sampling=SamplingParams(), seed=0)
+
+    async def decoding() -> None:
+        await decode([steps])
+
+    async def feeding() -> None:
+        await feed([Feed(segment, prompt)])
+
+    for wrong in (decoding, feeding):
+        with pytest.raises(RuntimeError, match=r"feeds for a local.*Scheduler\.submit") as loud:
+            asyncio.run(wrong())
+        assert len(str(loud.value)) < 200, "the tokens are not in it"
+
+
+def test_a_request_that_never_starts_warns_of_nothing(
+    engine: Engine, recwarn: pytest.WarningsRecorder
 ) -> None:
-    """As if the first who waits had driven himself."""
-    expected = list(engine.generate(PROMPTS[1], max_new_tokens=30).token_ids)
-    step, raised = engine.scheduler._step, []
-
-    def broken() -> None:
-        if not raised and len(engine.scheduler._driver._asleep) == 2:
-            raised.append(True)
-            raise LookupError("no such thing")
-        step()
-
-    monkeypatch.setattr(engine.scheduler, "_step", broken)
-
-    async def main() -> list[Any]:
-        requests = [told(engine, prompt, tokens=30) for prompt in PROMPTS[:2]]
-        tasks = [read(engine, request) for request in requests]
-        return await asyncio.gather(*tasks, return_exceptions=True)
-
-    first, second = asyncio.run(main())
-    assert sorted(map(type, [first, second]), key=str) == [LookupError, list]
-    assert second == expected or first == list(
-        engine.generate(PROMPTS[0], max_new_tokens=30).token_ids
-    )
-    assert engine.slots_in_use == 0
+    """Its coroutine is made when it is admitted."""
+    with engine.scheduler.paused():
+        request = asked(engine, PROMPTS[0])
+        request.cancel()
+    with pytest.raises(RequestCancelled):
+        request.wait()
+    del request
+    gc.collect()
+    assert [str(warning.message) for warning in recwarn] == []
 
 
-@pytest.mark.parametrize("failing_first", [False, True])
-def test_a_condition_that_fails_is_its_own_callers_error(
-    engine: Engine, *, failing_first: bool
-) -> None:
-    """The thread that drives for all goes on for the others."""
-    expected = list(engine.generate(PROMPTS[1], max_new_tokens=30).token_ids)
-    request = told(engine, PROMPTS[1])
-
-    def failing() -> bool:
-        if request.passes > 3:
-            raise LookupError("no such thing")
-        return False
-
-    async def main() -> list[Any]:
-        tasks = [read(engine, request), engine.scheduler.await_news(failing)]
-        order = tasks[::-1] if failing_first else tasks
-        return await asyncio.gather(*order, return_exceptions=True)
-
-    found = asyncio.run(main())
-    answer, error = found[::-1] if failing_first else found
-    assert answer == expected
-    assert isinstance(error, LookupError)
-    assert engine.slots_in_use == 0
-
-
-def test_an_idle_thread_holds_no_model() -> None:
+def test_an_idle_thread_holds_no_engine() -> None:
     """The engine goes when nobody uses it; the thread waits a while longer."""
     engine = tiny_engine()
-    asyncio.run(read(engine, told(engine, PROMPTS[0])))
+    asked(engine, PROMPTS[0]).wait()
     thread = engine.scheduler._driver._thread
     assert thread is not None
     gone = weakref.ref(engine.forward)
     del engine
     while gone() is not None and thread.is_alive():  # it may not have come to rest yet
+        gc.collect()
+        time.sleep(0.01)
+    assert thread.is_alive()
+
+
+def test_a_request_under_way_keeps_its_engine() -> None:
+    """Whoever holds the request alone gets the result, and then the engine goes."""
+    expected = written(tiny_engine(), PROMPTS[0])
+    engine = tiny_engine()
+    gone = weakref.ref(engine.forward)
+    with engine.scheduler.paused():
+        request = asked(engine, PROMPTS[0])
+        thread = engine.scheduler._driver._thread
+        assert thread is not None
+        del engine
+        gc.collect()
+    assert list(request.wait(timeout=60).token_ids) == expected
+    while gone() is not None and thread.is_alive():
         gc.collect()
         time.sleep(0.01)
     assert thread.is_alive()
@@ -239,51 +219,180 @@ def test_an_idle_thread_ends_and_starts_again(
     """A caller who comes later is served as the first."""
     monkeypatch.setattr(driver, "_IDLE", 0.01)
     monkeypatch.setattr(driver, "_PAUSE", 0.01)
-    first = asyncio.run(read(engine, told(engine, PROMPTS[0])))
+    with engine.scheduler.paused():
+        request = asked(engine, PROMPTS[0])
+        thread = engine.scheduler._driver._thread
+        assert thread is not None
+        thread.join(timeout=60)
+        assert engine.scheduler._driver._thread is None
+    first = list(request.wait(timeout=60).token_ids)
     thread = engine.scheduler._driver._thread
     if thread is not None:
-        thread.join()
+        thread.join(timeout=60)
     assert engine.scheduler._driver._thread is None
-    assert asyncio.run(read(engine, told(engine, PROMPTS[0]))) == first
+    assert written(engine, PROMPTS[0]) == first
 
 
-def test_who_is_interrupted_in_his_sleep_ends_his_request_alone(
+def test_whoever_waits_for_a_thread_that_dies_gets_its_error(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C while another thread drives; the other one's answer does not change."""
-    expected = engine.generate(PROMPTS[3], max_new_tokens=60).token_ids
-    other = told(engine, PROMPTS[3], tokens=60)
-    mine = told(engine, PROMPTS[4], tokens=400)
-    sleep, interrupted = driver.Driver.sleep, threading.Event()
-    run = engine.forward.run
-
-    def held(*args: Any) -> Any:
-        interrupted.wait()
-        return run(*args)
-
-    class Broken(threading.Event):
-        """As if a signal had come."""
-
-        def wait(self, timeout: float | None = None) -> bool:
-            interrupted.set()
-            raise KeyboardInterrupt
-
-    def interrupt(self: driver.Driver, until: driver.Until, drive: driver.Drive) -> None:
-        if threading.current_thread() is threading.main_thread():
-            monkeypatch.setattr(driver.threading, "Event", Broken)
-        sleep(self, until, drive)
-
-    monkeypatch.setattr(engine.forward, "run", held)
-    monkeypatch.setattr(driver.Driver, "sleep", interrupt)
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(engine.scheduler.run, other)
-        while not engine.scheduler._turn.taken:
-            time.sleep(0.001)
-        with pytest.raises(KeyboardInterrupt):
-            engine.scheduler.run(mine)
-        monkeypatch.undo()
-        assert answer.result().token_ids == expected
+    """Whatever kills it, also outside of a step; the next caller has a new one."""
+    expected = written(engine, PROMPTS[0])
+    dying = engine.scheduler._driver._thread
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    monkeypatch.setattr(engine.scheduler, "has_work", lambda: 1 / 0)
+    request = asked(engine, PROMPTS[0])
+    with pytest.raises(ZeroDivisionError):
+        request.wait(timeout=60)
+    monkeypatch.undo()
+    assert dying is not None
+    dying.join(timeout=60)
+    assert not dying.is_alive()
     assert engine.slots_in_use == 0
+    assert written(engine, PROMPTS[0]) == expected
+
+
+def test_without_a_thread_nothing_is_queued(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system gives no more threads, the caller is told at once."""
+
+    def none(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none)
+    with pytest.raises(RuntimeError, match="new thread"):
+        asked(engine, PROMPTS[0])
+    monkeypatch.undo()
+    assert not engine.scheduler.has_work()
+    assert len(written(engine, PROMPTS[0])) == 30
+
+
+def test_a_waiter_who_is_interrupted_ends_its_request_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the thread drives: the request has ended when the error comes out."""
+    expected = written(engine, PROMPTS[3], 60)
+    waited = threading.Event.wait
+
+    def interrupted(self: threading.Event, timeout: float | None = None) -> bool:
+        if threading.current_thread() is threading.main_thread():
+            monkeypatch.setattr(threading.Event, "wait", waited)
+            raise KeyboardInterrupt
+        return waited(self, timeout)
+
+    for waiting in (Request.wait, lambda request: list(request.stream())):
+        other, mine = asked(engine, PROMPTS[3], 60), asked(engine, PROMPTS[4], 500)
+        monkeypatch.setattr(threading.Event, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            waiting(mine)
+        assert mine.done
+        assert list(other.wait().token_ids) == expected
+        assert engine.slots_in_use == 0
+
+
+async def taken(request: Request[Any]) -> list[Any]:
+    """All events of a request that has no time at all."""
+    return [event async for event in request.astream(timeout=0.0)]
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda request: request.wait(timeout=0.0),
+        lambda request: list(request.stream(timeout=0.0)),
+        lambda request: asyncio.run(taken(request)),
+    ],
+    ids=["wait", "stream", "astream"],
+)
+def test_a_timeout_ends_the_request(engine: Engine, wait: Callable[[Any], Any]) -> None:
+    """The error says how much time there was; nothing is held afterwards."""
+    request = asked(engine, PROMPTS[0], 500)
+    with pytest.raises(AnswerTimeoutError, match=r"timeout=0\.0 seconds"):
+        wait(request)
+    assert request.done
+    assert isinstance(request.error, RequestCancelled)
+    assert engine.slots_in_use == 0
+
+
+def test_requests_submitted_in_a_pause_begin_together(engine: Engine) -> None:
+    """No pass runs in the block; afterwards the first pass feeds them all."""
+    with engine.scheduler.paused():
+        requests = [asked(engine, prompt, 5) for prompt in PROMPTS]
+        count = engine.forward.count
+        time.sleep(0.02)
+        assert engine.forward.count == count
+    for request in requests:
+        request.wait()
+    assert engine.forward.count == count + 5
+
+
+def test_a_step_by_hand_is_a_pass(engine: Engine) -> None:
+    """What tests of single passes stand on."""
+    with stepping(engine) as until:
+        request = asked(engine, PROMPTS[0])
+        until(lambda: request.passes == 3)
+        assert engine.forward.count == 3
+
+
+FORKED = """
+import os
+from tests.support.scheduling import generating
+from tests.support.tiny import ids, submit, tiny_engine
+
+engine = tiny_engine()
+alone = engine.generate(ids(9), max_new_tokens=20).token_ids
+with engine.scheduler.paused():
+    request = submit(engine, generating(engine, ids(9), 20))
+    child = os.fork()
+    if child == 0:
+        assert request.done and "forked" in str(request.error), request.error
+        assert engine.scheduler._driver._thread is None
+if child == 0:
+    assert engine.generate(ids(9), max_new_tokens=20).token_ids == alone
+    assert engine.slots_in_use == 0
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert request.wait().token_ids == alone
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_fork_has_a_thread_of_its_own() -> None:
+    """The child's requests are its own; what the parent has under way goes on there."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+UNDER_WAY = """
+import time
+from tests.support.scheduling import generating
+from tests.support.tiny import ids, submit, tiny_engine
+
+engine = tiny_engine(settings={"max_position_embeddings": 65536})
+request = submit(engine, generating(engine, ids(9), 60_000), 60_100)
+while request.passes < 3:
+    time.sleep(0.001)
+"""
+
+
+def test_a_process_may_end_while_a_request_is_under_way() -> None:
+    """The pass is finished and the thread stays behind; nothing aborts."""
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", UNDER_WAY],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 COUNTED = """

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
 from langchain_pos.engine import Engine
 from langchain_pos.engine.completion import Completion
-from langchain_pos.engine.decoding.sequence import Feed, Steps, decode
-from langchain_pos.engine.sampling import SamplingParams
+from langchain_pos.engine.decoding.sequence import Feed, feed
 from langchain_pos.engine.scheduler.pass_budget import PassBudget
 from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.errors import (
@@ -21,6 +18,7 @@ from langchain_pos.errors import (
     OutOfSlotsError,
     RequestCancelled,
 )
+from tests.support.scheduling import generating, in_threads, stepping
 from tests.support.tiny import ids, said, submit, tiny_engine
 
 PROMPT = ids(20, seed=9)
@@ -33,72 +31,18 @@ def engine() -> Engine:
     return tiny_engine()
 
 
-def in_threads(*calls: Callable[[], Any]) -> list[Any]:
-    """The result of each call, or the exception that it raised; each in a thread of its own."""
-    results: list[Any] = [None] * len(calls)
-
-    def call(index: int) -> None:
-        try:
-            results[index] = calls[index]()
-        except BaseException as error:  # noqa: BLE001
-            results[index] = error
-
-    threads = [threading.Thread(target=call, args=(index,)) for index in range(len(calls))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
-
-
-def hold_until_submitted(engine: Engine, monkeypatch: pytest.MonkeyPatch, requests: int) -> None:
-    """The first pass waits until so many requests are there."""
-    scheduler, run = engine.scheduler, engine.forward.run
-
-    def patient(*args: Any) -> Any:
-        while len(scheduler._live) + len(scheduler._incoming) < requests:
-            time.sleep(0.001)
-        monkeypatch.setattr(engine.forward, "run", run)
-        return run(*args)
-
-    monkeypatch.setattr(engine.forward, "run", patient)
-
-
-def generating(
-    engine: Engine, prompt: list[int], tokens: int, **kwargs: Any
-) -> Callable[[Request[Any]], Steps[Completion]]:
-    """What `Engine.generate` runs, for tests that step the scheduler themselves."""
-
-    def steps(request: Request[Any]) -> Steps[Completion]:
-        sequence = engine.sequence(
-            engine.scheduler.root(request),
-            prompt,
-            max_new_tokens=tokens,
-            sampling=SamplingParams(),
-            seed=0,
-            on_text=request.emit,
-            **kwargs,
-        )
-        yield from decode([sequence])
-        return sequence.completion()
-
-    return steps
-
-
-def test_two_threads_share_passes_and_get_what_they_get_alone(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_threads_share_passes_and_get_what_they_get_alone(engine: Engine) -> None:
     """Two callers at once cost as many passes as the longer of them."""
     one = engine.generate(PROMPT, max_new_tokens=15)
     many = engine.decode_branches(PROMPT[3:], OPENINGS, max_new_tokens=12)
     before = engine.forward.count
-    hold_until_submitted(engine, monkeypatch, 2)
     together = in_threads(
         lambda: engine.generate(PROMPT, max_new_tokens=15, drafts=False),
         lambda: engine.decode_branches(PROMPT[3:], OPENINGS, max_new_tokens=12, drafts=False),
+        hold=engine,
     )
     assert [said(result) for result in together] == [said(one), said(many)]
-    assert engine.forward.count - before in (15, 16)  # the second may join one pass later
+    assert engine.forward.count - before == 15
     assert engine.slots_in_use == 0
 
 
@@ -153,13 +97,15 @@ def test_a_long_prompt_stalls_nobody() -> None:
     """While a long prompt is fed in chunks, the others get a token in every pass."""
     engine = tiny_engine(max_rows=8)
     alone = engine.generate(PROMPT[:5], max_new_tokens=12)
-    long = submit(engine, generating(engine, ids(120), 2), reserve=130)
-    short = submit(engine, generating(engine, PROMPT[:5], 12), reserve=20)
     before = engine.forward.count
-    assert said(engine.scheduler.run(short)) == said(alone)
-    assert engine.forward.count - before == short.passes == 12
-    assert not long.done
-    assert len(engine.scheduler.run(long).token_ids) == 2
+    with stepping(engine) as until:
+        long = submit(engine, generating(engine, ids(120), 2), reserve=130)
+        short = submit(engine, generating(engine, PROMPT[:5], 12), reserve=20)
+        until(lambda: short.done)
+        assert engine.forward.count - before == short.passes == 12
+        assert not long.done
+    assert said(short.wait()) == said(alone)
+    assert len(long.wait().token_ids) == 2
 
 
 def test_cancel_in_prefill_and_in_decode(engine: Engine) -> None:
@@ -167,15 +113,19 @@ def test_cancel_in_prefill_and_in_decode(engine: Engine) -> None:
     alone = engine.generate(PROMPT, max_new_tokens=10)
     chunked = tiny_engine(max_rows=4)
     for passes in (0, 1, 3, 8):
-        request = submit(chunked, generating(chunked, PROMPT, 10))
-        chunked.scheduler.wait(lambda r=request, p=passes: r.passes >= p)
-        assert chunked.slots_in_use == min(4 * passes, 20) + max(passes - 5, 0)
-        chunked.scheduler.cancel(request)
-        assert chunked.slots_in_use == 0
-        assert request.done
+        with stepping(chunked) as until:
+            request = submit(chunked, generating(chunked, PROMPT, 10))
+            until(lambda r=request, p=passes: r.passes >= p)  # type: ignore[misc]
+            assert chunked.slots_in_use == min(4 * passes, 20) + max(passes - 5, 0)
+            rows = chunked.forward.rows
+            request.cancel()
+            chunked.scheduler.step()
+            assert chunked.slots_in_use == 0
+            assert chunked.forward.rows == rows, "no further pass"
+            assert request.done
         with pytest.raises(RequestCancelled):
-            chunked.scheduler.run(request)
-        chunked.scheduler.cancel(request)  # once more does nothing
+            request.wait()
+        request.cancel()  # once more does nothing
     assert chunked.generate(PROMPT, max_new_tokens=10).token_ids == alone.token_ids
 
 
@@ -183,10 +133,10 @@ def test_closing_a_stream_cancels_its_request(engine: Engine) -> None:
     """Events come as the model writes; a caller who leaves frees the slots."""
     whole = engine.generate(PROMPT, max_new_tokens=30)
     request = submit(engine, generating(engine, PROMPT, 30))
-    assert "".join(engine.scheduler.stream(request)) == whole.text
+    assert "".join(request.stream()) == whole.text
     assert said(request.result()) == said(whole)
     request = submit(engine, generating(engine, PROMPT, 30))
-    stream = engine.scheduler.stream(request)
+    stream = request.stream()
     assert whole.text.startswith(next(stream))
     assert engine.slots_in_use > 0
     stream.close()
@@ -195,19 +145,20 @@ def test_closing_a_stream_cancels_its_request(engine: Engine) -> None:
 
 def test_cancel_from_another_thread(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cancelled during a pass, a request ends when the pass is over; its waiter is told."""
-    request = submit(engine, generating(engine, PROMPT, 200), reserve=300)
-    run = engine.forward.run
+    run, in_time = engine.forward.run, []
 
     def cancelling(*args: Any) -> Any:
         if request.passes == 5:
-            (none,) = in_threads(lambda: engine.scheduler.cancel(request))
-            assert none is None
-            assert not request.done, "not under the pass's feet"
+            in_threads(request.cancel)
+            in_time.append(request.done)  # not while the pass uses its slots
         return run(*args)
 
     monkeypatch.setattr(engine.forward, "run", cancelling)
+    with engine.scheduler.paused():
+        request = submit(engine, generating(engine, PROMPT, 200), reserve=300)
     with pytest.raises(RequestCancelled):
-        engine.scheduler.run(request)
+        request.wait()
+    assert in_time == [False]
     assert request.passes == 6
     assert engine.slots_in_use == 0
 
@@ -216,22 +167,23 @@ def test_an_exception_in_one_request_touches_no_other(engine: Engine) -> None:
     """A request's own mistake goes to its caller; the others do not notice."""
     alone = engine.generate(PROMPT, max_new_tokens=10)
 
-    def failing(request: Request[Any]) -> Steps[None]:
+    async def failing(request: Request[Any]) -> None:
         root = engine.scheduler.root(request)
-        yield [Feed(root, PROMPT)]
-        yield [Feed(root, PROMPT[:3])]
+        await feed([Feed(root, PROMPT)])
+        await feed([Feed(root, PROMPT[:3])])
         raise LookupError("mine")
 
-    def odd(wishes: list[list[int]]) -> Callable[[Request[Any]], Steps[None]]:
-        def steps(request: Request[Any]) -> Steps[None]:
-            yield [Feed(engine.scheduler.root(request), wish) for wish in wishes]
+    def odd(wishes: list[list[int]]) -> Callable[[Request[Any]], Coroutine[Any, Any, None]]:
+        async def steps(request: Request[Any]) -> None:
+            await feed([Feed(engine.scheduler.root(request), wish) for wish in wishes])
 
         return steps
 
     wishes = [[], [[5, 384]], [[-1]]]
-    bad = [submit(engine, steps) for steps in (failing, *map(odd, wishes))]
-    good = submit(engine, generating(engine, PROMPT, 10))
-    assert said(engine.scheduler.run(good)) == said(alone)
+    with engine.scheduler.paused():
+        bad = [submit(engine, steps) for steps in (failing, *map(odd, wishes))]
+        good = submit(engine, generating(engine, PROMPT, 10))
+    assert said(good.wait()) == said(alone)
     assert engine.slots_in_use == 0
     errors = [type(request.error) for request in bad]
     assert errors == [LookupError, ValueError, InvalidRequestError, InvalidRequestError]
@@ -298,21 +250,23 @@ def test_waiting_for_slots_keeps_the_order() -> None:
     engine = tiny_engine(max_slots=100)
     order: list[str] = []
 
-    def named(name: str, tokens: int) -> Callable[[Request[Any]], Steps[Completion]]:
-        def steps(request: Request[Any]) -> Steps[Completion]:
+    def named(name: str, tokens: int) -> Callable[[Request[Any]], Coroutine[Any, Any, Completion]]:
+        async def steps(request: Request[Any]) -> Completion:
             order.append(name)
-            return (yield from generating(engine, PROMPT, tokens)(request))
+            return await generating(engine, PROMPT, tokens)(request)
 
         return steps
 
-    first = submit(engine, named("first", 40), reserve=60)
-    second = submit(engine, named("second", 40), reserve=60)
-    third = submit(engine, named("third", 5), reserve=25)
-    last = engine.scheduler.run(third)
+    with stepping(engine) as until:
+        first = submit(engine, named("first", 40), reserve=60)
+        second = submit(engine, named("second", 40), reserve=60)
+        third = submit(engine, named("third", 5), reserve=25)
+        until(lambda: third.done)
+        assert first.done
+    last = third.wait()
     assert order == ["first", "second", "third"]
     assert last.token_ids == tiny_engine().generate(PROMPT, max_new_tokens=5).token_ids
-    assert first.done
-    assert len(engine.scheduler.run(second).token_ids) == 40
+    assert len(second.wait().token_ids) == 40
     assert engine.slots_in_use == 0
 
 
@@ -330,14 +284,16 @@ def test_a_long_prompt_is_cut_small_while_others_decode() -> None:
     long = ids(1500, seed=8)
     expected = engine.generate(long, max_new_tokens=2, drafts=False).token_ids
     assert rows[:2] == [1024, 475]  # the last token of a prompt is never shared
-    first = submit(engine, generating(engine, PROMPT, 60), 100)
-    engine.scheduler.wait(lambda: first.passes > 3)
-    rows.clear()
-    second = submit(engine, generating(engine, long, 2), 1600)
-    assert engine.scheduler.run(second).token_ids == expected
+    with stepping(engine) as until:
+        first = submit(engine, generating(engine, PROMPT, 60), 100)
+        until(lambda: first.passes > 3)
+        rows.clear()
+        second = submit(engine, generating(engine, long, 2), 1600)
+        until(lambda: second.done)
+    assert second.wait().token_ids == expected
     assert [count for count in rows if count > 1] == [256] * 5 + [220]
     assert first.passes >= 10, "it went on meanwhile"
-    engine.scheduler.cancel(first)
+    first.cancel()
 
 
 def test_callers_that_wait_take_turns() -> None:
@@ -345,10 +301,10 @@ def test_callers_that_wait_take_turns() -> None:
     engine = tiny_engine(max_slots=64)
     order: list[str] = []
 
-    def named(name: str) -> Callable[[Request[Any]], Steps[Completion]]:
-        def steps(request: Request[Any]) -> Steps[Completion]:
+    def named(name: str) -> Callable[[Request[Any]], Coroutine[Any, Any, Completion]]:
+        async def steps(request: Request[Any]) -> Completion:
             order.append(name)
-            return (yield from generating(engine, PROMPT, 3)(request))
+            return await generating(engine, PROMPT, 3)(request)
 
         return steps
 
@@ -356,10 +312,11 @@ def test_callers_that_wait_take_turns() -> None:
         return engine.scheduler.submit(named(name), reserve=60, caller=caller)
 
     many, few = object(), object()
-    requests = [ask(f"many {index}", many) for index in range(5)]
-    requests += [ask("alone", None), ask("few 0", few), ask("few 1", few)]
+    with engine.scheduler.paused():
+        requests = [ask(f"many {index}", many) for index in range(5)]
+        requests += [ask("alone", None), ask("few 0", few), ask("few 1", few)]
     for request in requests:
-        engine.scheduler.run(request)
+        request.wait()
     assert order == [
         "many 0", "alone", "few 0", "many 1", "few 1", "many 2", "many 3", "many 4"
     ]  # fmt: skip
@@ -369,15 +326,17 @@ def test_callers_that_wait_take_turns() -> None:
 def test_waiters_that_are_cancelled_leave_the_queue() -> None:
     """A request that waits for slots can be cancelled, and those behind it move up."""
     engine = tiny_engine(max_slots=64)
-    running = submit(engine, generating(engine, PROMPT, 30), reserve=60)
-    waiting = submit(engine, generating(engine, PROMPT, 30), reserve=60)
-    behind = submit(engine, generating(engine, PROMPT[:2], 1), reserve=4)
-    engine.scheduler.wait(lambda: running.passes > 2)
-    assert behind.passes == 0
-    engine.scheduler.cancel(waiting)
-    engine.scheduler.run(behind)
-    assert not running.done
-    assert len(engine.scheduler.run(running).token_ids) == 30
+    with stepping(engine) as until:
+        running = submit(engine, generating(engine, PROMPT, 30), reserve=60)
+        waiting = submit(engine, generating(engine, PROMPT, 30), reserve=60)
+        behind = submit(engine, generating(engine, PROMPT[:2], 1), reserve=4)
+        until(lambda: running.passes > 2)
+        assert behind.passes == 0
+        waiting.cancel()
+        until(lambda: behind.done)
+        assert not running.done
+    assert len(behind.wait().token_ids) == 1
+    assert len(running.wait().token_ids) == 30
 
 
 @pytest.mark.parametrize(
@@ -410,6 +369,7 @@ def test_guesses_in_company_change_no_token() -> None:
     for row_seconds in (None, 1e-9):
         engine = tiny_engine(draft_rows=4)
         engine.scheduler.budget.row_seconds = row_seconds
-        requests = [submit(engine, generating(engine, prompt, 20), 80) for prompt in asked]
-        assert [engine.scheduler.run(each).token_ids for each in requests] == expected
+        with engine.scheduler.paused():
+            requests = [submit(engine, generating(engine, prompt, 20), 80) for prompt in asked]
+        assert [each.wait().token_ids for each in requests] == expected
         assert engine.slots_in_use == 0
