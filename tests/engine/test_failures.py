@@ -14,7 +14,7 @@ from langchain_pos.engine import Engine
 from langchain_pos.engine.cache.key_values import SlotLayer
 from langchain_pos.engine.completion import Completion
 from langchain_pos.errors import OutOfSlotsError, RequestCancelled
-from tests.engine.scheduler.test_scheduler import generating
+from tests.support.engine_requests import generating
 from tests.support.tiny import ids, said, submit, tiny_engine
 
 PROMPT, LONG = ids(20, seed=9), ids(60, seed=4)

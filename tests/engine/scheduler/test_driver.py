@@ -23,7 +23,7 @@ from langchain_pos.engine.decoding.sequence import Steps, decode
 from langchain_pos.engine.sampling import SamplingParams
 from langchain_pos.engine.scheduler import driver
 from langchain_pos.engine.scheduler.request import Request
-from tests.engine.scheduler.test_scheduler import hold_until_submitted, in_threads
+from tests.support.engine_requests import hold_until_submitted, in_threads
 from tests.support.tiny import ids, submit, tiny_engine
 
 NAME = "langchain-pos-engine"
