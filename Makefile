@@ -28,9 +28,10 @@ test: $(VENV)/.installed-dev  ## run the tests (no network)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
 		$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
-lint: $(VENV)/.installed-dev  ## check style, change nothing
+lint: $(VENV)/.installed-dev  ## check style and which way imports go, change nothing
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/lint-imports --no-cache --no-logo
 
 format: $(VENV)/.installed-dev  ## mend style
 	$(BIN)/ruff check --fix $(SOURCES)
@@ -40,6 +41,7 @@ typecheck: $(VENV)/.installed-dev  ## strict mypy
 	$(BIN)/mypy $(ARGS)
 
 docs: $(VENV)/.installed-dev  ## the documentation in site/; fails on a broken link (no network)
+	$(BIN)/python docs/make_architecture.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 train: $(VENV)/.installed-dev  ## train the shipped model again; resumes where it stopped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -48,6 +49,20 @@ def test_every_public_name_resolves(name: str) -> None:
 def test_all_is_what_the_modules_hold() -> None:
     """`__all__` and the table of modules name the same things."""
     assert set(langchain_pos.__all__) == {*langchain_pos._HOME, "__version__"}
+
+
+PACKAGES = "chat_models engine remote results runnables server server.replicas".split()
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_the_public_names_of_a_package_resolve(name: str) -> None:
+    """They come from its modules when they are first used; others are no attributes."""
+    package = importlib.import_module(f"langchain_pos.{name}")
+    assert package.__all__
+    for public in package.__all__:
+        assert getattr(package, public) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'Nonsense'"):
+        package.Nonsense  # noqa: B018
 
 
 def test_unknown_name_is_an_attribute_error() -> None:

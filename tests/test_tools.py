@@ -14,27 +14,14 @@ from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import ToolException
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from langchain_pos import ParallelSubtasksTool, ReasoningResult
-from tests.support.scripted import Halt, Script, scripted_llm
-
-RULES = {"####Ann:": " GPA 3.1", "####Ben:": " GPA 2.4"}
-SUBTASKS = [
-    {"title": "Ann", "prompt": "Read Ann's GPA."},
-    {"title": "Ben", "prompt": "Read Ben's GPA."},
-]
-ARGS = {"subtasks": SUBTASKS, "context": "Two resumes."}
-CONTENT = "## Ann\nGPA 3.1\n\n## Ben\nGPA 2.4"
+from langchain_pos import ReasoningResult
+from tests.support.scripted import Halt, Script
+from tests.support.scripted_tool import ARGS, CONTENT, RULES, SUBTASKS, the_tool
 
 
 def tool_call(**args: Any) -> dict[str, Any]:
     """A call as a model makes it."""
     return {"name": "run_parallel_subtasks", "args": args, "id": "1", "type": "tool_call"}
-
-
-def the_tool(rules: dict[str, Any] = RULES, **fields: Any) -> tuple[ParallelSubtasksTool, Script]:
-    """The tool over a scripted model."""
-    llm, script = scripted_llm(rules, **fields)
-    return ParallelSubtasksTool(llm=llm), script
 
 
 class Caller(GenericFakeChatModel):

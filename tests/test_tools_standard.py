@@ -12,10 +12,10 @@ from langchain_tests.integration_tests import ToolsIntegrationTests
 from langchain_tests.unit_tests import ToolsUnitTests
 
 from langchain_pos import ParallelReasoningLLM, ParallelSubtasksTool
-from tests.chat_models.test_messages import QWEN, tokenizer_with
+from tests.support.chat_templates import QWEN, tokenizer_with
 from tests.support.scripted import BARE, SMALL
 from tests.support.scripted_chat import scripted_chat
-from tests.test_tools import ARGS, CONTENT, RULES, SUBTASKS, the_tool
+from tests.support.scripted_tool import ARGS, CONTENT, RULES, SUBTASKS, the_tool
 
 ASKED = "<|im_start|>assistant\n"
 

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, closing
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import Any, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     CallbackManagerForLLMRun,
     Callbacks,
 )
-from langchain_core.language_models import BaseChatModel, LanguageModelInput, ModelProfile
-from langchain_core.language_models.base import LangSmithParams
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableMap, RunnablePassthrough
 from langchain_core.runnables.config import get_config_list, run_in_executor
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import ConfigDict, Field
 
 from langchain_pos.chat_models.batch import BATCH_THREADS, one_batch, side_by_side
 from langchain_pos.chat_models.call import ChatCall, as_result
-from langchain_pos.chat_models.messages import as_turns, encode_chat
-from langchain_pos.chat_models.output import PROVIDER
+from langchain_pos.chat_models.fields import ChatFields
 from langchain_pos.chat_models.structured_output import (
     Schema,
     StructuredMethod,
@@ -34,20 +29,11 @@ from langchain_pos.chat_models.structured_output import (
     is_pydantic,
     json_schema_of,
 )
-from langchain_pos.chat_models.tool_calling import read_choice, unique
+from langchain_pos.chat_models.tool_calling import read_choice
 from langchain_pos.errors import InvalidRequestError
-from langchain_pos.model_source import ModelSource
-from langchain_pos.reasoning.settings import ReasoningSettings
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from langchain_pos.engine.engine import Engine
-
-ChatMode = Literal["auto", "parallel", "sequential"]
 
 
-class ChatParallelReasoning(ModelSource, BaseChatModel, ReasoningSettings):
+class ChatParallelReasoning(ChatFields):
     """A chat model on a local model: parallel reasoning, tools, structured output.
 
     A plain question is answered by parallel reasoning: the branches are reasoning content, the
@@ -65,95 +51,6 @@ class ChatParallelReasoning(ModelSource, BaseChatModel, ReasoningSettings):
         'name: Lily Wilson'
         >>> chat.bind_tools([add]).invoke("What is 3 + 4?").tool_calls  # doctest: +SKIP
     """
-
-    mode: ChatMode = "auto"  # type: ignore[assignment]
-    """"auto": parallel for plain questions, sequential with tools, schemas, log-probabilities and
-    behind a tool's result; "parallel": branches first in any case; "sequential": never."""
-    max_tokens: int | None = Field(default=None, ge=1)
-    """Tokens of the text of an answer, in place of `max_sequential_tokens` and
-    `max_conclusion_tokens`; plans and branches have their own budgets."""
-    timeout: float | None = Field(default=None, gt=0)
-    """Seconds after which an answer is given up, looked at between forward passes."""
-    max_retries: int | None = Field(default=None, ge=0)
-    """Skeletons tried after the first one, in place of `max_plan_attempts`. Nothing else of a
-    local model is worth trying again."""
-    streaming: bool = False
-    """Answer `invoke` by streaming, so that callbacks get every token."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
-
-    # ------------------------------------------------------------------ the model
-
-    @classmethod
-    def from_engine(cls, engine: Engine, **fields: Any) -> Self:
-        """Over an engine; several may share one, and its forward passes."""
-        chat = super().from_engine(engine, **fields)
-        if "profile" not in fields:
-            chat.profile = _profile(engine.context_length)
-        return chat
-
-    def _resolve_model_profile(self) -> ModelProfile:
-        """What the model can do; its context from the folder's config, if it is a local one."""
-        if self.remote is not None:
-            return _profile(self.remote.context_length, plain=True)
-        from langchain_pos.model_source import shipped_model
-
-        config = Path(self.model or shipped_model()).expanduser() / "config.json"
-        if not config.is_file():
-            return _profile(None)
-        settings = json.loads(config.read_text(encoding="utf-8"))
-        return _profile(settings.get("max_position_embeddings"))
-
-    @property
-    def _llm_type(self) -> str:
-        return "chat-parallel-reasoning"
-
-    @property
-    def _identifying_params(self) -> dict[str, Any]:
-        """All that an answer depends on, so that caches tell apart what is different."""
-        names = set(ReasoningSettings.model_fields) | {"max_tokens", "max_retries"}
-        return {
-            "model_name": self._model_name(self.model),
-            **self._load_options(),
-            **{name: getattr(self, name) for name in sorted(names - {"stop"})},
-            "default_stop": self.stop,  # langchain-core puts the call's under "stop"
-            "prompts": None if self.prompts is None else self.prompts.model_dump(),
-            "output_version": self.output_version,
-            "loaded_model": self.engines.identity,
-            "engine": None if self.remote is None else self.remote.identity,
-        }
-
-    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        params = super()._get_ls_params(stop=stop, **kwargs)
-        params["ls_provider"] = PROVIDER
-        params["ls_model_name"] = self._model_name(kwargs.get("model") or self.model)
-        if stop is None and self.stop:
-            params["ls_stop"] = list(self.stop)
-        return params
-
-    def _model_name(self, model: str | None) -> str:
-        if self.remote is not None:
-            return model or self.remote.model or self.remote.base_url
-        return model or ("langchain_pos/embedded" if self.engines.identity is None else "unnamed")
-
-    # --------------------------------------------------------------------- tokens
-
-    @property
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.engine.tokenizer if self.remote is None else self.remote.tokenizer_or_error
-
-    def get_token_ids(self, text: str) -> list[int]:
-        """The tokens of a text, without special ones."""
-        from langchain_pos.engine.tokenization.text import encode_text
-
-        return encode_text(self._tokenizer, text)
-
-    def get_num_tokens_from_messages(
-        self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None
-    ) -> int:
-        """Tokens that the messages take in the model's own chat template."""
-        formatted = unique([convert_to_openai_tool(tool) for tool in tools or ()])
-        return len(encode_chat(self._tokenizer, as_turns(messages), formatted))
 
     # ---------------------------------------------------------- tools and structure
 
@@ -380,21 +277,3 @@ def _response_format(method: str, schema: dict[str, Any] | None) -> dict[str, An
         return {"type": "json_object"} | ({} if schema is None else {"schema": schema})
     name = (schema or {}).get("title", "answer")
     return {"type": "json_schema", "json_schema": {"name": name, "schema": schema}}
-
-
-def _profile(positions: int | None, *, plain: bool = False) -> ModelProfile:
-    profile = ModelProfile(
-        text_inputs=True,
-        image_inputs=False,
-        audio_inputs=False,
-        video_inputs=False,
-        pdf_inputs=False,
-        text_outputs=True,
-        reasoning_output=True,
-        tool_calling=not plain,
-        tool_choice=not plain,
-        structured_output=not plain,
-    )
-    if positions:
-        profile["max_input_tokens"] = int(positions)
-    return profile

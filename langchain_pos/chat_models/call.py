@@ -29,7 +29,7 @@ from langchain_pos.results.data import Mode, ReasoningRequest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from langchain_pos.chat_models.base import ChatParallelReasoning
+    from langchain_pos.chat_models.fields import ChatFields
     from langchain_pos.engine.sampling import Logprobs
     from langchain_pos.engine.scheduler.pending import Pending
     from langchain_pos.reasoning.chat_template import Turn
@@ -59,7 +59,7 @@ class ChatCall:
 
     def __init__(
         self,
-        chat: ChatParallelReasoning,
+        chat: ChatFields,
         messages: Sequence[BaseMessage],
         stop: Sequence[str] | None,
         kwargs: dict[str, Any],
@@ -239,13 +239,13 @@ def _refuse_over_http(wanted: Sequence[str], turns: Sequence[Turn]) -> None:
         )
 
 
-def _stops(chat: ChatParallelReasoning, stop: Sequence[str] | None) -> tuple[str, ...]:
+def _stops(chat: ChatFields, stop: Sequence[str] | None) -> tuple[str, ...]:
     if stop is None:
         return chat.stop
     return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
-def _budgets(chat: ChatParallelReasoning, given: dict[str, Any]) -> dict[str, Any]:
+def _budgets(chat: ChatFields, given: dict[str, Any]) -> dict[str, Any]:
     """The standard names of chat models as ours; taken out of `given`."""
     budgets: dict[str, Any] = {}
     most = given.pop("max_tokens", chat.max_tokens)

@@ -1,13 +1,21 @@
-"""How `langchain-pos bench` shows what it has measured."""
+"""`langchain-pos bench`: what parallel gains on this machine, and with how many branches."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from rich.table import Table
+import typer
 
+from langchain_pos.cli.options import (
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    exit_codes,
+)
+from langchain_pos.cli.running import load, new_console
 from langchain_pos.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -16,8 +24,33 @@ if TYPE_CHECKING:
     from langchain_pos.cli.bench_measuring import BenchResult
 
 
+def bench(
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all measurements to this file.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Answers in each way; medians are shown.")] = 3,
+    debug: DebugOption = False,
+) -> None:
+    """Measure parallel against sequential on this machine; recommend max_parallel_branches."""
+    with exit_codes(debug):
+        from langchain_pos.cli.bench_measuring import measure
+        from langchain_pos.embedded.demo import demo_question
+
+        # The question is asked again and again, and each time its prefill shall count.
+        llm = load(model=model, device=device, dtype=dtype, prefix_cache_tokens=0)
+        result = measure(llm, demo_question(), runs=runs)
+        show(new_console(), result)
+        if json_file is not None:
+            write(json_file, result)
+
+
 def show(console: Console, result: BenchResult) -> None:
     """Print both tables and the recommendation."""
+    from rich.table import Table
+
     engine = result.engine
     console.print(
         f"{engine['model']}, {engine['parameters']} parameters, {engine['dtype']} on "

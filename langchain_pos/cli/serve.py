@@ -91,7 +91,8 @@ def serve(
     """
     with exit_codes(debug):
         from langchain_pos.chat_models.base import ChatParallelReasoning
-        from langchain_pos.server.app import ServerLimits, bind, make_server
+        from langchain_pos.server.admission import ServerLimits
+        from langchain_pos.server.process import bind, make_server
 
         scaling = {
             "replicas": replicas,
@@ -131,7 +132,8 @@ def serve(
         }
         with ExitStack() as stack:
             if ray:
-                from langchain_pos.server.replicas.launch import RayOptions, ray_server
+                from langchain_pos.server.replicas.launch import ray_server
+                from langchain_pos.server.replicas.options import RayOptions
 
                 options = RayOptions.of(**scaling)
                 server = stack.enter_context(ray_server(chat, options=options, **asked))

@@ -28,8 +28,8 @@ ENDINGS = {
 _CSS = """
 .lcpos{max-width:100%;line-height:1.45;overflow-wrap:anywhere;text-align:left}
 .lcpos *{box-sizing:border-box;min-width:0}
-.lcpos-text{white-space:pre-wrap;max-height:24em;overflow:hidden auto}
-.lcpos-branch .lcpos-text{max-height:none;overflow:hidden}
+.lcpos-text{white-space:pre-wrap;max-height:24em;overflow:auto}
+.lcpos-branch .lcpos-text{max-height:none}
 .lcpos-head,.lcpos-note{font-size:.85em;opacity:.75;margin:.3em 0}
 .lcpos-scroll{max-height:24em;overflow:hidden auto}
 .lcpos-grid{display:grid;gap:.5em;margin:.5em 0;

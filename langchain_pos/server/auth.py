@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 
+from langchain_pos.errors import InvalidRequestError
 from langchain_pos.server.errors import ApiError
 
 if TYPE_CHECKING:
@@ -96,6 +97,23 @@ class Guard:
                 "invalid_api_key",
             )
         return f"key {right.index(True)}"
+
+
+def keys_of(api_key: str | Sequence[str] | None, host: str = "127.0.0.1") -> list[str]:
+    """The keys of a server that may listen on `host` with them.
+
+    Raises:
+        InvalidRequestError: a key is blank, or others could reach the server and there is none.
+    """
+    keys = [api_key] if isinstance(api_key, str) else list(api_key or ())
+    if api_key is not None and not (keys and all(key.strip() for key in keys)):
+        raise InvalidRequestError("the API key is empty; give one, or none at all")
+    if not keys and not is_loopback(host):
+        raise InvalidRequestError(
+            f"host={host!r} can be reached from elsewhere, and no API key is given; give one "
+            "(--api-key, or LANGCHAIN_POS_API_KEY), or listen on 127.0.0.1"
+        )
+    return keys
 
 
 def _address(scope: Scope) -> str:

@@ -1,7 +1,7 @@
 """The page at `/`: a question, and the branches side by side while they are written.
 
 It holds no secret and asks the API as any client does, so `Guard` lets it be read without a key.
-Its files (`page/`) are served as they are, but for the demo question and whether a key is wanted.
+Its files (`static/`) are served as they are, but for the demo question and whether a key is wanted.
 """
 
 from __future__ import annotations

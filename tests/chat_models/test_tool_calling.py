@@ -21,9 +21,10 @@ from langchain_pos.chat_models.tool_calling import (
     read_choice,
 )
 from langchain_pos.errors import InvalidRequestError
-from tests.chat_models.test_messages import GEMMA, MISTRAL, QWEN, tokenizer_with
-from tests.chat_models.test_messages import LLAMA as LLAMA_TEMPLATE
+from tests.support.chat_templates import GEMMA, MISTRAL, QWEN, tokenizer_with
+from tests.support.chat_templates import LLAMA as LLAMA_TEMPLATE
 from tests.support.scripted_chat import random_chat, said, scripted_chat
+from tests.support.tool_calls import CALL, OTHER, qwen_chat
 
 ASKED = "<|im_start|>assistant\n"
 
@@ -70,15 +71,6 @@ class Point(TypedDict):
 
     x: int
     y: int
-
-
-def qwen_chat(rules: dict[str, Any], **fields: Any) -> Any:
-    """A scripted chat model in Qwen's template, and its script."""
-    return scripted_chat(rules, tokenizer=tokenizer_with(QWEN), **fields)
-
-
-CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 3, "b": 4}}\n</tool_call>'
-OTHER = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 
 
 def total(chunks: list[Any]) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from langchain_pos.cli import main as cli
+from langchain_pos.cli import running
 from langchain_pos.cli.bench import recommendation, show
 from langchain_pos.cli.bench_measuring import (
     AnswerTime,
@@ -108,7 +108,7 @@ def test_the_widest_pass_may_not_be_wide_enough() -> None:
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`langchain-pos bench --json FILE` prints the tables and writes all figures."""
-    monkeypatch.setattr(cli, "_make_llm", lambda settings: random_llm(model=tiny_model(4096)))
+    monkeypatch.setattr(running, "make_llm", lambda settings: random_llm(model=tiny_model(4096)))
     file = tmp_path / "bench.json"
     done = run("bench", "--runs", 1, "--json", file)
     assert done.exit_code == 0, done.output
@@ -120,7 +120,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The tables are shown all the same, and the exit code says that the command line is wrong."""
-    monkeypatch.setattr(cli, "_make_llm", lambda settings: random_llm(model=tiny_model(4096)))
+    monkeypatch.setattr(running, "make_llm", lambda settings: random_llm(model=tiny_model(4096)))
     done = run("bench", "--runs", 1, "--json", tmp_path / "none" / "bench.json")
     assert done.exit_code == 2
     assert "cannot write" in done.stderr

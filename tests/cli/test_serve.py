@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from langchain_pos import demo_question
 from langchain_pos.cli.main import app
 from langchain_pos.errors import InvalidRequestError
-from langchain_pos.server.app import create_app, make_server
+from langchain_pos.server import create_app, make_server
 from langchain_pos.server.auth import is_loopback
 from langchain_pos.server.errors import ApiError
 from tests.support.scripted_chat import scripted_chat
@@ -75,7 +75,7 @@ def test_the_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
         seen.append(given)
         raise InvalidRequestError("far enough")
 
-    monkeypatch.setattr("langchain_pos.server.app.make_server", stop)
+    monkeypatch.setattr("langchain_pos.server.process.make_server", stop)
     env = {"LANGCHAIN_POS_API_KEY": "secret"}
     done = RUNNER.invoke(app, ["serve", "--host", "0.0.0.0", "--max-queue", "3"], env=env)
     assert done.exit_code == 2
@@ -103,7 +103,7 @@ def test_there_may_be_several_keys(
     """With commas between, in option and environment; a blank one is left to be refused."""
     seen: list[Any] = []
     monkeypatch.setattr(
-        "langchain_pos.server.app.make_server", lambda _, **given: seen.append(given)
+        "langchain_pos.server.process.make_server", lambda _, **given: seen.append(given)
     )
     RUNNER.invoke(app, ["serve", *options], env={"LANGCHAIN_POS_API_KEY": environment})
     assert seen[0]["api_key"] == keys
@@ -118,7 +118,7 @@ def test_a_device_map_reaches_the_loader(ray: bool, monkeypatch: pytest.MonkeyPa
         seen.append((chat._load_options(), given.get("options")))
         raise InvalidRequestError("far enough")
 
-    monkeypatch.setattr("langchain_pos.server.app.make_server", stop)
+    monkeypatch.setattr("langchain_pos.server.process.make_server", stop)
     monkeypatch.setattr("langchain_pos.server.replicas.launch.ray_server", stop)
     scaling = ["--ray", "--max-replicas", "3", "--gpus-per-replica", "2"] if ray else []
     assert RUNNER.invoke(app, ["serve", "--device-map", "auto", *scaling]).exit_code == 2

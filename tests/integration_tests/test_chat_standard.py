@@ -18,7 +18,7 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_pos import ChatParallelReasoning, demo_question, embedded_model_path
 from langchain_pos.engine.engine import Engine
 from langchain_pos.model_source import EngineCache
-from tests.chat_models.test_messages import QWEN, tokenizer_with
+from tests.support.chat_templates import QWEN, tokenizer_with
 from tests.support.scripted import BARE, SMALL, Script, tiny_model
 
 BUDGETS = {"max_tokens": 200, "max_branches": 8, "max_branch_tokens": 64, "max_blocks": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,21 @@ def test_every_link_between_pages_has_its_target() -> None:
     assert targets
     for target in targets:
         assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_that_a_page_names_is_there(page: Path) -> None:
+    """A path in backquotes is one of the repository or of the package."""
+    by_hand = page.read_text(encoding="utf-8").partition("<!-- From here on")[0]
+    for name in re.findall(r"`([\w/]+\.py)`", by_hand):
+        assert any((folder / name).is_file() for folder in (ROOT, ROOT / "langchain_pos")), name
+
+
+def test_the_architecture_page_is_current() -> None:
+    """It has the modules as they are now."""
+    script = runpy.run_path(str(ROOT / "docs" / "make_architecture.py"))
+    current = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert current == script["page"](), "run: python docs/make_architecture.py"
 
 
 def test_every_setting_is_in_the_guide() -> None:

@@ -11,8 +11,8 @@ import torch
 
 from langchain_pos import ParallelReasoningLLM, ReasoningResult
 from langchain_pos.engine.forest.slots import Ledger
-from tests.reasoning.test_concluding import FURTHER
 from tests.support.scripted import (
+    FURTHER,
     STUDENTS,
     TOKENIZERS,
     random_llm,

@@ -8,19 +8,10 @@ from operator import add
 import pytest
 
 from langchain_pos import ParallelReasoningLLM, ReasoningChunk, ReasoningResult
-from tests.support.scripted import STUDENTS, Script, scripted_llm, without_clocks
+from tests.support.scripted import FURTHER, STUDENTS, Script, scripted_llm, without_clocks
 
 ASKED = "Who?\n\nAnswer:\n"
 PLAN = STUDENTS[ASKED]
-FURTHER = {
-    ASKED: "####Ann:......\n####Ben:......\n####%%%%",
-    "####Ann:": " a",
-    "####Ben:": " b",
-    "b\n####%%%%\n": "Now cities.\n####Rome:......\n####Oslo:......\n####%%%%",
-    "####Rome:": " warm",
-    "####Oslo:": " cold",
-    "cold\n####%%%%\n": "So Rome.",
-}
 
 
 def streamed(llm: ParallelReasoningLLM, question: str = "Who?") -> ReasoningResult:

@@ -20,7 +20,7 @@ from langchain_pos import (
 )
 from langchain_pos.errors import InvalidRequestError, ModelLoadError
 from langchain_pos.results.data import TokenUsage
-from langchain_pos.server.app import make_server
+from langchain_pos.server import make_server
 from tests.support.completions_server import Gpa, Server, told
 from tests.support.scripted import BARE, SMALL
 

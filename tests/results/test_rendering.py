@@ -124,7 +124,8 @@ def test_what_is_not_known_yet_is_left_out() -> None:
 
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>before</title>
-<body style="margin:0;font:14px sans-serif"><div id="cell" style="width:{width}px">{html}</div>
+<body style="margin:0;font:14px sans-serif;letter-spacing:{spacing}em">
+<div id="cell" style="width:{width}px">{html}</div>
 <script>
 // A cell of a notebook: nothing of the result may stick out of it sideways, shown or scrolled.
 const wide = [];
@@ -134,8 +135,12 @@ for (const e of document.querySelectorAll("#cell, #cell *")) {{
   const hides = getComputedStyle(e).overflowX !== "visible";
   if (box.right > cell.right + 0.5 || box.left < cell.left - 0.5) wide.push("out " + e.className);
   if (!hides && e.scrollWidth > e.clientWidth + 1 && e.clientWidth) wide.push("in " + e.className);
-  if (hides && e.classList.contains("lcpos-text") && e.scrollWidth > e.clientWidth + 1)
-    wide.push("cut " + e.className + " " + e.textContent.slice(0, 12));
+  // Text wraps anywhere, whatever the font. One letter under a thousand marks has nowhere to wrap:
+  // where a font sets the marks side by side, that text alone may be scrolled.
+  const wraps = !e.textContent.includes("Z\u0335");
+  if (e.classList.contains("lcpos-text") && e.scrollWidth > e.clientWidth + 1)
+    if (wraps || getComputedStyle(e).overflowX !== "auto")
+      wide.push("cut " + e.className + " " + e.textContent.slice(0, 12));
 }}
 const root = document.documentElement;
 if (root.scrollWidth > root.clientWidth) wide.push("page");
@@ -152,11 +157,14 @@ QUIET = (
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
 @pytest.mark.parametrize("width", [320, 900])
-def test_in_a_browser_nothing_runs_and_nothing_sticks_out(tmp_path: Path, width: int) -> None:
+@pytest.mark.parametrize("spacing", [0, 0.3], ids=["as set", "in a wider font"])
+def test_in_a_browser_nothing_runs_and_nothing_sticks_out(
+    tmp_path: Path, width: int, spacing: float
+) -> None:
     """In headless Chromium no script of a text runs, and nothing is wider than its cell."""
     page = tmp_path / "page.html"
     html = hostile_result()._repr_html_()
-    page.write_text(PAGE.format(html=html, width=width), encoding="utf-8")
+    page.write_text(PAGE.format(html=html, width=width, spacing=spacing), encoding="utf-8")
     done = subprocess.run(
         [str(CHROMIUM), *QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1000,900",
          "--virtual-time-budget=2000", "--dump-dom", page.as_uri()],

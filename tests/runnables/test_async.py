@@ -13,9 +13,9 @@ from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import RunnableLambda
 
 from langchain_pos.errors import InvalidRequestError, NonFiniteLogitsError
-from tests.runnables.test_batch import QUESTIONS, same
-from tests.runnables.test_parallel_reasoning import BODY, Recorder
-from tests.support.scripted import STUDENTS, random_llm, scripted_llm, without_clocks
+from tests.support.company import QUESTIONS, same
+from tests.support.run_events import Recorder
+from tests.support.scripted import STUDENTS, STUDENTS_TEXT, random_llm, scripted_llm, without_clocks
 
 
 async def test_ainvoke_equals_invoke() -> None:
@@ -33,7 +33,7 @@ async def test_astream_gives_the_chunks_of_stream() -> None:
     assert [(c.stage, c.branch, c.delta) for c in chunks] == [
         (c.stage, c.branch, c.delta) for c in expected
     ]
-    assert reduce(add, chunks).result().text == BODY
+    assert reduce(add, chunks).result().text == STUDENTS_TEXT
 
 
 async def test_abatch_equals_one_by_one_and_shares_passes() -> None:
@@ -52,7 +52,7 @@ async def test_abatch_keeps_errors_apart() -> None:
     """`return_exceptions` gives each question its own outcome; without it, the first is raised."""
     llm, _ = scripted_llm(STUDENTS)
     good, bad = await llm.abatch(["Who?", ""], return_exceptions=True)
-    assert good.text == BODY
+    assert good.text == STUDENTS_TEXT
     assert isinstance(bad, InvalidRequestError)
     with pytest.raises(InvalidRequestError):
         await llm.abatch(["Who?", ""])
@@ -69,7 +69,7 @@ async def test_abatch_as_completed_gives_every_index() -> None:
     """Each result with the place of its question."""
     llm, _ = scripted_llm(STUDENTS)
     found = {place: r.text async for place, r in llm.abatch_as_completed(["Who?", "Who?"])}
-    assert found == {0: BODY, 1: BODY}
+    assert found == {0: STUDENTS_TEXT, 1: STUDENTS_TEXT}
 
 
 async def test_questions_of_many_tasks_share_passes() -> None:
@@ -125,7 +125,7 @@ async def test_astream_events_tells_start_stream_end_and_custom_events() -> None
         *["parallel_reasoning_branch_start"] * 2,
         *["parallel_reasoning_branch_end"] * 2,
     ]
-    assert events[-1]["data"]["output"].text == BODY
+    assert events[-1]["data"]["output"].text == STUDENTS_TEXT
 
 
 @pytest.mark.parametrize("call", ["ainvoke", "abatch"])

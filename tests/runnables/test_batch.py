@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from langchain_pos import ParallelReasoningLLM, ReasoningResult
+from langchain_pos import ParallelReasoningLLM
 from langchain_pos.engine.engine import Engine
 from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.errors import InvalidRequestError
+from tests.support.company import QUESTIONS, same
 from tests.support.scripted import (
     BARE,
     SMALL,
@@ -22,23 +23,7 @@ from tests.support.scripted import (
     random_llm,
     scripted_llm,
     tiny_model,
-    without_clocks,
 )
-
-QUESTIONS = [
-    "Which of them?",
-    "哪一个？",
-    "Who, and why not the other one of the two?",
-    "What now?",
-]
-
-
-def same(one: ReasoningResult, other: ReasoningResult) -> bool:
-    """Whether two results agree in all but clocks and what shared passes leave for drafts."""
-    left, right = without_clocks(one), without_clocks(other)
-    for shared in ("forward_passes", "drafts", "peak_slots"):
-        del left[shared], right[shared]
-    return left == right
 
 
 class TestBatch:

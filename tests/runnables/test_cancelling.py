@@ -12,8 +12,7 @@ import pytest
 from langchain_core.prompts import PromptTemplate
 
 from langchain_pos import ParallelReasoningLLM
-from tests.runnables.test_parallel_reasoning import BODY
-from tests.support.scripted import STUDENTS, Halt, random_llm, scripted_llm
+from tests.support.scripted import STUDENTS, STUDENTS_TEXT, Halt, random_llm, scripted_llm
 
 STAGES = ["plan", "expand", "conclude"]
 FIRST_PASS = {"plan": 3, "expand": 20, "conclude": 36}
@@ -23,7 +22,7 @@ FIRST_PASS = {"plan": 3, "expand": 20, "conclude": 36}
 def assert_serves(llm: ParallelReasoningLLM) -> None:
     """Nothing is held, and a question is answered as ever."""
     assert llm.engine.slots_in_use == 0
-    assert llm.invoke("Who?").text == BODY
+    assert llm.invoke("Who?").text == STUDENTS_TEXT
     assert llm.engine.slots_in_use == 0
 
 
@@ -154,7 +153,7 @@ async def test_a_task_cancelled_while_its_model_is_loaded_leaves_no_request(
     go_on.set()
     await asyncio.to_thread(done.wait)
     monkeypatch.undo()
-    assert llm.invoke("Who?").text == BODY
+    assert llm.invoke("Who?").text == STUDENTS_TEXT
     assert all(len({feed.segment.owner for feed in feeds}) == 1 for feeds in script.passes)
 
 
@@ -168,7 +167,7 @@ async def test_a_cancelled_question_does_not_disturb_its_neighbour() -> None:
     halt.go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await first
-    assert (await second).text == BODY
+    assert (await second).text == STUDENTS_TEXT
     assert_serves(llm)
 
 
@@ -177,6 +176,6 @@ def test_a_stream_that_was_left_alone_can_go_on() -> None:
     llm, _ = scripted_llm(STUDENTS)
     chunks = llm.stream("Who?")
     begin = [next(chunks) for _ in range(5)]
-    assert llm.invoke("Who?").text == BODY
-    assert reduce(add, [*begin, *chunks]).text == BODY
+    assert llm.invoke("Who?").text == STUDENTS_TEXT
+    assert reduce(add, [*begin, *chunks]).text == STUDENTS_TEXT
     assert_serves(llm)

@@ -9,7 +9,6 @@ from operator import add
 from typing import Any
 
 import pytest
-from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.load import dumpd
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.prompt_values import StringPromptValue
@@ -20,34 +19,15 @@ from pydantic import ValidationError
 from langchain_pos import ParallelReasoningLLM, ReasoningRequest, ReasoningResult
 from langchain_pos.errors import InvalidRequestError, ModelLoadError, NonFiniteLogitsError
 from langchain_pos.reasoning.settings import ReasoningSettings
-from tests.support.scripted import STUDENTS, Script, random_llm, scripted_llm, without_clocks
-
-BODY = "Let us see.\n####Ann: GPA 3.1, outside\n####Ben: GPA 2.4\n####%%%%\nname: Ben"
-
-
-class Recorder(BaseCallbackHandler):
-    """Keeps what it is told of the question's own run, and the data of custom events."""
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-        self.custom: list[tuple[str, Any]] = []
-        self.starts: list[dict[str, Any]] = []
-
-    def on_chain_start(self, serialized: Any, inputs: Any, **kwargs: Any) -> None:
-        if kwargs["parent_run_id"] is None:
-            self.seen.append("start")
-            self.starts.append(kwargs)
-
-    def on_chain_end(self, outputs: Any, **kwargs: Any) -> None:
-        if kwargs["parent_run_id"] is None:
-            self.seen.append("end")
-
-    def on_chain_error(self, error: BaseException, **kwargs: Any) -> None:
-        if kwargs["parent_run_id"] is None:
-            self.seen.append(f"error: {type(error).__name__}")
-
-    def on_custom_event(self, name: str, data: Any, **kwargs: Any) -> None:
-        self.custom.append((name.removeprefix("parallel_reasoning_"), data))
+from tests.support.run_events import Recorder
+from tests.support.scripted import (
+    STUDENTS,
+    STUDENTS_TEXT,
+    Script,
+    random_llm,
+    scripted_llm,
+    without_clocks,
+)
 
 
 class TestInvokeAndStream:
@@ -56,7 +36,7 @@ class TestInvokeAndStream:
         llm, _ = scripted_llm(STUDENTS)
         whole = reduce(add, llm.stream("Who?")).result()
         assert without_clocks(whole) == without_clocks(llm.invoke("Who?"))
-        assert whole.text == BODY
+        assert whole.text == STUDENTS_TEXT
 
     def test_random_models_stream_what_they_invoke(self) -> None:
         """The same with weights that write bytes, blanks and unfinished characters."""
@@ -117,7 +97,7 @@ class TestInputs:
         llm, script = scripted_llm(STUDENTS)
         result = llm.invoke(given)
         assert script.passes[0][0].text == "Question: Who?\n\nAnswer:\n"
-        assert (result.question, result.text) == ("Who?", BODY)
+        assert (result.question, result.text) == ("Who?", STUDENTS_TEXT)
 
     def test_a_history_comes_before_the_question(self) -> None:
         """System, earlier turns, question; neighbours of one role are one message."""
@@ -177,12 +157,12 @@ class TestChains:
         llm, _ = scripted_llm(STUDENTS)
         chunks = list((PromptTemplate.from_template("{q}?") | llm).stream({"q": "Who"}))
         assert len(chunks) > 20
-        assert reduce(add, chunks).text == BODY
+        assert reduce(add, chunks).text == STUDENTS_TEXT
 
     def test_an_input_that_comes_in_pieces_is_taken_whole(self) -> None:
         """`transform` waits for all of the question; an empty one is refused."""
         llm, _ = scripted_llm(STUDENTS)
-        assert reduce(add, llm.transform(iter(["W", "ho", "?"]))).text == BODY
+        assert reduce(add, llm.transform(iter(["W", "ho", "?"]))).text == STUDENTS_TEXT
         with pytest.raises(InvalidRequestError, match="nothing was asked"):
             list(llm.transform(iter([])))
 
@@ -199,13 +179,13 @@ class TestChains:
         retrying = llm.with_retry(
             retry_if_exception_type=(NonFiniteLogitsError,), wait_exponential_jitter=False
         )
-        assert retrying.invoke("Who?").text == BODY
+        assert retrying.invoke("Who?").text == STUDENTS_TEXT
 
     def test_with_fallbacks_asks_another(self) -> None:
         """What one cannot serve the next one does."""
         short, _ = scripted_llm({}, positions=70)
         llm, _ = scripted_llm(STUDENTS)
-        assert short.with_fallbacks([llm]).invoke("Who?").text == BODY
+        assert short.with_fallbacks([llm]).invoke("Who?").text == STUDENTS_TEXT
 
     def test_bind_and_with_config_keep_their_arguments(self) -> None:
         """Settings bound once, tags and name given once."""
@@ -334,7 +314,7 @@ class TestCopies:
         changing = llm.configurable_fields(max_branch_tokens=ConfigurableField(id="room"))
         config: Any = {"configurable": {"room": 3}}
         assert changing.invoke("Who?", config).branches[0].finish_reason == "length"
-        assert changing.invoke("Who?").text == BODY
+        assert changing.invoke("Who?").text == STUDENTS_TEXT
         assert len(script.passes) > 0
         assert changing.with_config(config).invoke("Who?").branches[0].usage.output_tokens == 3
 

@@ -17,11 +17,11 @@ from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, SecretStr
 
 from langchain_pos import ReasoningResult
-from langchain_pos.chat_models.base import ChatParallelReasoning
-from tests.chat_models.test_tool_calling import CALL, OTHER, qwen_chat
+from langchain_pos.chat_models import ChatParallelReasoning
 from tests.support.scripted import STUDENTS, Halt, without_clocks
 from tests.support.scripted_chat import scripted_chat
 from tests.support.serving import MODEL, URL, Running, body, running
+from tests.support.tool_calls import CALL, OTHER, qwen_chat
 
 ASKED = "<|im_start|>assistant\n"
 RULES = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tests.server.test_faults import InThread, body, until
 from tests.support.scripted import STUDENTS, Halt
 from tests.support.scripted_chat import scripted_chat
-from tests.support.serving import running
+from tests.support.server_requests import InThread, until
+from tests.support.serving import body, running
 
 
 def who_waits(

@@ -6,7 +6,6 @@ import http.client
 import re
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,8 @@ from langchain_pos.server.admission import ServerLimits
 from tests.support.replicas import fronted
 from tests.support.scripted import STUDENTS, Halt, Script
 from tests.support.scripted_chat import scripted_chat
-from tests.support.serving import URL, Client, Running, body, running, started
+from tests.support.server_requests import InThread, Outcome, outcome, seen, until
+from tests.support.serving import URL, Running, body, running, started
 
 RULES = {
     **STUDENTS,
@@ -37,8 +37,6 @@ SEQUENTIAL = {"reasoning_mode": "sequential"}
 LONG = {"max_tokens": 1500, **SEQUENTIAL}
 """The answer to "Long?" goes on and on; a test ends it."""
 
-Outcome = tuple[int, str | None, type[Exception] | None]
-"""What the client saw: status, code, and the exception of OpenAI's client."""
 Row = Callable[[pytest.MonkeyPatch], list[Outcome]]
 ROWS: dict[str, Row] = {}
 
@@ -99,48 +97,10 @@ def served(*, positions: int = 4096, **limits: Any) -> Iterator[tuple[Running, S
             assert server.at_rest()
 
 
-def seen(server: Client, given: dict[str, Any], headers: dict[str, str] | None = None) -> Outcome:
-    """What OpenAI's client makes of a body, whatever it holds."""
-    with server.client(default_headers=headers) as client:
-        try:
-            client.post(URL.removeprefix("/v1"), body=given, cast_to=object)
-        except openai.APIStatusError as error:
-            return outcome(error)
-    return 200, None, None
-
-
-def outcome(error: openai.APIError) -> Outcome:
-    """Of an exception of OpenAI's client; the message must say something."""
-    assert len(error.message) > 20
-    return getattr(error, "status_code", 200), error.code, type(error)
-
-
 def raw(answer: httpx.Response) -> Outcome:
     """Of a bare answer, through the exception that OpenAI's client makes of it."""
     error = openai.OpenAI(api_key="none")._make_status_error_from_response(answer)  # type: ignore[arg-type]
     return outcome(error)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread does."""
-    while not condition():
-        time.sleep(0.005)
-
-
-class InThread:
-    """A request under way; `outcome` waits for what its client sees."""
-
-    def __init__(
-        self, server: Running, given: dict[str, Any], headers: dict[str, str] | None = None
-    ) -> None:
-        self._found: list[Outcome] = []
-        work = lambda: self._found.append(seen(server, given, headers))  # noqa: E731
-        self._thread = threading.Thread(target=work)
-        self._thread.start()
-
-    def outcome(self) -> Outcome:
-        self._thread.join()
-        return self._found[0]
 
 
 # ------------------------------------------------------------------ what is refused

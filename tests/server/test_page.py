@@ -12,7 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from langchain_pos import ChatParallelReasoning, demo_question
-from langchain_pos.server.app import create_app
+from langchain_pos.server import create_app
 from langchain_pos.server.page import PAGE_PATHS
 from tests.support.scripted_chat import scripted_chat
 from tests.support.serving import URL

@@ -14,8 +14,9 @@ import pytest
 from langchain_pos import ChatParallelReasoning
 from langchain_pos.errors import InvalidRequestError
 from langchain_pos.server.admission import ServerLimits
+from langchain_pos.server.replicas import RayOptions, ray_server
 from langchain_pos.server.replicas.front import FrontMetrics
-from langchain_pos.server.replicas.launch import RayOptions, Sizes, ray_server
+from langchain_pos.server.replicas.options import Sizes
 from langchain_pos.server.replicas.replica import FAULTS, Replica, messages_of
 from tests.support.replicas import fronted
 from tests.support.scripted import STUDENTS, Halt

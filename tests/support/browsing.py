@@ -21,6 +21,8 @@ playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: pip install 'langchain-pos[test]'"
 )
 
+playwright.expect.set_options(timeout=60_000)  # milliseconds; a busy machine is no failure
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 needs_chromium = pytest.mark.skipif(

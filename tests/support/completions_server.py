@@ -22,7 +22,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel
 
 from langchain_pos import OpenAICompletionsEngine, ParallelReasoningLLM, ReasoningResult
-from langchain_pos.server.app import bind
+from langchain_pos.server import bind
 from tests.support.scripted import BARE, SMALL
 
 MODEL = "scripted"

@@ -21,7 +21,7 @@ from langchain_pos.errors import (
     ModelLoadError,
     ServerError,
 )
-from langchain_pos.server.app import bind
+from langchain_pos.server import bind
 from tests.support.completions_server import Reply, Rules, serving
 from tests.support.error_rows import Outcome, row
 from tests.support.scripted import BARE, SMALL, STUDENTS

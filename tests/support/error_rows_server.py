@@ -10,8 +10,9 @@ import pytest
 from langchain_pos import ChatParallelReasoning
 from langchain_pos.cli.serve import serve
 from langchain_pos.errors import InvalidRequestError, MissingExtraError
-from langchain_pos.server.app import bind, make_server
-from langchain_pos.server.replicas.launch import RayOptions, Sizes, ray_server
+from langchain_pos.server import bind, make_server
+from langchain_pos.server.replicas import RayOptions, ray_server
+from langchain_pos.server.replicas.options import Sizes
 from tests.support.error_rows import Outcome, row
 from tests.support.scripted_chat import scripted_chat
 
@@ -36,10 +37,10 @@ def _() -> Outcome:
 
 @row("no-server")
 def _(_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Outcome:
-    monkeypatch.delitem(sys.modules, "langchain_pos.server.app")
+    monkeypatch.delitem(sys.modules, "langchain_pos.server")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(MissingExtraError, match=r"langchain-pos\[serve\]") as caught:
-        __import__("langchain_pos.server.app")
+        __import__("langchain_pos.server")
     return caught.value
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from langchain_pos.cli import main as cli
+from langchain_pos.cli import running
+from langchain_pos.cli.main import app
 from langchain_pos.engine.completion import TokenUsage
 from langchain_pos.errors import ContextLengthError, ModelLoadError, UnsupportedModelError
 from langchain_pos.results.data import Block, BranchResult, Plan, StagePasses, StageTimings
@@ -137,10 +138,10 @@ def llm(monkeypatch: pytest.MonkeyPatch) -> FakeLLM:
         fake.settings = settings
         return fake
 
-    monkeypatch.setattr(cli, "_make_llm", make)
+    monkeypatch.setattr(running, "make_llm", make)
     return fake
 
 
 def run(*args: str | Path, stdin: str | None = None) -> Any:
     """The outcome of one command line."""
-    return CliRunner().invoke(cli.app, [str(arg) for arg in args], input=stdin)
+    return CliRunner().invoke(app, [str(arg) for arg in args], input=stdin)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_pos import ChatParallelReasoning
 from langchain_pos.server.admission import ServerLimits
-from langchain_pos.server.app import server_of
 from langchain_pos.server.errors import ApiError
+from langchain_pos.server.process import server_of
 from langchain_pos.server.replicas.front import Front, ReplicaLostError
 from langchain_pos.server.replicas.replica import Replica
 from tests.support.serving import MODEL, Client, listening

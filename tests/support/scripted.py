@@ -269,3 +269,16 @@ STUDENTS = {
     "####%%%%\n": "name: Ben",
 }
 """The question "Who?" answered in two branches; for `scripted_llm` without a chat template."""
+STUDENTS_TEXT = "Let us see.\n####Ann: GPA 3.1, outside\n####Ben: GPA 2.4\n####%%%%\nname: Ben"
+"""The text of that answer."""
+
+FURTHER = {
+    "Who?\n\nAnswer:\n": "####Ann:......\n####Ben:......\n####%%%%",
+    "####Ann:": " a",
+    "####Ben:": " b",
+    "b\n####%%%%\n": "Now cities.\n####Rome:......\n####Oslo:......\n####%%%%",
+    "####Rome:": " warm",
+    "####Oslo:": " cold",
+    "cold\n####%%%%\n": "So Rome.",
+}
+"""The same question, and a second block of branches behind the first."""

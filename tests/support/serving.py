@@ -17,7 +17,8 @@ import httpx
 from openai import AsyncOpenAI, OpenAI
 
 from langchain_pos import ChatParallelReasoning
-from langchain_pos.server.app import PosServer, ServerLimits, Service, bind, make_server
+from langchain_pos.server import PosServer, ServerLimits, bind, make_server
+from langchain_pos.server.service import Service
 
 MODEL = "scripted"
 URL = "/v1/chat/completions"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Scope
 
     from langchain_pos.chat_models.base import ChatParallelReasoning
-    from langchain_pos.server.app import Service
+    from langchain_pos.server.service import Service
 
 FAULTS = 3
 """Answers in a row that end in a fault of ours, until a replica counts as broken."""

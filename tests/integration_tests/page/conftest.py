@@ -16,7 +16,7 @@ from tests.support.serving import Running, running
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Headless Chromium as it is installed; nothing is downloaded."""
-    from tests.integration_tests import browsing  # asks for playwright, which may be missing
+    from tests.support import browsing  # asks for playwright, which may be missing
 
     with browsing.playwright.sync_playwright() as driver:
         found = driver.chromium.launch(executable_path=browsing.CHROMIUM)

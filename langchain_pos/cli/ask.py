@@ -1,0 +1,92 @@
+"""`langchain-pos ask`: one question, answered on the terminal or as JSON."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from langchain_pos.cli.options import (
+    BudgetOption,
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    SeedOption,
+    SequentialOption,
+    TemperatureOption,
+    exit_codes,
+)
+from langchain_pos.cli.running import is_live, load, mode_of, new_console, read_text, report
+from langchain_pos.errors import InvalidRequestError
+
+
+def ask(
+    question: Annotated[
+        str | None, typer.Argument(help="The question; '-' or nothing reads it from stdin.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Read the question from this file.")
+    ] = None,
+    model: ModelOption = None,
+    steps: Annotated[
+        list[str] | None,
+        typer.Option(help="Titles of the steps, separated by commas; may be repeated."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the whole result as JSON.")
+    ] = False,
+    sequential: SequentialOption = False,
+    max_branch_tokens: BudgetOption = None,
+    temperature: TemperatureOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Answer one question; a terminal shows its branches side by side while they are written."""
+    with exit_codes(debug):
+        text = _read_question(question, file)
+        request: str | dict[str, Any] = text
+        if steps:
+            titles = [title.strip() for value in steps for title in value.split(",")]
+            request = {"question": text, "steps": [title for title in titles if title]}
+        llm = load(
+            model=model,
+            max_branch_tokens=max_branch_tokens,
+            temperature=temperature,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+        )
+        from langchain_pos.cli.live import closing_line, show_stream
+
+        mode = mode_of(sequential)
+        if as_json:
+            result = llm.invoke(request, mode=mode)
+            typer.echo(result.model_dump_json(indent=2))
+        else:
+            console = new_console()
+            live = is_live(console)
+            result = show_stream(console, llm.stream(request, mode=mode), live=live)
+            typer.echo(closing_line(result), err=not live)
+        report([result])
+
+
+def _read_question(argument: str | None, file: Path | None) -> str:
+    """The question from where it was given; stdin when nowhere else."""
+    if argument not in (None, "-") and file is not None:
+        raise InvalidRequestError("a question and --file were both given; give one of them")
+    if file is not None:
+        text = read_text(file)
+    elif argument not in (None, "-"):
+        text = str(argument)
+    elif argument is None and sys.stdin.isatty():
+        raise InvalidRequestError("no question; give it as an argument, with --file or on stdin")
+    else:
+        text = sys.stdin.read()
+    if not text.strip():
+        raise InvalidRequestError("the question is empty; write what is to be answered")
+    return text.strip()
