@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -12,11 +13,12 @@ import torch
 from langchain_pos.engine.completion import Completion, TokenUsage
 from langchain_pos.engine.constraints import Constraint, ConstraintCompiler
 from langchain_pos.engine.cpu.openmp import give_back_workers
-from langchain_pos.engine.cpu.row_cost import DRAFT_ROWS, RowCost, row_cost
+from langchain_pos.engine.cpu.row_cost import DRAFT_ROWS, RowCost, measure_row_cost
 from langchain_pos.engine.cpu.weight_packing import PackedModelError, can_pack, pack
 from langchain_pos.engine.decoding.drafts import Draft, PromptLookup
 from langchain_pos.engine.decoding.sequence import DecodingSequence, Feed, Steps, decode
 from langchain_pos.engine.forest.segments import Segment
+from langchain_pos.engine.forest.slots import Ledger
 from langchain_pos.engine.forward.forward_pass import ForwardPass
 from langchain_pos.engine.loading import load, prepare
 from langchain_pos.engine.sampling import Logprobs, SamplingParams, derive_seed
@@ -94,7 +96,10 @@ class Engine:
             groups_rows=found.groups_rows,
         )
         kept = min(prefix_cache_tokens, slots // 4)
-        cost = row_cost(self.forward) if draft_rows is None else RowCost(draft_rows)
+        cost = RowCost(draft_rows or DRAFT_ROWS)
+        if draft_rows is None:
+            most = min(slots, max_rows, self.context_length or slots)
+            cost = measure_row_cost(_pass_seconds(self.forward), most)
         self.scheduler = Scheduler(
             self.forward,
             max_rows=max_rows,
@@ -420,6 +425,22 @@ def _can_record(model: PreTrainedModel) -> bool:
     """Whether the whole model lies on one CUDA device."""
     devices = {parameter.device for parameter in model.parameters()}
     return len(devices) == 1 and next(iter(devices)).type == "cuda"
+
+
+def _pass_seconds(forward: ForwardPass) -> Callable[[int], float]:
+    """What runs a pass of so many rows, all of them sampled, and says how long it took."""
+
+    def seconds(rows: int) -> float:
+        root = forward.forest.root(Ledger())
+        try:
+            began = time.perf_counter()
+            logits = forward.run([(root, [0] * rows)], [0], [rows - 1])
+            logits.amax(dim=-1).tolist()  # waits for the device
+            return time.perf_counter() - began
+        finally:
+            forward.forest.release(root)
+
+    return seconds
 
 
 def _slots_that_fit(model: PreTrainedModel, slot_bytes: int) -> int:

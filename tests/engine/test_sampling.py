@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from langchain_pos.engine import Engine, SamplingParams, sampling
-from langchain_pos.engine.decoding.drafts import PromptLookup
+from langchain_pos.engine.decoding.drafts import Draft, PromptLookup
 from langchain_pos.engine.decoding.sequence import Steps, decode
 from langchain_pos.engine.drawing import uniform
 from langchain_pos.engine.repetition import PenaltyHistory
@@ -191,15 +191,34 @@ def test_a_history_grows_with_its_sequence() -> None:
     assert len(history) == 3
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_drafts_are_penalised_as_what_they_guess_would_be(temperature: float) -> None:
-    """With drafts or without, a penalised sequence writes the same."""
+def test_a_draft_is_penalised_for_what_it_guesses() -> None:
+    """Each row of it counts the guesses before it, and the sequence's own tokens."""
     engine = tiny_engine()
-    params = SamplingParams(temperature, repetition_penalty=1.05, seed=4)
-    prompt = ids(6) * 4
-    drafted = engine.generate(prompt, max_new_tokens=40, sampling=params)
-    plain = engine.generate(prompt, max_new_tokens=40, sampling=params, drafts=False)
-    assert drafted.token_ids == plain.token_ids
+    params = SamplingParams(repetition_penalty=1.5)
+
+    def steps(request: Request[Any]) -> Steps[Any]:
+        root = engine.scheduler.root(request)
+        sequence = engine.sequence(
+            root,
+            PROMPT,
+            max_new_tokens=9,
+            sampling=params,
+            seed=0,
+            guess=lambda sequence: Draft.of((5, 6, 7)),
+        )
+        (sampled,) = yield [sequence.feed()]
+        sequence.accept(sampled)
+        return sequence.feed(), list(sequence.token_ids)
+
+    feed, written = engine.run(steps, reserve=64)
+    assert [row.ahead for row in feed.draft_sampling] == [(5,), (5, 6), (5, 6, 7)]
+    history = feed.sampling.history
+    assert all(row.history is history for row in feed.draft_sampling)
+    assert set(history.ids(torch.device("cpu")).tolist()) == {*PROMPT, *written}
+    logits = torch.ones(2, 300)
+    logits[:, 6] = 1.4
+    rows = [RowSampling(params, 0, 1, ahead=ahead) for ahead in ((5,), (5, 6))]
+    assert sample(logits, rows) == [6, 0]
 
 
 @pytest.mark.parametrize("penalty", [1.2, 2.0, 0.8])
