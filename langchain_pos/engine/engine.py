@@ -21,6 +21,7 @@ from langchain_pos.engine.forest.segments import Segment
 from langchain_pos.engine.forest.slots import Ledger
 from langchain_pos.engine.forward.forward_pass import ForwardPass
 from langchain_pos.engine.loading import load, prepare
+from langchain_pos.engine.rope import RopeFactors, fix_frequencies
 from langchain_pos.engine.sampling import Logprobs, SamplingParams, derive_seed
 from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.engine.scheduler.scheduler import Scheduler
@@ -55,7 +56,10 @@ class Engine:
         cuda_graphs: record small passes as CUDA graphs; None does so where the whole model lies on
             one CUDA device. Elsewhere True runs the same fixed shapes unrecorded, for tests.
         pack_weights: rewrite the weights in place for faster steps on the CPU, where that gains
-            anything; the model can then neither be saved nor moved. See `engine/packing.py`.
+            anything; the model can then neither be saved nor moved. See `engine/cpu`.
+        rope_factors: for models with two sets of RoPE frequencies, such as Phi-3: "short" for texts
+            as long as those it was first trained on, "long" for its whole context. The set is
+            fixed in the model: see `engine/rope.py`.
 
     Raises:
         UnsupportedModelError: the model cannot keep branches apart.
@@ -74,11 +78,13 @@ class Engine:
         prefix_cache_tokens: int = PREFIX_CACHE_TOKENS,
         cuda_graphs: bool | None = None,
         pack_weights: bool = False,
+        rope_factors: RopeFactors = "short",
     ) -> None:
         backend(tokenizer)  # refuses slow tokenizers before any work
         self.model = model
         self.tokenizer = tokenizer
         self.parameters = sum(p.numel() for p in model.parameters())
+        self._rope = fix_frequencies(model, rope_factors)
         packed = pack(model) if pack_weights and can_pack(model) else 0
         self.weights = f"{packed} layers packed" if packed else "as loaded"
         try:
@@ -125,6 +131,7 @@ class Engine:
         prefix_cache_tokens: int = PREFIX_CACHE_TOKENS,
         cuda_graphs: bool | None = None,
         pack_weights: bool | None = None,
+        rope_factors: RopeFactors = "short",
         trust_remote_code: bool = False,
         use_safetensors: bool = True,
         **model_kwargs: Any,
@@ -153,6 +160,7 @@ class Engine:
                 prefix_cache_tokens=prefix_cache_tokens,
                 cuda_graphs=cuda_graphs,
                 pack_weights=packed,
+                rope_factors=rope_factors,
             )
 
         engine: Self
@@ -367,7 +375,12 @@ class Engine:
 
     @property
     def context_length(self) -> int | None:
-        """Positions that the model has been built for; None where it names no limit."""
+        """Positions that a request may have; None where the model names no limit.
+
+        Those that the model has been built for, or fewer: as many as its RoPE frequencies cover.
+        """
+        if self._rope.positions is not None:
+            return self._rope.positions
         limit = getattr(self.forward.config, "max_position_embeddings", None)
         return int(limit) if limit else None
 
@@ -380,9 +393,10 @@ class Engine:
         self.forward.check(prompt_ids)
         limit = self.context_length
         if limit is not None and len(prompt_ids) + max_new_tokens > limit:
+            note = f" ({self._rope.note})" if self._rope.note else ""
             raise ContextLengthError(
                 f"a prompt of {len(prompt_ids)} tokens and up to {max_new_tokens} new ones exceed "
-                f"the model's {limit} positions; shorten the prompt or the budget"
+                f"the model's {limit} positions{note}; shorten the prompt or the budget"
             )
 
     @property
@@ -404,7 +418,8 @@ class Engine:
             "weights": self.weights,
             "attention": attention,
             "layers": str(config.num_hidden_layers),
-            "positions": str(self.context_length or "no limit"),
+            "positions": str(self.context_length or "no limit")
+            + (f" ({self._rope.note})" if self._rope.note else ""),
             "max_slots": str(self.forward.forest.max_slots),
             "cuda_graphs": self.forward.no_graphs or "on",
             "draft_rows": str(self.scheduler.budget.draft_rows),

@@ -301,18 +301,38 @@ def probe(model: PreTrainedModel, form: MaskForm) -> int:
 
     # 2. Each branch alone, by the model's own code without our cache and mask.
     spread = company.std().item()
+    allowed = 0.02 if model.dtype == torch.float32 else 0.5  # bfloat16 keeps 8 bits
     for row, branch in zip(company, branches, strict=True):
         ids = torch.tensor([[*prefix, *branch]], device=forward.device)
         alone = model(input_ids=ids, use_cache=False).logits[0, -1].float()
         error = (row - alone).abs().max().item() / max(spread, 1e-6)
-        allowed = 0.02 if model.dtype == torch.float32 else 0.5  # bfloat16 keeps 8 bits
         if not error < allowed:
             raise UnsupportedModelError(
                 f"a branch in company differs from the branch alone by {error:.3g} of the "
                 f"logits' spread ({allowed} is allowed)"
             )
 
-    # 3. Siblings overwritten: not one bit of the first branch may change.
+    # 3. A token far away, which comes later: what is before it may not change. It would where the
+    #    frequencies of all positions follow from the largest one; see `engine/rope.py`.
+    last_position = (getattr(forward.config, "max_position_embeddings", None) or 0) - 1
+    near = torch.arange(len(stranger) + 1, device=forward.device)[None]
+    if last_position >= len(stranger):
+        ids = torch.tensor([[*stranger, prefix[0]]], device=forward.device)
+        far = near.clone()
+        far[0, -1] = last_position
+        seen = [
+            model(input_ids=ids, position_ids=where, use_cache=False).logits[0, -2].float()
+            for where in (near, far)
+        ]
+        error = (seen[1] - seen[0]).abs().max().item() / max(spread, 1e-6)
+        if not error < allowed:
+            raise UnsupportedModelError(
+                f"a token at position {last_position} changes what comes before it by {error:.3g} "
+                f"of the logits' spread ({allowed} is allowed): requests of different lengths "
+                "would change each other"
+            )
+
+    # 4. Siblings overwritten: not one bit of the first branch may change.
     forest.truncate(children[0], children[0].end - 1)
     before = forward.run(last[:1], [0])
     forest.truncate(children[0], children[0].end - 1)
