@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-
-import torch
 
 from langchain_pos.engine.completion import Completion, TokenUsage
 from langchain_pos.engine.constraints import Constraint, ConstraintCompiler
@@ -21,6 +18,7 @@ from langchain_pos.engine.forest.segments import Segment
 from langchain_pos.engine.forest.slots import Ledger
 from langchain_pos.engine.forward.forward_pass import ForwardPass
 from langchain_pos.engine.loading import load, prepare
+from langchain_pos.engine.memory import available_memory
 from langchain_pos.engine.rope import RopeFactors, fix_frequencies
 from langchain_pos.engine.sampling import Logprobs, SamplingParams, derive_seed
 from langchain_pos.engine.scheduler.request import Request
@@ -47,7 +45,7 @@ class Engine:
         tokenizer: its fast tokenizer.
         attn_implementation: "auto", or one of transformers' names ("sdpa", "eager").
         max_slots: KV-cache slots to hold at most; None takes what fits in half of the memory
-            that is free now.
+            that is available now.
         max_rows: tokens fed in one forward pass at most.
         draft_rows: rows that a pass may have when drafts fill it up; None measures how many cost
             little more than one, and lets requests that run together draft more where it pays.
@@ -459,9 +457,5 @@ def _pass_seconds(forward: ForwardPass) -> Callable[[int], float]:
 
 
 def _slots_that_fit(model: PreTrainedModel, slot_bytes: int) -> int:
-    """Slots whose keys and values fill half of the memory that is free now."""
-    if model.device.type == "cuda":
-        free = torch.cuda.mem_get_info(model.device)[0]
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(int(free / 2 / slot_bytes), 1024)
+    """Slots whose keys and values fill half of the memory that is available now."""
+    return max(available_memory(model.device) // 2 // slot_bytes, 1024)

@@ -19,6 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from langchain_pos.engine import attention
+from langchain_pos.engine.cpu.threads import limit_threads
 from langchain_pos.engine.forest.slots import PAGE, Ledger
 from langchain_pos.engine.forward.forward_pass import ForwardPass, MaskForm
 from langchain_pos.errors import ModelLoadError, UnsupportedModelError
@@ -44,9 +45,10 @@ def choose_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
+        meant = "'cuda' is meant; " if device.lower().split(":")[0] == "gpu" else ""
         raise ModelLoadError(
-            f"device={device!r} cannot be used here ({str(error).splitlines()[0]}); allowed are "
-            "'auto', 'cpu', and what torch offers on this machine, such as 'cuda' or 'cuda:1'"
+            f"device={device!r} cannot be used here ({str(error).splitlines()[0]}); {meant}allowed "
+            "are 'auto', 'cpu', and what torch offers on this machine, such as 'cuda' or 'cuda:1'"
         ) from error
     return chosen
 
@@ -106,6 +108,8 @@ def load(
         model, report = loaded
         if placed is not None:
             model.to(placed)
+        if model.device.type == "cpu":
+            limit_threads()
     except UnsupportedModelError:
         raise
     except Exception as error:  # transformers, safetensors and the hub raise a dozen kinds

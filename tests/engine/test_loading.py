@@ -275,13 +275,36 @@ def test_every_eos_of_model_and_tokenizer_ends_a_sequence() -> None:
     assert Engine(model, byte_level()).eos_token_ids == {7, 9, byte_level().eos_token_id}
 
 
-def test_slots_follow_from_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of what is free, by the bytes that a token's keys and values really take."""
-    pages = {"SC_AVPHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}
-    monkeypatch.setattr("os.sysconf", pages.__getitem__)
+def test_slots_follow_from_the_memory_that_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of it, by the bytes that a token's keys and values really take."""
+    asked = []
+
+    def available(device: torch.device) -> int:
+        asked.append(device)
+        return 1000 * 4096
+
+    monkeypatch.setattr("langchain_pos.engine.engine.available_memory", available)
     # MiniCPM3 keeps one compressed vector for all heads.
     per_token = {"qwen2": 3 * 2 * 2 * 8 * 4, "gpt2": 3 * 2 * 4 * 8 * 4, "minicpm3": 3 * 24 * 4}
     for name, slot_bytes in per_token.items():
         engine = Engine(tiny_model(name), byte_level())
         assert engine.forward.forest.max_slots == max(1000 * 4096 // 2 // slot_bytes, 1024)
+    assert asked == [torch.device("cpu")] * 3
     assert Engine(tiny_model(), byte_level(), max_slots=77).forward.forest.max_slots == 77
+
+
+@pytest.mark.parametrize("device", ["gpu", "GPU:0"])
+def test_a_gpu_is_called_cuda(saved: Path, device: str) -> None:
+    """A name that many have tried is answered with the one that is meant."""
+    with pytest.raises(ModelLoadError, match=f"device='{device}' .*'cuda' is meant"):
+        Engine.load(str(saved), device=device)
+
+
+def test_loading_keeps_to_the_containers_processors(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads are limited when a model is loaded for the CPU."""
+    limited = []
+    monkeypatch.setattr("langchain_pos.engine.loading.limit_threads", lambda: limited.append(1))
+    Engine.load(str(saved), device="cpu")
+    assert limited
