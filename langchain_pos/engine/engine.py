@@ -17,13 +17,14 @@ from langchain_pos.engine.decoding.sequence import DecodingSequence, Feed, Steps
 from langchain_pos.engine.forest.segments import Segment
 from langchain_pos.engine.forest.slots import Ledger
 from langchain_pos.engine.forward.forward_pass import ForwardPass
-from langchain_pos.engine.loading import load, prepare
+from langchain_pos.engine.loading import load, prepare, tokens_beyond
 from langchain_pos.engine.memory import available_memory
 from langchain_pos.engine.rope import RopeFactors, fix_frequencies
 from langchain_pos.engine.sampling import Logprobs, SamplingParams, derive_seed
 from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.engine.scheduler.scheduler import Scheduler
 from langchain_pos.engine.seeds import request_seed
+from langchain_pos.engine.tokenization.stopping import check_stop
 from langchain_pos.engine.tokenization.text import backend
 from langchain_pos.errors import ContextLengthError, InvalidRequestError, UnsupportedModelError
 
@@ -99,6 +100,7 @@ class Engine:
             graphs=_can_record(model) if cuda_graphs is None else cuda_graphs,
             groups_rows=found.groups_rows,
         )
+        self._tokens_beyond = tokens_beyond(tokenizer, self.forward.vocabulary)
         kept = min(prefix_cache_tokens, slots // 4)
         cost = RowCost(draft_rows or DRAFT_ROWS)
         if draft_rows is None:
@@ -191,12 +193,13 @@ class Engine:
             drafts: guess by prompt look-up; the tokens are the same, the passes fewer.
 
         Raises:
-            InvalidRequestError: empty prompt or budget, unreadable constraint.
+            InvalidRequestError: empty prompt, budget or stop text, unreadable constraint.
             ContextLengthError: prompt and budget exceed the model's positions.
             OutOfSlotsError: they exceed the slots.
             NonFiniteLogitsError: the model broke down.
         """
         self.check(prompt_ids, max_new_tokens)
+        check_stop(stop)
         if constraint is not None:
             self.constraints.state(constraint)  # compiled here, while others decode
         seed = self.seed(sampling)
@@ -260,6 +263,7 @@ class Engine:
             raise InvalidRequestError(
                 f"max_parallel={max_parallel}: it must be at least 1, or None"
             )
+        check_stop(stop)
         for opening in openings:
             self.forward.check(opening)
         self.check([*prefix_ids, *[0] * longest] if prefix_ids else (), max_new_tokens)
@@ -361,6 +365,7 @@ class Engine:
                 self.tokenizer,
                 vocabulary=self.forward.config.vocab_size,
                 stop_token_ids=sorted(self.eos_token_ids),
+                unknown=tuple(self._tokens_beyond),
             )
         return self._constraints
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,10 +20,10 @@ from transformers import (
 )
 
 from langchain_pos.engine import Constraint, Engine
-from langchain_pos.errors import ModelLoadError, UnsupportedModelError
+from langchain_pos.errors import InvalidRequestError, ModelLoadError, UnsupportedModelError
 from tests.support.families import REFUSED
 from tests.support.tiny import ids, tiny_model
-from tests.support.tokenizers import byte_level
+from tests.support.tokenizers import EOS, byte_level
 
 PROMPT = ids(12)
 
@@ -308,3 +309,33 @@ def test_loading_keeps_to_the_containers_processors(
     monkeypatch.setattr("langchain_pos.engine.loading.limit_threads", lambda: limited.append(1))
     Engine.load(str(saved), device="cpu")
     assert limited
+
+
+def larger(*added: str) -> PreTrainedTokenizerFast:
+    """The usual tokenizer, with tokens added at its end."""
+    copied = Tokenizer.from_str(byte_level().backend_tokenizer.to_str())
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=copied, eos_token=EOS)
+    tokenizer.add_tokens(list(added))
+    return tokenizer
+
+
+def test_a_tokenizer_of_another_model_is_refused() -> None:
+    """Ordinary tokens without an embedding would fail in the middle of some answer."""
+    model = tiny_model(vocab_size=380)
+    with pytest.raises(UnsupportedModelError, match=r"4 tokens, such as .* \(380\).* it has 380"):
+        Engine(model, byte_level())
+
+
+def test_added_tokens_that_the_model_lacks_are_never_written() -> None:
+    """They do no harm where nothing asks for them; a constraint that does is refused by name."""
+    engine = Engine(tiny_model(), larger("<extra>", "<more>"))
+    free = Constraint("regex", "[0-9]{3}")
+    assert len(engine.generate(PROMPT, max_new_tokens=9, constraint=free).text) == 3
+    for kind, text in (
+        ("regex", "a <extra> [0-9]"),
+        ("regex", r"\<more\>"),
+        ("ebnf", 'root ::= "x" "<extra>"'),
+        ("json_schema", '{"enum": ["<more>"]}'),
+    ):
+        with pytest.raises(InvalidRequestError, match=f"this {kind} .*'<(extra|more)>'"):
+            engine.generate(PROMPT, max_new_tokens=9, constraint=Constraint(kind, text))
