@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from langchain_pos.engine.completion import Completion, TokenUsage
 from langchain_pos.engine.constraints import Constraint, ConstraintCompiler
+from langchain_pos.engine.cpu.dtypes import computes_in_bfloat16
 from langchain_pos.engine.cpu.openmp import give_back_workers
 from langchain_pos.engine.cpu.row_cost import DRAFT_ROWS, RowCost, measure_row_cost
 from langchain_pos.engine.cpu.weight_packing import PackedModelError, can_pack, pack
@@ -17,7 +18,7 @@ from langchain_pos.engine.decoding.sequence import DecodingSequence, Feed, Steps
 from langchain_pos.engine.forest.segments import Segment
 from langchain_pos.engine.forest.slots import Ledger
 from langchain_pos.engine.forward.forward_pass import ForwardPass
-from langchain_pos.engine.loading import load, prepare, tokens_beyond
+from langchain_pos.engine.loading import load, prepare
 from langchain_pos.engine.memory import available_memory
 from langchain_pos.engine.rope import RopeFactors, fix_frequencies
 from langchain_pos.engine.sampling import Logprobs, SamplingParams, derive_seed
@@ -26,6 +27,7 @@ from langchain_pos.engine.scheduler.scheduler import Scheduler
 from langchain_pos.engine.seeds import request_seed
 from langchain_pos.engine.tokenization.stopping import check_stop
 from langchain_pos.engine.tokenization.text import backend
+from langchain_pos.engine.tokenization.vocabulary import tokens_beyond
 from langchain_pos.errors import ContextLengthError, InvalidRequestError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -407,6 +409,12 @@ class Engine:
         """Slots that live requests hold now; 0 when there is none."""
         return self.forward.forest.slots_in_use
 
+    def _computes_in(self) -> str:
+        """Which dtypes are fast here: why a bfloat16 checkpoint is loaded as float32, or not."""
+        if self.forward.device.type != "cpu":
+            return str(self.forward.device)
+        return "computes in bfloat16" if computes_in_bfloat16() else "computes in float32 only"
+
     def describe(self) -> dict[str, str]:
         """What a user asks first: model, device, dtype, attention path, limits."""
         config = self.forward.config
@@ -418,6 +426,7 @@ class Engine:
             "parameters": f"{self.parameters:,}",
             "device": str(self.forward.device),
             "dtype": str(self.model.dtype).removeprefix("torch."),
+            "processor": self._computes_in(),
             "weights": self.weights,
             "attention": attention,
             "layers": str(config.num_hidden_layers),

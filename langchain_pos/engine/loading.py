@@ -19,6 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from langchain_pos.engine import attention
+from langchain_pos.engine.cpu.dtypes import dtype_on_a_cpu
 from langchain_pos.engine.cpu.threads import limit_threads
 from langchain_pos.engine.forest.slots import PAGE, Ledger
 from langchain_pos.engine.forward.forward_pass import ForwardPass, MaskForm
@@ -67,7 +68,8 @@ def load(
 
     Args:
         name: a folder, or a name on the Hugging Face hub.
-        dtype: "auto" (the checkpoint's), or a torch dtype's name such as "bfloat16".
+        dtype: "auto" (the checkpoint's, but float32 on a processor that does not compute in
+            bfloat16), or a torch dtype's name such as "bfloat16".
         device: see `choose_device`. Not looked at when `device_map` is given.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run Python code that comes with the model. Off: it can do anything.
@@ -97,6 +99,9 @@ def load(
         config = AutoConfig.from_pretrained(source, **common)
         refuse_state(config)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        quantised = getattr(config, "quantization_config", model_kwargs.get("quantization_config"))
+        if dtype == "auto" and placed == torch.device("cpu") and quantised is None:
+            dtype = dtype_on_a_cpu(getattr(config, "dtype", None))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
@@ -193,27 +198,6 @@ def _refuse_model(model: PreTrainedModel) -> None:
             f"{kind} takes no positions: it counts the tokens in the cache instead (ALiBi or the "
             "like), but branches share positions, so they would not be what they are alone"
         )
-
-
-def tokens_beyond(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> dict[str, int]:
-    """The tokenizer's added tokens that a model has no embedding for: they can never be fed.
-
-    Args:
-        tokenizer: a fast tokenizer.
-        vocabulary: token ids that the model has embeddings for.
-
-    Raises:
-        UnsupportedModelError: ordinary tokens are among them, which any text may be made of.
-    """
-    beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= vocabulary}
-    ordinary = sorted(set(beyond) - set(tokenizer.get_added_vocab()), key=beyond.__getitem__)
-    if ordinary:
-        named = ", ".join(f"{token!r} ({beyond[token]})" for token in ordinary[:3])
-        raise UnsupportedModelError(
-            f"the tokenizer has {len(ordinary)} tokens, such as {named}, that the model has no "
-            f"embedding for: it has {vocabulary}. Use the tokenizer that belongs to the model"
-        )
-    return beyond
 
 
 @dataclass(frozen=True)

@@ -339,3 +339,19 @@ def test_added_tokens_that_the_model_lacks_are_never_written() -> None:
     ):
         with pytest.raises(InvalidRequestError, match=f"this {kind} .*'<(extra|more)>'"):
             engine.generate(PROMPT, max_new_tokens=9, constraint=Constraint(kind, text))
+
+
+@pytest.mark.parametrize(("computes", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_a_bfloat16_checkpoint_is_computed_in_what_the_processor_has(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, computes: bool, dtype: str
+) -> None:
+    """Unless a dtype is named; the description says which the processor computes in."""
+    tiny_model().to(torch.bfloat16).save_pretrained(folder)
+    for module in ("cpu.dtypes", "engine"):
+        name = f"langchain_pos.engine.{module}.computes_in_bfloat16"
+        monkeypatch.setattr(name, lambda: computes)
+    said = Engine.load(str(folder), device="cpu").describe()
+    assert said["dtype"] == dtype
+    assert dtype in said["processor"]
+    named = Engine.load(str(folder), device="cpu", dtype="bfloat16", pack_weights=False)
+    assert named.describe()["dtype"] == "bfloat16"
