@@ -45,6 +45,7 @@ class ConstraintCompiler:
         tokenizer: a fast tokenizer.
         vocabulary: width of the model's logits; may exceed the tokenizer's size.
         stop_token_ids: EOS ids; allowed where the grammar may end.
+        unknown: added tokens of the tokenizer that the model has no embedding for.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class ConstraintCompiler:
         *,
         vocabulary: int,
         stop_token_ids: Sequence[int],
+        unknown: Sequence[str] = (),
     ) -> None:
         import xgrammar
 
@@ -61,13 +63,15 @@ class ConstraintCompiler:
         )
         self._compiler = xgrammar.GrammarCompiler(info, max_threads=2)
         self._vocabulary = vocabulary
+        self._unknown = unknown
         self._compiled = lru_cache(maxsize=64)(self._compile)
 
     def state(self, constraint: Constraint) -> ConstraintState:
         """A fresh state for one sequence.
 
         Raises:
-            InvalidRequestError: the grammar, schema or expression cannot be read.
+            InvalidRequestError: the grammar, schema or expression cannot be read, or forces a token
+                that the model does not know.
         """
         return ConstraintState(self._compiled(constraint), self._vocabulary)
 
@@ -78,6 +82,14 @@ class ConstraintCompiler:
             "regex": self._compiler.compile_regex,
             "structural_tag": lambda tag: self._compiler.compile_structural_tag(_safe_tag(tag)),
         }
+        # What a grammar forces is encoded, and would fail in the middle of an answer.
+        plain = constraint.text.replace("\\", "")
+        for token in self._unknown:
+            if token in plain:
+                raise InvalidRequestError(
+                    f"this {constraint.kind} constraint contains {token!r}, which the tokenizer "
+                    "makes one token of, and the model has no embedding for it. Use another text"
+                )
         try:
             return compilers[constraint.kind](constraint.text)
         except (RuntimeError, ValueError) as error:

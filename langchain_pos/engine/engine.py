@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import torch
-
 from langchain_pos.engine.completion import Completion, TokenUsage
 from langchain_pos.engine.constraints import Constraint, ConstraintCompiler
+from langchain_pos.engine.cpu.dtypes import computes_in_bfloat16
 from langchain_pos.engine.cpu.openmp import give_back_workers
-from langchain_pos.engine.cpu.row_cost import DRAFT_ROWS, RowCost, row_cost
+from langchain_pos.engine.cpu.row_cost import DRAFT_ROWS, RowCost, measure_row_cost
 from langchain_pos.engine.cpu.weight_packing import PackedModelError, can_pack, pack
 from langchain_pos.engine.decoding.drafts import Draft, PromptLookup
 from langchain_pos.engine.decoding.sequence import DecodingSequence, Feed, Steps, decode
 from langchain_pos.engine.forest.segments import Segment
-from langchain_pos.engine.forest.slots import ROOM
+from langchain_pos.engine.forest.slots import ROOM, Ledger
 from langchain_pos.engine.forward.forward_pass import ForwardPass
 from langchain_pos.engine.loading import load, prepare
+from langchain_pos.engine.memory import available_memory
+from langchain_pos.engine.rope import RopeFactors, fix_frequencies
 from langchain_pos.engine.sampling import Logprobs, SamplingParams, derive_seed
 from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.engine.scheduler.scheduler import Scheduler
 from langchain_pos.engine.seeds import request_seed
+from langchain_pos.engine.tokenization.stopping import check_stop
 from langchain_pos.engine.tokenization.text import backend
+from langchain_pos.engine.tokenization.vocabulary import tokens_beyond
 from langchain_pos.errors import ContextLengthError, InvalidRequestError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -45,7 +48,7 @@ class Engine:
         tokenizer: its fast tokenizer.
         attn_implementation: "auto", or one of transformers' names ("sdpa", "eager").
         max_slots: KV-cache slots to hold at most; None takes what fits in half of the memory
-            that is free now.
+            that is available now.
         max_rows: tokens fed in one forward pass at most.
         draft_rows: rows that a pass may have when drafts fill it up; None measures how many cost
             little more than one, and lets requests that run together draft more where it pays.
@@ -54,7 +57,10 @@ class Engine:
         cuda_graphs: record small passes as CUDA graphs; None does so where the whole model lies on
             one CUDA device. Elsewhere True runs the same fixed shapes unrecorded, for tests.
         pack_weights: rewrite the weights in place for faster steps on the CPU, where that gains
-            anything; the model can then neither be saved nor moved. See `engine/packing.py`.
+            anything; the model can then neither be saved nor moved. See `engine/cpu`.
+        rope_factors: for models with two sets of RoPE frequencies, such as Phi-3: "short" for texts
+            as long as those it was first trained on, "long" for its whole context. The set is
+            fixed in the model: see `engine/rope.py`.
 
     Raises:
         UnsupportedModelError: the model cannot keep branches apart.
@@ -73,11 +79,13 @@ class Engine:
         prefix_cache_tokens: int = PREFIX_CACHE_TOKENS,
         cuda_graphs: bool | None = None,
         pack_weights: bool = False,
+        rope_factors: RopeFactors = "short",
     ) -> None:
         backend(tokenizer)  # refuses slow tokenizers before any work
         self.model = model
         self.tokenizer = tokenizer
         self.parameters = sum(p.numel() for p in model.parameters())
+        self._rope = fix_frequencies(model, rope_factors)
         packed = pack(model) if pack_weights and can_pack(model) else 0
         self.weights = f"{packed} layers packed" if packed else "as loaded"
         try:
@@ -94,8 +102,12 @@ class Engine:
             graphs=_can_record(model) if cuda_graphs is None else cuda_graphs,
             groups_rows=found.groups_rows,
         )
+        self._tokens_beyond = tokens_beyond(tokenizer, self.forward.vocabulary)
         kept = min(prefix_cache_tokens, slots // 4)
-        cost = row_cost(self.forward) if draft_rows is None else RowCost(draft_rows)
+        cost = RowCost(draft_rows or DRAFT_ROWS)
+        if draft_rows is None:
+            most = min(slots, max_rows, self.context_length or slots)
+            cost = measure_row_cost(_pass_seconds(self.forward), most)
         self.scheduler = Scheduler(
             self.forward,
             max_rows=max_rows,
@@ -121,6 +133,7 @@ class Engine:
         prefix_cache_tokens: int = PREFIX_CACHE_TOKENS,
         cuda_graphs: bool | None = None,
         pack_weights: bool | None = None,
+        rope_factors: RopeFactors = "short",
         trust_remote_code: bool = False,
         use_safetensors: bool = True,
         **model_kwargs: Any,
@@ -149,6 +162,7 @@ class Engine:
                 prefix_cache_tokens=prefix_cache_tokens,
                 cuda_graphs=cuda_graphs,
                 pack_weights=packed,
+                rope_factors=rope_factors,
             )
 
         engine: Self
@@ -181,12 +195,13 @@ class Engine:
             drafts: guess by prompt look-up; the tokens are the same, the passes fewer.
 
         Raises:
-            InvalidRequestError: empty prompt or budget, unreadable constraint.
+            InvalidRequestError: empty prompt, budget or stop text, unreadable constraint.
             ContextLengthError: prompt and budget exceed the model's positions.
             OutOfSlotsError: they exceed the slots.
             NonFiniteLogitsError: the model broke down.
         """
         self.check(prompt_ids, max_new_tokens)
+        check_stop(stop)
         if constraint is not None:
             self.constraints.state(constraint)  # compiled here, while others decode
         seed = self.seed(sampling)
@@ -252,6 +267,7 @@ class Engine:
             raise InvalidRequestError(
                 f"max_parallel={max_parallel}: it must be at least 1, or None"
             )
+        check_stop(stop)
         for opening in openings:
             self.forward.check(opening)
         self.check([*prefix_ids, *[0] * longest] if prefix_ids else (), max_new_tokens)
@@ -360,6 +376,7 @@ class Engine:
                 self.tokenizer,
                 vocabulary=self.forward.config.vocab_size,
                 stop_token_ids=sorted(self.eos_token_ids),
+                unknown=tuple(self._tokens_beyond),
             )
         return self._constraints
 
@@ -372,7 +389,12 @@ class Engine:
 
     @property
     def context_length(self) -> int | None:
-        """Positions that the model has been built for; None where it names no limit."""
+        """Positions that a request may have; None where the model names no limit.
+
+        Those that the model has been built for, or fewer: as many as its RoPE frequencies cover.
+        """
+        if self._rope.positions is not None:
+            return self._rope.positions
         limit = getattr(self.forward.config, "max_position_embeddings", None)
         return int(limit) if limit else None
 
@@ -385,15 +407,22 @@ class Engine:
         self.forward.check(prompt_ids)
         limit = self.context_length
         if limit is not None and len(prompt_ids) + max_new_tokens > limit:
+            note = f" ({self._rope.note})" if self._rope.note else ""
             raise ContextLengthError(
                 f"a prompt of {len(prompt_ids)} tokens and up to {max_new_tokens} new ones exceed "
-                f"the model's {limit} positions; shorten the prompt or the budget"
+                f"the model's {limit} positions{note}; shorten the prompt or the budget"
             )
 
     @property
     def slots_in_use(self) -> int:
         """Slots that live requests hold now; 0 when there is none."""
         return self.forward.forest.slots_in_use
+
+    def _computes_in(self) -> str:
+        """Which dtypes are fast here: why a bfloat16 checkpoint is loaded as float32, or not."""
+        if self.forward.device.type != "cpu":
+            return str(self.forward.device)
+        return "computes in bfloat16" if computes_in_bfloat16() else "computes in float32 only"
 
     def describe(self) -> dict[str, str]:
         """What a user asks first: model, device, dtype, attention path, limits."""
@@ -406,10 +435,12 @@ class Engine:
             "parameters": f"{self.parameters:,}",
             "device": str(self.forward.device),
             "dtype": str(self.model.dtype).removeprefix("torch."),
+            "processor": self._computes_in(),
             "weights": self.weights,
             "attention": attention,
             "layers": str(config.num_hidden_layers),
-            "positions": str(self.context_length or "no limit"),
+            "positions": str(self.context_length or "no limit")
+            + (f" ({self._rope.note})" if self._rope.note else ""),
             "max_slots": str(self.forward.forest.max_slots),
             "cuda_graphs": self.forward.no_graphs or "on",
             "draft_rows": str(self.scheduler.budget.draft_rows),
@@ -432,10 +463,22 @@ def _can_record(model: PreTrainedModel) -> bool:
     return len(devices) == 1 and next(iter(devices)).type == "cuda"
 
 
+def _pass_seconds(forward: ForwardPass) -> Callable[[int], float]:
+    """What runs a pass of so many rows, all of them sampled, and says how long it took."""
+
+    def seconds(rows: int) -> float:
+        root = forward.forest.root(Ledger())
+        try:
+            began = time.perf_counter()
+            logits = forward.run([(root, [0] * rows)], [0], [rows - 1])
+            logits.amax(dim=-1).tolist()  # waits for the device
+            return time.perf_counter() - began
+        finally:
+            forward.forest.release(root)
+
+    return seconds
+
+
 def _slots_that_fit(model: PreTrainedModel, slot_bytes: int) -> int:
-    """Slots whose keys and values fill half of the memory that is free now."""
-    if model.device.type == "cuda":
-        free = torch.cuda.mem_get_info(model.device)[0]
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(int(free / 2 / slot_bytes), 1024)
+    """Slots whose keys and values fill half of the memory that is available now."""
+    return max(available_memory(model.device) // 2 // slot_bytes, 1024)

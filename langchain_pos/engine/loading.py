@@ -19,6 +19,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from langchain_pos.engine import attention
+from langchain_pos.engine.cpu.dtypes import dtype_on_a_cpu
+from langchain_pos.engine.cpu.threads import limit_threads
 from langchain_pos.engine.forest.slots import PAGE, Ledger
 from langchain_pos.engine.forward.forward_pass import ForwardPass, MaskForm
 from langchain_pos.errors import ModelLoadError, UnsupportedModelError
@@ -44,9 +46,10 @@ def choose_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
+        meant = "'cuda' is meant; " if device.lower().split(":")[0] == "gpu" else ""
         raise ModelLoadError(
-            f"device={device!r} cannot be used here ({str(error).splitlines()[0]}); allowed are "
-            "'auto', 'cpu', and what torch offers on this machine, such as 'cuda' or 'cuda:1'"
+            f"device={device!r} cannot be used here ({str(error).splitlines()[0]}); {meant}allowed "
+            "are 'auto', 'cpu', and what torch offers on this machine, such as 'cuda' or 'cuda:1'"
         ) from error
     return chosen
 
@@ -65,7 +68,8 @@ def load(
 
     Args:
         name: a folder, or a name on the Hugging Face hub.
-        dtype: "auto" (the checkpoint's), or a torch dtype's name such as "bfloat16".
+        dtype: "auto" (the checkpoint's, but float32 on a processor that does not compute in
+            bfloat16), or a torch dtype's name such as "bfloat16".
         device: see `choose_device`. Not looked at when `device_map` is given.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run Python code that comes with the model. Off: it can do anything.
@@ -95,6 +99,9 @@ def load(
         config = AutoConfig.from_pretrained(source, **common)
         refuse_state(config)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        quantised = getattr(config, "quantization_config", model_kwargs.get("quantization_config"))
+        if dtype == "auto" and placed == torch.device("cpu") and quantised is None:
+            dtype = dtype_on_a_cpu(getattr(config, "dtype", None))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
@@ -106,6 +113,8 @@ def load(
         model, report = loaded
         if placed is not None:
             model.to(placed)
+        if model.device.type == "cpu":
+            limit_threads()
     except UnsupportedModelError:
         raise
     except Exception as error:  # transformers, safetensors and the hub raise a dozen kinds
@@ -301,18 +310,38 @@ def probe(model: PreTrainedModel, form: MaskForm) -> int:
 
     # 2. Each branch alone, by the model's own code without our cache and mask.
     spread = company.std().item()
+    allowed = 0.02 if model.dtype == torch.float32 else 0.5  # bfloat16 keeps 8 bits
     for row, branch in zip(company, branches, strict=True):
         ids = torch.tensor([[*prefix, *branch]], device=forward.device)
         alone = model(input_ids=ids, use_cache=False).logits[0, -1].float()
         error = (row - alone).abs().max().item() / max(spread, 1e-6)
-        allowed = 0.02 if model.dtype == torch.float32 else 0.5  # bfloat16 keeps 8 bits
         if not error < allowed:
             raise UnsupportedModelError(
                 f"a branch in company differs from the branch alone by {error:.3g} of the "
                 f"logits' spread ({allowed} is allowed)"
             )
 
-    # 3. Siblings overwritten: not one bit of the first branch may change.
+    # 3. A token far away, which comes later: what is before it may not change. It would where the
+    #    frequencies of all positions follow from the largest one; see `engine/rope.py`.
+    last_position = (getattr(forward.config, "max_position_embeddings", None) or 0) - 1
+    near = torch.arange(len(stranger) + 1, device=forward.device)[None]
+    if last_position >= len(stranger):
+        ids = torch.tensor([[*stranger, prefix[0]]], device=forward.device)
+        far = near.clone()
+        far[0, -1] = last_position
+        seen = [
+            model(input_ids=ids, position_ids=where, use_cache=False).logits[0, -2].float()
+            for where in (near, far)
+        ]
+        error = (seen[1] - seen[0]).abs().max().item() / max(spread, 1e-6)
+        if not error < allowed:
+            raise UnsupportedModelError(
+                f"a token at position {last_position} changes what comes before it by {error:.3g} "
+                f"of the logits' spread ({allowed} is allowed): requests of different lengths "
+                "would change each other"
+            )
+
+    # 4. Siblings overwritten: not one bit of the first branch may change.
     forest.truncate(children[0], children[0].end - 1)
     before = forward.run(last[:1], [0])
     forest.truncate(children[0], children[0].end - 1)

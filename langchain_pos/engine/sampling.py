@@ -1,22 +1,21 @@
 """Logits to token ids, every row with its own parameters and seed.
 
-The warpers are transformers' own. Randomness is one number in [0, 1) for each token, made from
-the row's seed and the token's place alone, and turned into a token by inverting the cumulative
-distribution. So a branch draws the same tokens whatever runs beside it, on any device.
+The distribution is that of transformers' warpers. Randomness is one number in [0, 1) for each
+token, made from the row's seed and the token's place alone, and turned into a token by inverting
+the cumulative distribution. So a branch draws the same tokens whatever runs beside it, on any
+device.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -24,11 +23,19 @@ from transformers.generation.logits_process import (
 
 from langchain_pos.engine.completion import TokenLogprob
 from langchain_pos.engine.constraints import ConstraintState, apply_constraints
+from langchain_pos.engine.drawing import (
+    drop_all_but_top_p,
+    inverse_cdf,
+    likeliest,
+    precise_dtype,
+    top_k_of,
+    uniform,
+)
+from langchain_pos.engine.repetition import PenaltyHistory, penalise
 from langchain_pos.engine.seeds import derive_seed as derive_seed
 from langchain_pos.errors import InvalidRequestError, NonFiniteLogitsError
 
 _NO_IDS = torch.LongTensor()  # the warpers do not look at tokens
-_BLOCK = 128  # logits
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,8 @@ class RowSampling:
         params: the sequence's parameters.
         seed: the sequence's seed.
         step: the token's place in its completion, from 0.
-        history: tokens so far, prompt included, for the repetition penalty.
+        history: tokens so far, prompt included, for the repetition penalty; None without one.
+        ahead: a draft's tokens before this row, which the penalty counts as well.
         constraint: the grammar's state, None for free text.
         logprobs: told how likely the token was; None where nobody asks.
     """
@@ -130,21 +138,20 @@ class RowSampling:
     params: SamplingParams
     seed: int
     step: int
-    history: Sequence[int] = ()
+    history: PenaltyHistory | None = None
+    ahead: Sequence[int] = ()
     constraint: ConstraintState | None = None
     logprobs: Logprobs | None = None
 
     @property
     def plain(self) -> bool:
         """Whether the likeliest token is simply taken."""
-        penalised = self.params.repetition_penalty != 1 and bool(self.history)
-        return self.params.greedy and self.constraint is None and not penalised
+        return self.params.greedy and self.constraint is None and not self.penalised
 
-
-def uniform(seed: int, step: int) -> float:
-    """The random number in [0, 1) of a sequence's token, with 53 bits."""
-    digest = hashlib.blake2b(f"{seed}:{step}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
+    @property
+    def penalised(self) -> bool:
+        """Whether there are tokens that a repetition penalty makes less likely."""
+        return self.params.repetition_penalty != 1 and bool(self.history or self.ahead)
 
 
 @torch.inference_mode()  # the logits were made in it
@@ -169,7 +176,7 @@ def sample(logits: torch.Tensor, rows: Sequence[RowSampling]) -> list[int | NonF
     special = [index for index, row in enumerate(rows) if not row.plain]
     if special:
         where = torch.tensor(special, device=logits.device)
-        chosen = logits.index_select(0, where).float()
+        chosen = _rows_of(logits, where).to(torch.float32, copy=len(special) == len(rows))
         ruled_out = _warp(chosen, [rows[index] for index in special], tokens, where)
         broken.index_copy_(0, where, broken.index_select(0, where) | ruled_out)
 
@@ -191,6 +198,11 @@ def sample(logits: torch.Tensor, rows: Sequence[RowSampling]) -> list[int | NonF
     ]
 
 
+def _rows_of(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Some of the rows; where all are asked for, the logits themselves, for they are large."""
+    return logits if len(rows) == len(logits) else logits.index_select(0, rows)
+
+
 def _warp(
     logits: torch.Tensor, rows: Sequence[RowSampling], tokens: torch.Tensor, where: torch.Tensor
 ) -> torch.Tensor:
@@ -200,65 +212,72 @@ def _warp(
         bool `[R]`: rows for which the grammar leaves nothing.
     """
     for index, row in enumerate(rows):
-        if row.params.repetition_penalty != 1 and row.history:
-            penalty = RepetitionPenaltyLogitsProcessor(row.params.repetition_penalty)
-            history = torch.tensor([list(row.history)], device=logits.device)
-            logits[index] = penalty(history, logits[index : index + 1])[0]
+        if row.penalised:
+            history = row.history or PenaltyHistory()
+            seen = history.ids(logits.device, row.ahead)
+            penalise(logits[index], seen, row.params.repetition_penalty)
     apply_constraints(logits, [row.constraint for row in rows])
     best, chosen = likeliest(logits)
 
-    # Rows with equal parameters go through the warpers together.
-    groups: dict[SamplingParams, list[int]] = {}
-    for index, row in enumerate(rows):
-        if not row.params.greedy:
-            groups.setdefault(row.params, []).append(index)
-    for params, members in groups.items():
-        these = torch.tensor(members, device=logits.device)
-        draws = [uniform(rows[index].seed, rows[index].step) for index in members]
-        u = torch.tensor(draws, dtype=torch.float64).to(logits.device)
-        warped = params.warpers()(_NO_IDS, logits.index_select(0, these))
-        chosen.index_copy_(0, these, inverse_cdf(warped, u))
+    drawn = [index for index, row in enumerate(rows) if not row.params.greedy]
+    if drawn:
+        these = torch.tensor(drawn, device=logits.device)
+        asked = [rows[index] for index in drawn]
+        dtype = precise_dtype(logits.device)
+        u = torch.tensor([uniform(row.seed, row.step) for row in asked], dtype=dtype)
+        params = [row.params for row in asked]
+        weights = probabilities(_rows_of(logits, these), params)
+        chosen.index_copy_(0, these, inverse_cdf(weights, u.to(logits.device)))
     tokens.index_copy_(0, where, chosen)
     return best.isneginf()
 
 
-def likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each row's largest logit and its token, the first one of several: as `argmax`.
-
-    On a CPU `argmax` over a vocabulary goes number by number (3 ms for 30 rows of 150,000), the
-    maximum alone goes vector by vector. So the maxima of blocks are found first.
+def probabilities(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
+    """What each row's token is drawn from: transformers' warpers, then a softmax.
 
     Args:
-        logits: `[R, vocabulary]` in any floating dtype.
+        logits: float32 `[R, vocabulary]`; may be written to.
+        params: of each row; none of them greedy.
 
     Returns:
-        the logits `[R]` (NaN where the row holds one) and int64 `[R]`.
+        float32 `[R, vocabulary]`: probabilities, on a CPU up to a factor of each row.
     """
-    width = logits.shape[-1]
-    if logits.device.type != "cpu" or width < 8 * _BLOCK:
-        best, tokens = logits.max(dim=-1)
-        return best, tokens
-    whole = width // _BLOCK * _BLOCK
-    maxima = logits[:, :whole].unflatten(-1, (-1, _BLOCK)).amax(dim=-1)
-    if whole < width:  # the last block overlaps the one before it
-        maxima = torch.cat([maxima, logits[:, -_BLOCK:].amax(dim=-1, keepdim=True)], dim=-1)
-    best, block = maxima.max(dim=-1)
-    start = (block * _BLOCK).clamp_(max=width - _BLOCK)
-    inside = start[:, None] + torch.arange(_BLOCK)
-    return best, start + logits.gather(1, inside).argmax(dim=-1)
+    if logits.device.type == "cpu":
+        for row, its in zip(logits, params, strict=True):
+            if row.amax().isfinite():  # else there is nothing to draw, and the caller says so
+                _weigh(row, its)
+        return logits
+    return _warp_groups(logits, params)
 
 
-def inverse_cdf(logits: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """Draw from softmax(logits) by inverting its cumulative distribution.
+def _warp_groups(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
+    """The same by the warpers themselves: a GPU sorts a vocabulary in no time.
 
-    Args:
-        logits: `[R, vocabulary]`.
-        u: float64 `[R]` in [0, 1).
-
-    Returns:
-        int64 `[R]`: the first token whose cumulative probability exceeds `u`.
+    Rows with equal parameters go together; nothing waits for the device.
     """
-    # float64: over a vocabulary of 150,000, float32 sums lose the rare tokens.
-    cumulative = torch.softmax(logits.double(), dim=-1).cumsum(dim=-1)
-    target = u[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for index, its in enumerate(params):
+        groups.setdefault((its.temperature, its.top_k, its.top_p, its.min_p), []).append(index)
+    for members in groups.values():
+        these = torch.tensor(members, device=logits.device)
+        warped = params[members[0]].warpers()(_NO_IDS, logits.index_select(0, these))
+        logits.index_copy_(0, these, warped.softmax(dim=-1))
+    return logits
+
+
+def _weigh(row: torch.Tensor, params: SamplingParams) -> None:
+    """Turn logits `[vocabulary]` on a CPU into weights, in place; the likeliest token weighs 1.
+
+    The same as the warpers in their order, row by row: a row fits into the processor's cache.
+    """
+    if params.top_k is not None:
+        some = top_k_of(row, params.top_k)
+        few = row[some]
+        _weigh(few, replace(params, top_k=None))
+        row.zero_()[some] = few
+        return
+    row.sub_(row.amax()).div_(params.temperature).exp_()
+    if params.top_p < 1:
+        drop_all_but_top_p(row, params.top_p)
+    if params.min_p is not None:
+        row.masked_fill_(row < params.min_p, 0)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,10 +20,10 @@ from transformers import (
 )
 
 from langchain_pos.engine import Constraint, Engine
-from langchain_pos.errors import ModelLoadError, UnsupportedModelError
+from langchain_pos.errors import InvalidRequestError, ModelLoadError, UnsupportedModelError
 from tests.support.families import REFUSED
 from tests.support.tiny import ids, tiny_model
-from tests.support.tokenizers import byte_level
+from tests.support.tokenizers import EOS, byte_level
 
 PROMPT = ids(12)
 
@@ -275,13 +276,82 @@ def test_every_eos_of_model_and_tokenizer_ends_a_sequence() -> None:
     assert Engine(model, byte_level()).eos_token_ids == {7, 9, byte_level().eos_token_id}
 
 
-def test_slots_follow_from_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of what is free, by the bytes that a token's keys and values really take."""
-    pages = {"SC_AVPHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}
-    monkeypatch.setattr("os.sysconf", pages.__getitem__)
+def test_slots_follow_from_the_memory_that_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of it, by the bytes that a token's keys and values really take."""
+    asked = []
+
+    def available(device: torch.device) -> int:
+        asked.append(device)
+        return 1000 * 4096
+
+    monkeypatch.setattr("langchain_pos.engine.engine.available_memory", available)
     # MiniCPM3 keeps one compressed vector for all heads.
     per_token = {"qwen2": 3 * 2 * 2 * 8 * 4, "gpt2": 3 * 2 * 4 * 8 * 4, "minicpm3": 3 * 24 * 4}
     for name, slot_bytes in per_token.items():
         engine = Engine(tiny_model(name), byte_level())
         assert engine.forward.forest.max_slots == max(1000 * 4096 // 2 // slot_bytes, 1024)
+    assert asked == [torch.device("cpu")] * 3
     assert Engine(tiny_model(), byte_level(), max_slots=77).forward.forest.max_slots == 77
+
+
+@pytest.mark.parametrize("device", ["gpu", "GPU:0"])
+def test_a_gpu_is_called_cuda(saved: Path, device: str) -> None:
+    """A name that many have tried is answered with the one that is meant."""
+    with pytest.raises(ModelLoadError, match=f"device='{device}' .*'cuda' is meant"):
+        Engine.load(str(saved), device=device)
+
+
+def test_loading_keeps_to_the_containers_processors(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads are limited when a model is loaded for the CPU."""
+    limited = []
+    monkeypatch.setattr("langchain_pos.engine.loading.limit_threads", lambda: limited.append(1))
+    Engine.load(str(saved), device="cpu")
+    assert limited
+
+
+def larger(*added: str) -> PreTrainedTokenizerFast:
+    """The usual tokenizer, with tokens added at its end."""
+    copied = Tokenizer.from_str(byte_level().backend_tokenizer.to_str())
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=copied, eos_token=EOS)
+    tokenizer.add_tokens(list(added))
+    return tokenizer
+
+
+def test_a_tokenizer_of_another_model_is_refused() -> None:
+    """Ordinary tokens without an embedding would fail in the middle of some answer."""
+    model = tiny_model(vocab_size=380)
+    with pytest.raises(UnsupportedModelError, match=r"4 tokens, such as .* \(380\).* it has 380"):
+        Engine(model, byte_level())
+
+
+def test_added_tokens_that_the_model_lacks_are_never_written() -> None:
+    """They do no harm where nothing asks for them; a constraint that does is refused by name."""
+    engine = Engine(tiny_model(), larger("<extra>", "<more>"))
+    free = Constraint("regex", "[0-9]{3}")
+    assert len(engine.generate(PROMPT, max_new_tokens=9, constraint=free).text) == 3
+    for kind, text in (
+        ("regex", "a <extra> [0-9]"),
+        ("regex", r"\<more\>"),
+        ("ebnf", 'root ::= "x" "<extra>"'),
+        ("json_schema", '{"enum": ["<more>"]}'),
+    ):
+        with pytest.raises(InvalidRequestError, match=f"this {kind} .*'<(extra|more)>'"):
+            engine.generate(PROMPT, max_new_tokens=9, constraint=Constraint(kind, text))
+
+
+@pytest.mark.parametrize(("computes", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_a_bfloat16_checkpoint_is_computed_in_what_the_processor_has(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, computes: bool, dtype: str
+) -> None:
+    """Unless a dtype is named; the description says which the processor computes in."""
+    tiny_model().to(torch.bfloat16).save_pretrained(folder)
+    for module in ("cpu.dtypes", "engine"):
+        name = f"langchain_pos.engine.{module}.computes_in_bfloat16"
+        monkeypatch.setattr(name, lambda: computes)
+    said = Engine.load(str(folder), device="cpu").describe()
+    assert said["dtype"] == dtype
+    assert dtype in said["processor"]
+    named = Engine.load(str(folder), device="cpu", dtype="bfloat16", pack_weights=False)
+    assert named.describe()["dtype"] == "bfloat16"

@@ -7,20 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from langchain_pos.engine import Engine, SamplingParams
-from langchain_pos.engine.decoding.drafts import PromptLookup
-from langchain_pos.engine.decoding.sequence import decode
+from langchain_pos.engine import Engine, SamplingParams, sampling
+from langchain_pos.engine.decoding.drafts import Draft, PromptLookup
+from langchain_pos.engine.decoding.sequence import decode, feed
+from langchain_pos.engine.drawing import uniform
+from langchain_pos.engine.repetition import PenaltyHistory
 from langchain_pos.engine.sampling import (
     Logprobs,
     RowSampling,
     derive_seed,
-    inverse_cdf,
+    probabilities,
     sample,
-    uniform,
 )
 from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.engine.seeds import request_seed
@@ -82,28 +83,8 @@ def test_draws_of_one_sequence_are_independent() -> None:
     assert chi_square(tenths[:-1:2] * 10 + tenths[1::2], torch.full((100,), 0.01)) < 4
 
 
-@given(
-    st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=9),
-    st.floats(0, 1, exclude_max=True),
-)
-def test_inverse_cdf_is_the_first_token_beyond_u(logits: list[float], u: float) -> None:
-    """Walking along the probabilities, the draw is the token that `u` falls into."""
-    row = torch.tensor([logits])
-    token = int(inverse_cdf(row, torch.tensor([u], dtype=torch.float64))[0])
-    cumulative = row.double().softmax(dim=-1).cumsum(dim=-1)[0].tolist()
-    assert cumulative[token] >= u * cumulative[-1] - 1e-12
-    assert token == 0 or cumulative[token - 1] <= u * cumulative[-1] + 1e-12
-
-
-def test_inverse_cdf_never_draws_what_is_excluded() -> None:
-    """Neither u = 0 nor u just below 1 hits a token of probability 0."""
-    logits = torch.tensor([[-math.inf, 0.0, -math.inf, 1.0, -math.inf]])
-    for u, token in ((0.0, 1), (1 - 2**-53, 3)):
-        assert inverse_cdf(logits, torch.tensor([u], dtype=torch.float64)).tolist() == [token]
-
-
 @pytest.mark.parametrize(
-    "settings",
+    "changes",
     [
         {"temperature": 0.7},
         {"top_k": 7},
@@ -112,16 +93,132 @@ def test_inverse_cdf_never_draws_what_is_excluded() -> None:
         {"temperature": 1.4, "top_k": 40, "top_p": 0.8, "min_p": 0.05},
     ],
 )
-def test_warpers_are_those_of_generate(settings: dict[str, Any]) -> None:
+def test_warpers_are_those_of_generate(changes: dict[str, Any]) -> None:
     """The distribution is the one that transformers' `generate` would draw from."""
     prompt = torch.tensor([ids(9)])
-    config = GenerationConfig(**{"do_sample": True, "top_k": 0, **settings})
+    config = GenerationConfig(**{"do_sample": True, "top_k": 0, **changes})
     theirs = tiny_model()._get_logits_processor(config, input_ids_seq_length=9, device="cpu")
     logits = 3 * torch.randn(4, 384, generator=torch.Generator().manual_seed(5))
-    ours = SamplingParams(**{"temperature": 1.0, **settings}).warpers()
+    ours = SamplingParams(**{"temperature": 1.0, **changes}).warpers()
     expected = theirs(prompt, logits.clone())
     assert torch.equal(ours(torch.LongTensor(), logits.clone()), expected)
-    assert len(ours) == len(settings)
+    assert len(ours) == len(changes)
+
+
+def oracle(params: SamplingParams, logits: torch.Tensor) -> torch.Tensor:
+    """What transformers' warpers leave of `[R, vocabulary]` logits, as probabilities."""
+    return params.warpers()(torch.LongTensor(), logits.clone()).softmax(dim=-1)
+
+
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from([3, 60, 128, 129, 1000, 5000]),
+    st.sampled_from([0.1, 2.0, 9.0]),
+    st.floats(0.2, 3),
+    st.none() | st.integers(1, 1200),
+    st.sampled_from([0.05, 0.5, 0.9, 0.999, 1.0]),
+    st.sampled_from([None, 0.0, 0.01, 0.5, 1.0]),
+)
+@settings(max_examples=150)
+def test_the_distribution_is_that_of_transformers(
+    seed: int,
+    width: int,
+    spread: float,
+    temperature: float,
+    top_k: int | None,
+    top_p: float,
+    min_p: float | None,
+) -> None:
+    """Any mixture of parameters, rows with different ones together, on wide and narrow logits."""
+    logits = spread * torch.randn(3, width, generator=torch.Generator().manual_seed(seed))
+    logits[0, ::3] = -math.inf
+    mixed = SamplingParams(temperature, top_k, top_p, min_p)
+    rows = [mixed, SamplingParams(1.0), SamplingParams(temperature, top_p=top_p)]
+    expected = torch.cat([oracle(p, logits[i : i + 1]) for i, p in enumerate(rows)])
+    torch.testing.assert_close(sampling._warp_groups(logits.clone(), rows), expected)  # on a GPU
+    found = probabilities(logits.clone(), rows)
+    found /= found.sum(dim=-1, keepdim=True)
+    # Sums in float32 and in float64 may put one token on either side of the line.
+    differing = ((found > 0) != (expected > 0)).sum(dim=-1)
+    assert int(differing.max()) <= 1
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("top_k", [None, 40])
+def test_of_equally_likely_tokens_as_many_stay_as_with_transformers(top_k: int | None) -> None:
+    """bfloat16 logits have many ties; where the line cuts one, its last tokens stay."""
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(20, 4000, generator=generator).bfloat16().float()
+    params = SamplingParams(1.0, top_k=top_k, top_p=0.8)
+    found = probabilities(logits.clone(), [params] * 20)
+    assert (found > 0).sum(-1).tolist() == (oracle(params, logits) > 0).sum(-1).tolist()
+    for row, kept in zip(logits, found > 0, strict=True):
+        line = row[kept].min()
+        tied = kept[row == line]
+        assert kept[row > line].all()
+        assert not tied[: len(tied) - int(tied.sum())].any()
+        assert tied[len(tied) - int(tied.sum()) :].all()
+
+
+def test_a_row_draws_the_same_whatever_lies_beside_it() -> None:
+    """Alone or among others, with the same or other parameters, wide logits or narrow ones."""
+    for width in (100, 3000):
+        logits = 3 * torch.randn(6, width, generator=torch.Generator().manual_seed(width))
+        params = [SamplingParams(0.9), WARM, SamplingParams(1.2, top_p=0.7)] * 2
+        rows = [RowSampling(its, seed, step=1) for seed, its in enumerate(params)]
+        alone = [sample(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
+        assert sample(logits, rows) == alone
+        assert sample(logits.flip(0), rows[::-1]) == alone[::-1]
+
+
+def test_sampling_leaves_the_logits_as_they_are() -> None:
+    """A recorded pass keeps its logits in one place, and a draft's rows may be looked at again."""
+    logits = torch.randn(2, 300)
+    before = logits.clone()
+    penalised = SamplingParams(0.8, repetition_penalty=2.0)
+    sample(logits, [RowSampling(penalised, 1, 0, PenaltyHistory([1, 2]))] * 2)
+    assert torch.equal(logits, before)
+
+
+def test_a_history_grows_with_its_sequence() -> None:
+    """Each token once, in the order of its first coming; a draft's are counted, and not kept."""
+    history = PenaltyHistory([5, 7, 5])
+    device = torch.device("cpu")
+    assert history.ids(device).tolist() == [5, 7]
+    history.extend([7, 9])
+    assert history.ids(device, ahead=(9, 3)).tolist() == [5, 7, 9, 9, 3]
+    assert history.ids(device).tolist() == [5, 7, 9]
+    assert len(history) == 3
+
+
+def test_a_draft_is_penalised_for_what_it_guesses() -> None:
+    """Each row of it counts the guesses before it, and the sequence's own tokens."""
+    engine = tiny_engine()
+    params = SamplingParams(repetition_penalty=1.5)
+
+    async def steps(request: Request[Any]) -> Any:
+        root = engine.scheduler.root(request)
+        sequence = engine.sequence(
+            root,
+            PROMPT,
+            max_new_tokens=9,
+            sampling=params,
+            seed=0,
+            guess=lambda sequence: Draft.of((5, 6, 7)),
+        )
+        (sampled,) = await feed([sequence.feed()])
+        sequence.accept(sampled)
+        return sequence.feed(), list(sequence.token_ids)
+
+    fed, written = engine.run(steps, reserve=64)
+    assert [row.ahead for row in fed.draft_sampling] == [(5,), (5, 6), (5, 6, 7)]
+    history = fed.sampling.history
+    assert all(row.history is history for row in fed.draft_sampling)
+    assert set(history.ids(torch.device("cpu")).tolist()) == {*PROMPT, *written}
+    logits = torch.ones(2, 300)
+    logits[:, 6] = 1.4
+    rows = [RowSampling(params, 0, 1, ahead=ahead) for ahead in ((5,), (5, 6))]
+    assert sample(logits, rows) == [6, 0]
 
 
 @pytest.mark.parametrize("penalty", [1.2, 2.0, 0.8])

@@ -11,6 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 VOCABULARY = 384
 WINDOW = 6
 """Sliding windows are narrower than any test's prompt."""
+TRAINED = 64
+"""Positions that the first of two sets of RoPE frequencies covers."""
 
 _BASE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -96,6 +98,17 @@ _ROUTED = {
 _LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _PER_LAYER = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8}
 _MIX = {"sliding_window": WINDOW, "layer_types": _MIXED}
+_LONGROPE: dict[str, Any] = {
+    "original_max_position_embeddings": TRAINED,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": TRAINED,
+        "short_factor": [1.0, 1.1, 1.3, 1.5],
+        "long_factor": [1.5, 3.0, 7.0, 20.0],
+    },
+}
+_DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
 
 SUPPORTED = [
     _f("llama"),
@@ -124,7 +137,15 @@ SUPPORTED = [
     _f("phi", num_key_value_heads=4),
     _f("phi3", pad_token_id=0),
     _f("phi3 (sliding)", "phi3", pad_token_id=0, sliding_window=WINDOW),
+    _f("phi3 (longrope)", "phi3", pad_token_id=0, **_LONGROPE),
     _f("phimoe", num_local_experts=4, sliding_window=WINDOW),
+    _f(
+        "phimoe (longrope)",
+        "phimoe",
+        num_local_experts=4,
+        rope_parameters=_LONGROPE["rope_parameters"] | {"short_mscale": 1.1, "long_mscale": 1.6},
+    ),
+    _f("llama (dynamic)", "llama", rope_parameters=_DYNAMIC),
     _f("olmo"),
     _f("olmo2"),
     _f("olmo3", **_MIX),

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
-
-from langchain_pos.engine.forest.segments import Segment
-from langchain_pos.engine.forest.slots import Ledger
-from langchain_pos.engine.forward.forward_pass import ForwardPass
 
 DRAFT_ROWS = 32
 """Where nothing is measured: free on a CPU with matrix units, and on any GPU."""
 _SIZES = (1, 4, 8, 12, 16, 24, 32, 48, 64, 128, 256)
 _DEARER = 1.3
 _PATIENCE = 0.5  # seconds
-_LEAST_ROUNDS, _MOST_ROUNDS = 2, 6
+_MOST_PASSES = 30
+_ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -30,38 +27,36 @@ class RowCost:
     seconds: float | None = None
 
 
-def row_cost(forward: ForwardPass) -> RowCost:
-    """Measure what rows cost.
+def measure_row_cost(seconds: Callable[[int], float], most: int) -> RowCost:
+    """Time passes of more and more rows, up to the first size that costs more than 1.3 times one.
 
-    All sizes are timed in turn, several times, and the fastest pass of each counts, so that what
-    else the machine is doing hits all alike. Takes about half a second at most; a model too slow
-    to be measured in that time gets `DRAFT_ROWS`.
+    Each size runs once before it is timed, for what is made when first needed. For half a second
+    each is timed several times, in turn with one row, and the fastest of each counts: so what else
+    the machine is doing hits both alike. Larger models are timed once for each size, and for no
+    longer than 30 more passes of one row: then the last size that was found to be free counts.
+
+    Args:
+        seconds: runs a pass of so many rows, every one of them sampled, and says how long it took.
+        most: rows that a pass can have here; at least 1.
     """
-    ledger = Ledger()
-    root = forward.forest.root(ledger)
-    best = dict.fromkeys(_SIZES, float("inf"))
-    began = time.perf_counter()
-    try:
-        _seconds(forward, root, 1)  # sets up what is made when first needed
-        for done in range(_MOST_ROUNDS):
-            for rows in _SIZES:
-                best[rows] = min(best[rows], _seconds(forward, root, rows))
-                late = time.perf_counter() - began > _PATIENCE
-                if late and done < _LEAST_ROUNDS:
-                    return RowCost()
-            if late:
+    seconds(1)
+    one = seconds(1)
+    spent, hard_limit = one, _PATIENCE + _MOST_PASSES * one
+    free = 1
+    for rows in _SIZES[1:]:
+        if rows > most:
+            break
+        spent += seconds(rows)
+        if spent > hard_limit:
+            break
+        best = seconds(rows)
+        spent += best
+        for _ in range(_ROUNDS):
+            if spent > _PATIENCE:
                 break
-    finally:
-        forward.forest.release(root)
-    free = max((rows for rows in _SIZES if best[rows] <= _DEARER * best[1]), default=1)
-    most, fewer = _SIZES[-1], DRAFT_ROWS
-    return RowCost(free, max(best[most] - best[fewer], 1e-6) / (most - fewer))
-
-
-def _seconds(forward: ForwardPass, root: Segment, rows: int) -> float:
-    """A pass whose every row is sampled."""
-    began = time.perf_counter()
-    logits = forward.run([(root, [0] * rows)], [0], [rows - 1])
-    logits.amax(dim=-1).tolist()  # waits for the device
-    forward.forest.truncate(root, 0)
-    return time.perf_counter() - began
+            again, now = seconds(1), seconds(rows)
+            one, best, spent = min(one, again), min(best, now), spent + again + now
+        if best > _DEARER * one:
+            return RowCost(free, (best - one) / (rows - 1))
+        free = rows
+    return RowCost(free)

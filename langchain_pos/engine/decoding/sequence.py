@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from langchain_pos.engine.completion import Completion, DraftUsage, FinishReason, TokenUsage
@@ -23,6 +23,7 @@ from langchain_pos.engine.decoding.drafts import (
     Verified,
 )
 from langchain_pos.engine.forest.segments import Segment
+from langchain_pos.engine.repetition import PenaltyHistory
 from langchain_pos.engine.sampling import Logprobs, RowSampling, SamplingParams
 from langchain_pos.engine.tokenization.text import (
     CONTEXT_TOKENS,
@@ -160,6 +161,8 @@ class DecodingSequence:
         self._sampling = sampling
         self._seed = seed
         self._context = [*context_ids, *prompt_ids]
+        penalised = sampling.repetition_penalty != 1
+        self._history = PenaltyHistory(self._context) if penalised else None
         # A grammar begins with a whole character, even behind a prompt that ends inside one.
         self._behind = self._context
         if constraint is not None:
@@ -175,12 +178,13 @@ class DecodingSequence:
     def feed(self) -> Feed:
         """The tokens that the model has not seen yet, with one to be sampled after them."""
         unseen = (() if self._prompt_fed else self.prompt_ids) + tuple(self.token_ids[self._fed :])
-        history: tuple[int, ...] = ()
-        if self._sampling.repetition_penalty != 1:
-            history = (*self._context, *self.token_ids)
-        step = len(self.token_ids)
         sampling = RowSampling(
-            self._sampling, self._seed, step, history, self.constraint, self._logprobs
+            self._sampling,
+            self._seed,
+            step=len(self.token_ids),
+            history=self._history,
+            constraint=self.constraint,
+            logprobs=self._logprobs,
         )
         if self._begin is None:
             self._begin = self.segment.end
@@ -243,10 +247,7 @@ class DecodingSequence:
         draft = draft.shortened(max(self._budget - len(self.token_ids) - 1, 0))
         rows: list[RowSampling] = []
         state = None if self.constraint is None else self.constraint.fork()
-        history = sampling.history
-        for place, (token_id, expected) in enumerate(
-            zip(draft.token_ids, draft.expected, strict=True)
-        ):
+        for place, expected in enumerate(draft.expected):
             if expected in self._eos:
                 break  # behind the end there is nothing to guess
             if state is not None and expected is not None:
@@ -260,13 +261,11 @@ class DecodingSequence:
                     state.accept_text(forced)
                 if state.finished:
                     break
-            history = (*history, token_id) if history else history
             free = place + 1 >= len(draft) or draft.expected[place + 1] is not None
             ahead = state.fork() if state is not None and free else None
+            guessed = () if self._history is None else draft.token_ids[: place + 1]
             step = sampling.step + place + 1
-            rows.append(
-                RowSampling(self._sampling, self._seed, step, history, ahead, self._logprobs)
-            )
+            rows.append(replace(sampling, step=step, ahead=guessed, constraint=ahead))
         return draft.shortened(len(rows)), rows
 
     @staticmethod
@@ -326,6 +325,8 @@ class DecodingSequence:
 
     def _write(self, token_ids: Sequence[int], text: str, *, cut: bool = False) -> None:
         self.token_ids.extend(token_ids)
+        if self._history is not None:
+            self._history.extend(token_ids)
         self._emit(self._stream.push(text))
         complete = self.constraint is not None and self.constraint.finished and not cut
         if complete or self._stream.stopped is not None:

@@ -4,6 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from langchain_pos.errors import InvalidRequestError
+
+
+def check_stop(stop: Sequence[str]) -> None:
+    """Refuse stop sequences that mean nothing.
+
+    Raises:
+        InvalidRequestError: one is empty, which every text begins with; or they are one text,
+            whose letters would each be a stop sequence.
+    """
+    if isinstance(stop, str):
+        raise InvalidRequestError(f"stop={stop!r} is one text; give a list of texts: [{stop!r}]")
+    if not all(stop):
+        raise InvalidRequestError(
+            f"stop={list(stop)!r} has an empty text, which would end every answer before it "
+            "begins; leave it out"
+        )
+
 
 class StoppedText:
     """Finds stop sequences in a text as it comes.
@@ -21,6 +39,7 @@ class StoppedText:
     """
 
     def __init__(self, stop: Sequence[str] = (), *, strip: bool = False) -> None:
+        check_stop(stop)
         self._stop = tuple(stop)
         self._strip = strip
         self._held = ""

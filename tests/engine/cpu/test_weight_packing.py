@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,31 +18,39 @@ from langchain_pos.errors import UnsupportedModelError
 from tests.support.tiny import tiny_model
 from tests.support.tokenizers import byte_level
 
-needs_bf16 = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU multiplies no bfloat16"
+pytestmark = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this PyTorch is built without oneDNN"
 )
-pytestmark = needs_bf16
+BF16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+DTYPE = torch.bfloat16 if BF16 else torch.float32
+"""What this processor multiplies: the logic is the same in either."""
 
 
 def half() -> PreTrainedModel:
-    """A tiny model in bfloat16."""
-    return tiny_model(vocab_size=len(byte_level())).to(torch.bfloat16)
+    """A tiny model, in bfloat16 where that can be packed."""
+    return tiny_model(vocab_size=len(byte_level())).to(DTYPE)
 
 
+@pytest.mark.parametrize("dtype", sorted({DTYPE, torch.float32}, key=str), ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 7, 64, 300])
-def test_a_packed_layer_computes_what_the_layer_computes(rows: int, bias: bool) -> None:
-    """Up to the rounding of bfloat16, for any number of rows, alone and with others."""
+def test_a_packed_layer_computes_what_the_layer_computes(
+    rows: int, bias: bool, dtype: torch.dtype
+) -> None:
+    """Up to the dtype's rounding, for any number of rows, alone and with others."""
     torch.manual_seed(rows)
-    states = torch.randn(1, rows, 96).to(torch.bfloat16)
+    allowed = 0.02 if dtype == torch.bfloat16 else 1e-4
+    states = torch.randn(1, rows, 96).to(dtype)
     parent = Projections([nn.Linear(96, size, bias=bias) for size in (160, 32, 48)])
-    parent = parent.to(torch.bfloat16)
+    parent = parent.to(dtype)
     with torch.inference_mode():
         expected = [layer(states) for layer in parent.layers()]
         assert pack(parent) == 3
         assert len({layer.matrix for layer in parent.layers()}) == 1  # type: ignore[attr-defined]
         for layer, wanted in zip(parent.layers(), expected, strict=True):
-            torch.testing.assert_close(layer(states), wanted, rtol=0.02, atol=0.02)
+            torch.testing.assert_close(layer(states), wanted, rtol=allowed, atol=allowed)
+        latest = parent.layers()[0].matrix._latest  # type: ignore[attr-defined,union-attr]
+        assert latest == (None, ()), "nothing is kept once all have read it"
 
 
 class Projections(nn.Module):
@@ -57,7 +66,7 @@ class Projections(nn.Module):
         return [self.a, self.b, self.c]
 
     def forward(self, input_ids: torch.Tensor, use_cache: bool = False) -> list[torch.Tensor]:
-        states = torch.ones(*input_ids.shape, self.a.in_features, dtype=torch.bfloat16)
+        states = torch.ones(*input_ids.shape, self.a.in_features, dtype=self.a.weight.dtype)
         done = []
         for name in self.order:
             done.append(getattr(self, name)(states))
@@ -70,7 +79,7 @@ def test_only_what_reads_the_same_states_becomes_one_matrix() -> None:
     """Not what is called again, never, apart, or with states that were written to meanwhile."""
 
     def matrices(order: str, *, between: bool = False) -> int:
-        parent = Projections([nn.Linear(8, 8) for _ in range(3)], order).to(torch.bfloat16)
+        parent = Projections([nn.Linear(8, 8) for _ in range(3)], order).to(DTYPE)
         parent.between = between
         pack(parent)
         return len({layer.matrix for layer in parent.layers()})  # type: ignore[attr-defined]
@@ -85,15 +94,15 @@ def test_only_what_reads_the_same_states_becomes_one_matrix() -> None:
 def test_parts_of_a_matrix_answer_in_any_order_for_any_states() -> None:
     """What one of them keeps for the others is never taken for other states."""
     torch.manual_seed(1)
-    parent = Projections([nn.Linear(16, size) for size in (8, 24, 32)]).to(torch.bfloat16)
+    parent = Projections([nn.Linear(16, size) for size in (8, 24, 32)]).to(DTYPE)
     plain = [nn.Linear(16, layer.out_features) for layer in parent.layers()]  # type: ignore[arg-type]
     for copy, layer in zip(plain, parent.layers(), strict=True):
         copy.load_state_dict(layer.state_dict())
-        copy.to(torch.bfloat16)
+        copy.to(DTYPE)
     with torch.inference_mode():
         pack(parent)
         for _ in range(40):
-            one, other = torch.randn(2, 1, 3, 16).to(torch.bfloat16)
+            one, other = torch.randn(2, 1, 3, 16).to(DTYPE)
             for index in torch.randint(0, 3, (4,)).tolist():
                 for states in (one, other, one):
                     found = parent.layers()[index](states)
@@ -128,8 +137,8 @@ def test_a_gated_mlp_may_have_any_activation_but_does_nothing_else() -> None:
         vocab_size=50,
         hidden_act="gelu",
     )
-    model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
-    states = torch.randn(1, 700, 32).to(torch.bfloat16)
+    model = LlamaForCausalLM(config).to(DTYPE).eval()
+    states = torch.randn(1, 700, 32).to(DTYPE)
     with torch.inference_mode():
         before = model.model.layers[0].mlp(states)
         pack(model)
@@ -148,12 +157,29 @@ def test_a_gated_mlp_may_have_any_activation_but_does_nothing_else() -> None:
     assert type(model.model.layers[1].mlp).__name__ == "PackedQwen2MLP"
 
 
-def test_only_bfloat16_on_a_cpu_is_packed() -> None:
-    """float32 is for exactness; it stays as it is."""
-    assert can_pack(half())
-    assert not can_pack(tiny_model(vocab_size=len(byte_level())))
-    engine = Engine(tiny_model(vocab_size=len(byte_level())), byte_level(), pack_weights=True)
-    assert engine.describe()["weights"] == "as loaded"
+@pytest.mark.parametrize(
+    ("dtype", "multiplies_bf16", "packs"),
+    [
+        (torch.bfloat16, True, True),
+        (torch.bfloat16, False, False),  # oneDNN would convert it to float32 in each step
+        (torch.float32, True, True),
+        (torch.float32, False, True),
+        (torch.float16, True, False),
+    ],
+    ids=str,
+)
+def test_what_is_packed_follows_from_dtype_and_processor(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, multiplies_bf16: bool, packs: bool
+) -> None:
+    """On a processor that is faked; a model elsewhere is never packed, nor without oneDNN."""
+    flag = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: multiplies_bf16)
+    monkeypatch.setattr(torch.ops, "mkldnn", flag)
+    model = nn.Linear(2, 2).to(dtype)
+    assert can_pack(model) is packs
+    assert not can_pack(model.to("meta"))
+    assert not can_pack(nn.Module())
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not can_pack(nn.Linear(2, 2).to(dtype))
 
 
 def test_a_loaded_model_is_packed_and_a_given_one_is_not(tmp_path: Path) -> None:
