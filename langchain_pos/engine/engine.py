@@ -91,7 +91,7 @@ class Engine:
             mask_form=found.mask_form,
             max_slots=slots,
             graphs=_can_record(model) if cuda_graphs is None else cuda_graphs,
-            groups_rows=found.groups_rows,
+            in_parts=found.in_parts,
         )
         kept = min(prefix_cache_tokens, slots // 4)
         cost = row_cost(self.forward) if draft_rows is None else RowCost(draft_rows)
@@ -388,7 +388,7 @@ class Engine:
     def describe(self) -> dict[str, str]:
         """What a user asks first: model, device, dtype, attention path, limits."""
         config = self.forward.config
-        apart = ", requests apart" if self.forward.groups_rows else ""
+        apart = ", in parts" if self.forward.in_parts else ""
         attention = f"{config._attn_implementation} ({self.forward.mask_form} mask{apart})"
         return {
             "model": str(getattr(self.model, "name_or_path", "") or config.model_type),

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from langchain_pos.engine import Completion, Engine
-from langchain_pos.engine.forest.segments import Segment
-from langchain_pos.engine.forest.slots import Ledger
+from langchain_pos.engine.forest.segments import Ledger, Segment
 from langchain_pos.engine.forward.forward_pass import ForwardPass
 from langchain_pos.errors import NonFiniteLogitsError
 from tests.support.tiny import ids, said, tiny_engine

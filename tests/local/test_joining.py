@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from langchain_pos import ParallelReasoningLLM, ReasoningResult
-from langchain_pos.engine.forest.slots import Ledger
+from langchain_pos.engine.forest.segments import Ledger
 from tests.reasoning.test_concluding import FURTHER
 from tests.support.scripted import (
     STUDENTS,

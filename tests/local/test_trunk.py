@@ -6,8 +6,7 @@ import re
 
 import pytest
 
-from langchain_pos.engine.forest.segments import Segment
-from langchain_pos.engine.forest.slots import Ledger
+from langchain_pos.engine.forest.segments import Ledger, Segment
 from langchain_pos.engine.tokenization.text import encode_continuation
 from langchain_pos.local.trunk import Trunk
 from tests.support.scripted import TOKENIZERS

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from langchain_pos.engine.forest.segments import Segment
-from langchain_pos.engine.forest.slots import Ledger
+from langchain_pos.engine.forest.segments import Ledger, Segment
 from langchain_pos.engine.forward.forward_pass import ForwardPass
 
 DRAFT_ROWS = 32

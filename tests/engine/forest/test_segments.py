@@ -8,16 +8,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from langchain_pos.engine.forest.row_groups import whole
+
 from langchain_pos.engine.forest.segments import (
     NOBODY,
     UNBOUNDED,
+    Ledger,
     Segment,
     SegmentForest,
     visible,
 )
-from langchain_pos.engine.forest.slots import Ledger
 from langchain_pos.errors import OutOfSlotsError
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from langchain_pos.engine import Engine, SamplingParams
-from langchain_pos.engine.forest.slots import Ledger
+from langchain_pos.engine.forest.segments import Ledger
 from langchain_pos.engine.forward.cuda_graphs import ROWS, StepGraphs, slots_bucket
 from tests.support.tiny import ids, tiny_engine, tiny_model
 from tests.support.tokenizers import byte_level

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from langchain_pos.engine.forest.row_groups import BLOCK, row_groups
 
 from langchain_pos.engine import Engine
 from langchain_pos.engine.attention import FOLDED
 from langchain_pos.engine.decoding.sequence import DecodingSequence, Feed, decode
-from langchain_pos.engine.forest.row_groups import BLOCK, row_groups
-from langchain_pos.engine.forest.segments import Segment
-from langchain_pos.engine.forest.slots import PAGE, Ledger
+from langchain_pos.engine.forest.segments import Ledger, Segment
+from langchain_pos.engine.forest.slots import PAGE
 from langchain_pos.engine.forward.forward_pass import ForwardPass
 from langchain_pos.engine.loading import takes_groups
 from langchain_pos.engine.sampling import SamplingParams
