@@ -83,13 +83,12 @@ class MaskedPlan:
     alone: tuple[MaskedPart, ...]
 
 
-def carrier(masks: MaskedPlan, rows: int, like: torch.Tensor) -> torch.Tensor:
-    """The mask that a model is given: of one part its own, of several a carrier of all of them.
+def carrier(masks: MaskedPlan, empty: torch.Tensor) -> torch.Tensor:
+    """The mask that a model is given of several parts: it carries the parts' masks.
 
-    A carrier has no elements, so that a model which does more with its mask than to pass it on
-    fails at once.
+    It has no elements, `[1, 1, Q, 0]`, so that a model which does more with its mask than to pass
+    it on fails at once.
     """
-    empty = like.new_empty(1, 1, rows, 0)
     empty.plan = masks  # type: ignore[attr-defined]
     return empty
 

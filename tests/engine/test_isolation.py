@@ -20,6 +20,7 @@ IMPLEMENTATIONS: dict[str, dict[str, Any]] = {
     "auto": {},
     "sdpa": {"attn_implementation": "sdpa"},
     "eager": {"attn_implementation": "eager"},
+    "parts": {},
     "fixed shapes": {"cuda_graphs": True},
 }
 POISON = 380
@@ -52,7 +53,10 @@ def test_overwritten_siblings_change_no_bit_at_4096_slots(name: str, implementat
     branches = [forward.forest.fork(root) for _ in range(5)]
     for index in range(130):  # interleaved, as when they are decoded
         forward.run([(b, prompt(4, 10 * index + i)) for i, b in enumerate(branches)], [])
-    assert forward.forest.extent in (4100, 4101)  # one spare slot with fixed shapes
+    assert 4100 <= forward.forest.extent < 4300
+    if implementation == "parts":
+        assert forward.in_parts
+        forward.least_saved = -(1 << 40)
     for index, branch in enumerate(branches):
         siblings = [s for other in branches if other is not branch for s in other.slots]
         asked = [(branch, prompt(1, index))]

@@ -281,6 +281,7 @@ class ForwardPass:
             owner,
             position,
             batch,
+            extent=extent,
             groups=self._folded,
             dtype=self.model.dtype,
         )

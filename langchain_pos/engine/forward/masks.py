@@ -32,6 +32,7 @@ class PassMasks:
         owner: segment of each row, int32 `[Q]`.
         position: of each row, int32 `[Q]`.
         batch: of the plan's batch, as `Batch.layout` gives it, int64; empty where there is none.
+        extent: slots that attention reads, from 0.
         groups: query heads to a key/value head that a mask is folded for; 1 does not fold.
         dtype: of the model.
     """
@@ -44,6 +45,7 @@ class PassMasks:
         position: torch.Tensor,
         batch: Sequence[torch.Tensor],
         *,
+        extent: int,
         groups: int,
         dtype: torch.dtype,
     ) -> None:
@@ -51,6 +53,7 @@ class PassMasks:
         self._forest = forest
         self._owner = owner
         self._position = position
+        self._extent = extent
         self._groups = groups
         self._dtype = dtype
         parts = (*plan.shared, *plan.alone)
@@ -82,7 +85,7 @@ class PassMasks:
         """
         plan = self._plan
         parts = {part: self._masked(part, window) for part in self._seen}
-        if plan.parts == 1:
+        if plan.parts == 1 and plan.alone and plan.alone[0].spans == ((0, self._extent),):
             return parts[plan.alone[0]].mask
         masked = MaskedPlan(
             plan.together,
@@ -90,7 +93,7 @@ class PassMasks:
             self._masked_batch(window) if plan.batch is not None else None,
             tuple(parts[part] for part in plan.alone),
         )
-        return carrier(masked, len(self._owner), next(iter(parts.values())).mask)
+        return carrier(masked, self._owner.new_empty(1, 1, len(self._owner), 0, dtype=self._dtype))
 
     def _part_seen(self, part: Part) -> torch.Tensor:
         begin, end = part.rows
