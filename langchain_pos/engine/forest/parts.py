@@ -187,7 +187,7 @@ def plan(feeds: Feeds, extent: int, least_saved: int) -> Plan:
         return everything
     parts = _parts(feeds)
     saved = everything.cost - parts.cost
-    return parts if saved >= least_saved * (parts.parts - 1) and saved > 0 else everything
+    return parts if saved >= least_saved * (parts.parts - 1) else everything
 
 
 def _parts(feeds: Feeds) -> Plan:

@@ -64,11 +64,12 @@ def test_company_changes_nothing(family: Family) -> None:
     if not engine.forward.in_parts:
         pytest.skip(f"{family.name} has an attention of its own")
     alone = [engine.scheduler.run(branches(engine, prompt, 8)) for prompt in PROMPTS]
+    apart(engine).forward.in_parts = False
     before = engine.forward.pairs
     together = [branches(engine, prompt, 8) for prompt in PROMPTS]
     assert [engine.scheduler.run(request) for request in together] == alone
     dense = engine.forward.pairs - before
-    apart(engine)
+    engine.forward.in_parts = True
     before = engine.forward.pairs
     together = [branches(engine, prompt, 8) for prompt in PROMPTS]
     assert [engine.scheduler.run(request) for request in together] == alone
