@@ -59,19 +59,23 @@ def test_overwritten_siblings_change_no_bit_at_4096_slots(name: str, implementat
         forward.least_saved = -(1 << 40)
     for index, branch in enumerate(branches):
         siblings = [s for other in branches if other is not branch for s in other.slots]
-        asked = [(branch, prompt(1, index))]
+        sibling = branches[index - 1]  # fed along, so that the prefix is shared in the pass
+        asked = [(branch, prompt(1, index)), (sibling, prompt(1, index + 9))]
         before = forward.run(asked, [0])
         assert before.isfinite().all()
         kept = [(layer.keys.clone(), layer.values.clone()) for layer in forward.cache.layers]
         for value in (0.0, 30.0, -1e4):
-            forward.forest.truncate(branch, branch.end - 1)
+            for segment in (branch, sibling):
+                forward.forest.truncate(segment, segment.end - 1)
             forward.cache.overwrite(siblings, value)
             assert torch.equal(forward.run(asked, [0]), before)
         # One's own and the prefix's do count.
-        forward.forest.truncate(branch, branch.end - 1)
+        for segment in (branch, sibling):
+            forward.forest.truncate(segment, segment.end - 1)
         forward.cache.overwrite(branch.slots[-3:], 3.0)
         assert not torch.equal(forward.run(asked, [0]), before)
         with torch.inference_mode():
+            forward.forest.truncate(sibling, sibling.end - 1)
             for layer, (keys, values) in zip(forward.cache.layers, kept, strict=True):
                 layer.keys.copy_(keys)
                 layer.values.copy_(values)

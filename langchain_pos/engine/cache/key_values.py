@@ -115,16 +115,16 @@ class SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """One `SlotLayer` for every attention layer, made as the model first asks for it.
+    """One `SlotLayer` for every attention layer, made as the model first asks for it."""
 
-    Args:
-        least: slots to allocate from the start; more when they are needed.
-    """
-
-    def __init__(self, least: int = 0) -> None:
-        self._least = max(least, _FEWEST_SLOTS)
+    def __init__(self) -> None:
+        self._least = _FEWEST_SLOTS
         self._pass = _Pass()
         super().__init__(layers=[])
+
+    def allocate(self, slots: int) -> None:
+        """Have room for so many slots from the next pass on, so that nothing moves up to there."""
+        self._least = max(self._least, slots)
 
     def begin(self, slots: torch.Tensor, *, extent: int, max_slots: int) -> None:
         """Set where the next forward pass writes.

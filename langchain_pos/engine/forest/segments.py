@@ -259,13 +259,17 @@ class SegmentForest:
                 "are free; ask for fewer or shorter branches, or raise max_slots"
             )
         taken = self.pool.take(segment.owner, segment, count)
-        missing = whole_pages(self.pool.capacity) - self.capacity
-        if missing:
+        self.allocate(self.pool.capacity)
+        return taken
+
+    def allocate(self, slots: int) -> None:
+        """Have labels for so many slots, so that they do not move before there are more."""
+        missing = whole_pages(slots) - self.capacity
+        if missing > 0:
             more = torch.zeros(missing, dtype=torch.int32, device=self.device)
             self.slot_segment = torch.cat([self.slot_segment, more])
             self.slot_position = torch.cat([self.slot_position, more])
             self.slot_broken = torch.cat([self.slot_broken, more.bool()])
-        return taken
 
     @property
     def capacity(self) -> int:

@@ -87,16 +87,17 @@ class ForwardPass:
         embeddings: torch.nn.Parameter = model.get_input_embeddings().weight  # type: ignore[assignment]
         self.device = embeddings.device
         self.least_saved = LEAST_SAVED["cuda" if self.device.type == "cuda" else "cpu"]
-        # What is recorded is void when a tensor moves, so none shall grow.
-        slots = max_slots if graphs and self.device.type == "cuda" else 0
         self.forest = SegmentForest(
             self.device,
-            capacity=max(slots, 1024),
             max_slots=max_slots,
             spare_slots=int(graphs),
             segments=256 if graphs else 64,
         )
-        self.cache = SlotCache(least=slots)
+        self.cache = SlotCache()
+        if graphs and self.device.type == "cuda":
+            # What is recorded is void when a tensor moves, so none shall grow.
+            self.forest.allocate(max_slots)
+            self.cache.allocate(max_slots)
         self.graphs: StepGraphs | None = None
         self.no_graphs = "" if graphs else "off"
         if graphs:
