@@ -56,7 +56,9 @@ class MaskedBatch:
             batch; int64 `[rows]`, anywhere for one that does not.
         pages: of all blocks, int64 `[B * L / PAGE]`.
         mask: additive, `[B, 1, G * R, L]`; as in `MaskedPart`.
-        unseeing: as in `MaskedPart`, and minus infinity for a row that is not in the batch.
+        unseeing: as in `MaskedPart`.
+        absent: which rows are not in the batch, bool `[rows]`; None where all are. What is found in
+            their place is another row's, and may be NaN.
     """
 
     rows: torch.Tensor
@@ -64,6 +66,7 @@ class MaskedBatch:
     pages: torch.Tensor
     mask: torch.Tensor
     unseeing: torch.Tensor
+    absent: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -243,8 +246,12 @@ def _each_part(
         )
         states = states.reshape(size, heads, -1, wide).transpose(0, 1).flatten(1, 2)
         lse = lse.reshape(size, heads, -1).transpose(0, 1).flatten(1, 2)
-        states, lse = states.index_select(1, batch.places), lse.index_select(1, batch.places)
-        yield 0, plan.together, states, lse + batch.unseeing
+        states = states.index_select(1, batch.places)
+        lse = lse.index_select(1, batch.places) + batch.unseeing
+        if batch.absent is not None:
+            states = states.masked_fill_(batch.absent[:, None], 0.0)
+            lse = lse.masked_fill_(batch.absent, float("-inf"))
+        yield 0, plan.together, states, lse
 
 
 def _attend(

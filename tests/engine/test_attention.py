@@ -50,7 +50,13 @@ def test_folded_attention_is_the_obvious_loop(
 
 
 def attended(
-    forest: SegmentForest, feeds: Feeds, parts: Plan, window: int | None, heads: tuple[int, int]
+    forest: SegmentForest,
+    feeds: Feeds,
+    parts: Plan,
+    window: int | None,
+    heads: tuple[int, int],
+    *,
+    broken_row: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of the rows in the feeds' order, and which of them see a broken token."""
     batch = parts.batch.layout(parts.together) if parts.batch is not None else ()
@@ -77,6 +83,8 @@ def attended(
     value = torch.randn(1, heads[1], forest.extent, 8, generator=generator)
     back = sorted(range(len(order)), key=order.__getitem__)
     query[:, :, back] = query.clone()  # a feed's rows are the same in any order
+    if broken_row is not None:
+        query[:, :, back[broken_row]] = float("nan")
     found, _ = folded_attention_forward(MODULE, query, key, value, masks.mask(window))
     return found[:, back], masks.broken()[back]
 
@@ -140,6 +148,29 @@ def test_attention_in_parts_is_attention_in_one(
     found, same = attended(forest, feeds, plan(feeds, forest.extent, -(1 << 40)), window, heads)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(same, broken)
+
+
+def test_nan_of_a_row_stays_in_its_row() -> None:
+    """Also where another row, which is in no batch, is given a place in it to be ignored."""
+    forest = SegmentForest(torch.device("cpu"))
+    root = forest.root(Ledger())
+    forest.extend(root, 600)
+    branches = [forest.fork(root, at=600) for _ in range(3)]
+    feeds = [(segment, [0]) for segment in (root, *branches)]
+    for segment, _ in feeds:
+        forest.extend(segment, 1)
+        slots = torch.tensor(segment.slots)
+        forest.label(
+            slots,
+            torch.full_like(slots, segment.id, dtype=torch.int32),
+            torch.arange(segment.start, segment.end, dtype=torch.int32),
+        )
+    forest.send_reach()
+    parts = plan(feeds, forest.extent, -(1 << 40))
+    assert parts.batch is not None
+    assert parts.batch.rows[0] == (1, 2), "the root's own row is not in the batch"
+    found, _ = attended(forest, feeds, parts, None, (2, 2), broken_row=1)
+    assert found[0].isnan().any(-1).any(-1).tolist() == [False, True, False, False]
 
 
 def test_without_a_kernel_that_gives_its_log_sum_exp_it_is_computed() -> None:

@@ -10,8 +10,10 @@ from langchain_pos.engine.forward.cuda_graphs import StepGraphs
 
 
 class Recorder:
-    """Records a step as a graph would: a replay reads its input where it lay, and writes its
-    logits where they lay the last time. Between replays there is garbage in them.
+    """Records a step as a graph would.
+
+    A replay reads its input where it lay, and writes its logits where they lay the last time.
+    Between replays there is garbage in them.
 
     Attributes:
         recorded: shapes recorded so far.

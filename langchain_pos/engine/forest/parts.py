@@ -96,6 +96,11 @@ class Batch:
     pages: tuple[tuple[int, ...], ...]
 
     @property
+    def present(self) -> int:
+        """Rows in the batch."""
+        return sum(end - begin for begin, end in self.rows)
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Blocks, and the most rows and pages of any of them."""
         widest = max(end - begin for begin, end in self.rows)

@@ -15,7 +15,7 @@ from langchain_pos.engine.attention import (
     of_pages,
     of_spans,
 )
-from langchain_pos.engine.forest.parts import Part, Plan
+from langchain_pos.engine.forest.parts import Batch, Part, Plan
 from langchain_pos.engine.forest.segments import NOBODY, SegmentForest, within
 from langchain_pos.engine.forest.slots import PAGE
 
@@ -90,7 +90,7 @@ class PassMasks:
         masked = MaskedPlan(
             plan.together,
             tuple(parts[part] for part in plan.shared),
-            self._masked_batch(window) if plan.batch is not None else None,
+            None if plan.batch is None else self._masked_batch(plan.batch, window),
             tuple(parts[part] for part in plan.alone),
         )
         return carrier(masked, self._owner.new_empty(1, 1, len(self._owner), 0, dtype=self._dtype))
@@ -133,7 +133,7 @@ class PassMasks:
             self._of_pages(self._forest.slot_position),
         )
 
-    def _masked_batch(self, window: int | None) -> MaskedBatch:
+    def _masked_batch(self, batch: Batch, window: int | None) -> MaskedBatch:
         rows, places, pages, lengths = self._batch
         seen = self._batch_seen
         if window:
@@ -147,7 +147,8 @@ class PassMasks:
             where,
             pages,
             self._additive(seen | nothing[..., None]),
-            _minus(nothing.flatten()[where] | (places < 0)),
+            _minus(nothing.flatten()[where]),
+            places < 0 if batch.present < self._plan.together else None,
         )
 
     def _additive(self, seen: torch.Tensor) -> torch.Tensor:
