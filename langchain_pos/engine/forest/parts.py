@@ -26,7 +26,7 @@ from langchain_pos.engine.forest.slots import PAGE
 
 LEAST_SAVED = {"cpu": 2048, "cuda": 1 << 18}
 """Pairs of a row and a slot that each part must save, for it costs a few calls of its own. On a CPU
-measured (14 heads of 64, `benchmarks/attention.py`); on CUDA an estimate."""
+from the times of a layer with 14 heads of 64; on CUDA an estimate."""
 COPIED = 2
 """Pairs that it costs to copy a slot's keys and values for a batch."""
 
