@@ -15,8 +15,8 @@ from langchain_pos.engine.cpu.row_cost import DRAFT_ROWS, RowCost, measure_row_c
 from langchain_pos.engine.cpu.weight_packing import PackedModelError, can_pack, pack
 from langchain_pos.engine.decoding.drafts import Draft, PromptLookup
 from langchain_pos.engine.decoding.sequence import DecodingSequence, Feed, Steps, decode
-from langchain_pos.engine.forest.segments import Segment
-from langchain_pos.engine.forest.slots import ROOM, Ledger
+from langchain_pos.engine.forest.segments import Ledger, Segment
+from langchain_pos.engine.forest.slots import ROOM
 from langchain_pos.engine.forward.forward_pass import ForwardPass
 from langchain_pos.engine.loading import load, prepare
 from langchain_pos.engine.memory import available_memory
@@ -100,7 +100,7 @@ class Engine:
             mask_form=found.mask_form,
             max_slots=slots,
             graphs=_can_record(model) if cuda_graphs is None else cuda_graphs,
-            groups_rows=found.groups_rows,
+            in_parts=found.in_parts,
         )
         self._tokens_beyond = tokens_beyond(tokenizer, self.forward.vocabulary)
         kept = min(prefix_cache_tokens, slots // 4)
@@ -427,7 +427,7 @@ class Engine:
     def describe(self) -> dict[str, str]:
         """What a user asks first: model, device, dtype, attention path, limits."""
         config = self.forward.config
-        apart = ", requests apart" if self.forward.groups_rows else ""
+        apart = ", in parts" if self.forward.in_parts else ""
         attention = f"{config._attn_implementation} ({self.forward.mask_form} mask{apart})"
         return {
             "model": str(getattr(self.model, "name_or_path", "") or config.model_type),

@@ -21,7 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from langchain_pos.engine import attention
 from langchain_pos.engine.cpu.dtypes import dtype_on_a_cpu
 from langchain_pos.engine.cpu.threads import limit_threads
-from langchain_pos.engine.forest.slots import PAGE, Ledger
+from langchain_pos.engine.forest.segments import Ledger
+from langchain_pos.engine.forest.slots import PAGE
 from langchain_pos.engine.forward.forward_pass import ForwardPass, MaskForm
 from langchain_pos.errors import ModelLoadError, UnsupportedModelError
 
@@ -207,12 +208,12 @@ class Found:
     Attributes:
         mask_form: how it takes its mask.
         slot_bytes: bytes that the keys and values of one token take.
-        groups_rows: whether requests may be attended to one by one; see `engine/grouping.py`.
+        in_parts: whether it can be attended to in parts; see `forest/parts.py`.
     """
 
     mask_form: MaskForm
     slot_bytes: int
-    groups_rows: bool = False
+    in_parts: bool = False
 
 
 def prepare(model: PreTrainedModel, attn_implementation: str) -> Found:
@@ -247,11 +248,11 @@ def prepare(model: PreTrainedModel, attn_implementation: str) -> Found:
                 model.set_attn_implementation(name)
                 with _short_window(text):
                     slot_bytes = probe(model, form)
-                    groups_rows = name == attention.FOLDED and takes_groups(model, form)
+                    in_parts = name == attention.FOLDED and takes_parts(model, form)
             except Exception as error:  # noqa: BLE001  whatever it trips over is the finding
                 failures.append(f"{name}, {form} mask: {' '.join(str(error).split())[:200]}")
                 continue
-            return Found(form, slot_bytes, groups_rows)
+            return Found(form, slot_bytes, in_parts)
     model.set_attn_implementation(original)
     raise UnsupportedModelError(
         f"{model.config.model_type} does not keep branches apart. Tried: " + "; ".join(failures)
@@ -353,28 +354,31 @@ def probe(model: PreTrainedModel, form: MaskForm) -> int:
 
 
 @torch.inference_mode()
-def takes_groups(model: PreTrainedModel, form: MaskForm) -> bool:
-    """Whether two requests get the same logits when each is attended to with its own slots alone.
+def takes_parts(model: PreTrainedModel, form: MaskForm) -> bool:
+    """Whether branches and a stranger get the same logits when they are attended to in parts.
 
     Not so where a model does more with its mask than to hand it to the attention function.
     """
     forward = ForwardPass(model, mask_form=form)
-    forward.least_saved = 0
+    forward.least_saved = -(1 << 40)  # in parts, however little that saves
     forest = forward.forest
     generator = torch.Generator().manual_seed(11)
-    tokens = [
+    prefix, stranger, *branches = (
         torch.randint(0, forward.vocabulary, (length,), generator=generator).tolist()
-        for length in (PAGE + 3, 5)
-    ]
-    feeds = [(forest.root(Ledger()), some) for some in tokens]
+        for length in (33 * PAGE, PAGE + 3, 2, 1, 5)
+    )
+    root, ledger = forest.root(Ledger()), Ledger()
+    forward.run([(root, prefix)], [])
+    segments = [*(forest.fork(root) for _ in branches), forest.root(ledger)]
+    feeds = list(zip(segments, [*branches, stranger], strict=True))
     logits = []
-    for forward.groups_rows in (False, True):
+    for forward.in_parts in (False, True):
         try:
             found = forward.run(feeds, range(len(feeds)))
         except (RuntimeError, ValueError, TypeError, IndexError):
             return False
         logits.append(found.float())
-        for root, _ in feeds:
-            forest.truncate(root, 0)
+        for segment in segments:
+            forest.truncate(segment, segment.start)
     error = (logits[1] - logits[0]).abs().max().item() / max(logits[0].std().item(), 1e-6)
     return error < (0.02 if model.dtype == torch.float32 else 0.5)

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from langchain_pos.engine.completion import FinishReason
 from langchain_pos.engine.seeds import derive_seed
 from langchain_pos.reasoning.decoder import Passage
+from langchain_pos.reasoning.spans import Ending
 
 if TYPE_CHECKING:
     from langchain_pos.reasoning.decoder import Decoder, Question, Trunk, Written
@@ -21,21 +21,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Conclusion:
-    """What stage 3 has written so far.
+class Conclusion(Ending):
+    """What stage 3 has written so far; the text is stripped at both ends.
 
     Attributes:
-        text: stripped at both ends.
-        finish_reason: how it ended.
-        error: what went wrong, when that is "error".
         opened: the step of a further block that it has just opened.
         written: what was written last, where it opened one.
         tokens: how many were written.
     """
 
-    text: str
-    finish_reason: FinishReason = "stop"
-    error: str | None = None
     opened: OpenedStep | None = None
     written: Written | None = None
     tokens: int = 0

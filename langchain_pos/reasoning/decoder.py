@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from langchain_pos.engine.completion import FinishReason, TokenUsage
+from langchain_pos.reasoning.progress import Footprint
 
 if TYPE_CHECKING:
     from langchain_pos.engine.constraints import Constraint
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from langchain_pos.errors import ParallelReasoningError
     from langchain_pos.reasoning.branch_schema import BranchSchema
     from langchain_pos.reasoning.budget import Budget
-    from langchain_pos.reasoning.form import Form, OpenedStep
+    from langchain_pos.reasoning.form import Bounds, Form, OpenedStep
     from langchain_pos.reasoning.progress import Progress
     from langchain_pos.reasoning.settings import ReasoningSettings
     from langchain_pos.results.data import ReasoningRequest
@@ -72,16 +73,6 @@ class Question:
     form: Form
     schema: BranchSchema | None
     progress: Progress
-
-
-class Bounds(Protocol):
-    """Keeps a skeleton within its bounds while it is written, whatever the model prefers."""
-
-    def note(self, text: str, tokens: int) -> None:
-        """Take note of the skeleton so far, and of its tokens."""
-
-    def text_to_force(self, text: str, tokens: int) -> str | None:
-        """What must be written now because a bound is reached; None where none is."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +200,7 @@ class Trunk(Protocol):
         """
 
 
-class Decoder(Protocol):
+class Decoder(Footprint, Protocol):
     """Has text written for one question, and knows what that takes.
 
     Attributes:
@@ -217,22 +208,6 @@ class Decoder(Protocol):
     """
 
     budget: Budget
-
-    @property
-    def input_tokens(self) -> int:
-        """Tokens of the prompts read so far."""
-
-    @property
-    def cached_tokens(self) -> int:
-        """Those of them that had been read before, for other questions."""
-
-    @property
-    def passes(self) -> int:
-        """Forward passes so far; 0 where nobody knows."""
-
-    @property
-    def peak_slots(self) -> int:
-        """KV-cache slots held at most, shared ones included; 0 where nobody knows."""
 
     @property
     def limit(self) -> int | None:

@@ -10,10 +10,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from langchain_pos.reasoning.decoder import Bounds
     from langchain_pos.reasoning.settings import ReasoningSettings
     from langchain_pos.results.data import Plan, Step
 
@@ -31,6 +30,16 @@ class OpenedStep:
     title: str
     start: int
     written: str
+
+
+class Bounds(Protocol):
+    """Keeps a skeleton within its bounds while it is written, whatever the model prefers."""
+
+    def note(self, text: str, tokens: int) -> None:
+        """Take note of the skeleton so far, and of its tokens."""
+
+    def text_to_force(self, text: str, tokens: int) -> str | None:
+        """What must be written now because a bound is reached; None where none is."""
 
 
 class Form(ABC):

@@ -5,17 +5,35 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from langchain_pos.engine.completion import DraftUsage, TokenUsage
-from langchain_pos.reasoning.spans import SpanTeller
+from langchain_pos.reasoning.spans import Ending, SpanTeller
 from langchain_pos.results.data import Block, BranchResult, Plan, Stage, StagePasses, StageTimings
 from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 
 if TYPE_CHECKING:
     from langchain_pos.engine.scheduler.pending import Pending
-    from langchain_pos.reasoning.concluding import Conclusion
-    from langchain_pos.reasoning.decoder import Decoder
+
+
+class Footprint(Protocol):
+    """What is read and held for a question."""
+
+    @property
+    def input_tokens(self) -> int:
+        """Tokens of the prompts read so far."""
+
+    @property
+    def cached_tokens(self) -> int:
+        """Those of them that had been read before, for other questions."""
+
+    @property
+    def passes(self) -> int:
+        """Forward passes so far; 0 where nobody knows."""
+
+    @property
+    def peak_slots(self) -> int:
+        """KV-cache slots held at most, shared ones included; 0 where nobody knows."""
 
 
 class Progress:
@@ -45,9 +63,9 @@ class Progress:
         self._seconds: dict[Stage, float] = {"plan": 0.0, "expand": 0.0, "conclude": 0.0}
         self._passes: dict[Stage, int] = {"plan": 0, "expand": 0, "conclude": 0}
         self._pending: Pending[ReasoningResult]  # from `begin` on, as the next one
-        self._decoder: Decoder
+        self._decoder: Footprint
 
-    def begin(self, pending: Pending[ReasoningResult], decoder: Decoder) -> None:
+    def begin(self, pending: Pending[ReasoningResult], decoder: Footprint) -> None:
         """The question leaves the queue; `decoder` knows what is held and read for it."""
         self._pending, self._decoder = pending, decoder
         self._started_at = time.perf_counter()
@@ -86,7 +104,7 @@ class Progress:
         if self.spans is not None:
             self.spans.open_stage(stage, blocks, so_far)
 
-    def close(self, outcome: Conclusion | Block | Plan | None) -> None:
+    def close(self, outcome: Ending | Block | Plan | None) -> None:
         """The stage that is open has ended with this."""
         if self.spans is not None:
             self.spans.close_stage(outcome)

@@ -9,16 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from langchain_pos.engine.completion import FinishReason, TokenUsage
 from langchain_pos.results.data import Block, BranchResult, Plan, Stage
 
-if TYPE_CHECKING:
-    from langchain_pos.reasoning.concluding import Conclusion
-
 Messages = list[tuple[str, str]]
 """`(role, text)` of each message."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a text ended.
+
+    Attributes:
+        text: all of it.
+        finish_reason: how it ended.
+        error: what went wrong, when that is "error".
+    """
+
+    text: str
+    finish_reason: FinishReason = "stop"
+    error: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +149,7 @@ class SpanTeller:
         if self._deltas and self._stage is not None:
             self._emit(SpanText(self._stage, piece))
 
-    def close_stage(self, outcome: Conclusion | Block | Plan | None) -> None:
+    def close_stage(self, outcome: Ending | Block | Plan | None) -> None:
         """The stage that is open has ended with this."""
         if self._stage is None:
             return

@@ -9,7 +9,7 @@ import torch
 
 from langchain_pos.engine import Engine
 from langchain_pos.engine import engine as front
-from langchain_pos.engine.forest.slots import Ledger
+from langchain_pos.engine.forest.segments import Ledger
 from langchain_pos.engine.rope import RopeRange
 from langchain_pos.errors import ContextLengthError, InvalidRequestError, UnsupportedModelError
 from tests.support.families import TRAINED

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from langchain_pos import ParallelReasoningLLM, ReasoningResult
-from langchain_pos.engine.forest.slots import Ledger
+from langchain_pos.engine.forest.segments import Ledger
 from tests.support.scripted import (
     FURTHER,
     STUDENTS,

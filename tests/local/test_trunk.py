@@ -6,8 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from langchain_pos.engine.forest.segments import SegmentForest
-from langchain_pos.engine.forest.slots import Ledger
+from langchain_pos.engine.forest.segments import Ledger, SegmentForest
 from langchain_pos.engine.tokenization.text import encode_continuation
 from langchain_pos.local.trunk import LocalTrunk
 from langchain_pos.reasoning.decoder import Written

@@ -118,8 +118,13 @@ class SlotCache(Cache):
     """One `SlotLayer` for every attention layer, made as the model first asks for it."""
 
     def __init__(self) -> None:
+        self._least = _FEWEST_SLOTS
         self._pass = _Pass()
         super().__init__(layers=[])
+
+    def allocate(self, slots: int) -> None:
+        """Have room for so many slots from the next pass on, so that nothing moves up to there."""
+        self._least = max(self._least, slots)
 
     def begin(self, slots: torch.Tensor, *, extent: int, max_slots: int) -> None:
         """Set where the next forward pass writes.
@@ -134,14 +139,14 @@ class SlotCache(Cache):
         self._pass.unchecked = []
         self._pass.capacity = self._capacity(extent, max_slots)
 
-    @staticmethod
-    def _capacity(extent: int, max_slots: int) -> int:
+    def _capacity(self, extent: int, max_slots: int) -> int:
         """Room for twice as many as before, so that growing is rare.
 
         It follows from the extent alone: when memory runs out and a request ends, the next pass
         asks for less.
         """
-        return min(max(_FEWEST_SLOTS, 1 << (extent - 1).bit_length()), max_slots)
+        doubled = min(max(self._least, 1 << max(extent - 1, 0).bit_length()), max_slots)
+        return max(doubled, extent)  # which is in whole pages
 
     def make_room(self, extent: int, max_slots: int) -> None:
         """Grow all layers that a pass with this extent would grow; see `begin`."""

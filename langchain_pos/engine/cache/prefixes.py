@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 import torch
 
 from langchain_pos.engine.cache.key_values import SlotCache
-from langchain_pos.engine.forest.segments import Segment, SegmentForest
-from langchain_pos.engine.forest.slots import ROOM, Ledger
+from langchain_pos.engine.forest.segments import Ledger, Segment, SegmentForest
+from langchain_pos.engine.forest.slots import ROOM
 
 LEAST = 64
 """Tokens that must be alike before sharing them is worth a segment."""

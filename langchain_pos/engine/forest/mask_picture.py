@@ -8,9 +8,7 @@ from itertools import zip_longest
 
 import torch
 
-from langchain_pos.engine.forest.row_groups import whole
-from langchain_pos.engine.forest.segments import SegmentForest
-from langchain_pos.engine.forest.slots import Ledger
+from langchain_pos.engine.forest.segments import Ledger, SegmentForest
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def belt(trunk: int, branches: Sequence[int]) -> MaskPicture:
     ids = torch.tensor([segment.id for segment in fed], dtype=torch.int32)
     where = torch.tensor(positions, dtype=torch.int32)
     forest.label(torch.arange(slots), ids, where)
-    seen = forest.mask(ids, where, whole(slots, slots)[0])
+    seen = forest.mask(ids, where, forest.slot_segment[:slots], forest.slot_position[:slots])
     place = {segment: number for number, segment in enumerate([root, *forks])}
     return MaskPicture(
         owners=tuple(place[segment] for segment in fed),

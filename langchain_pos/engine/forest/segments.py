@@ -29,8 +29,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from langchain_pos.engine.forest.row_groups import RowGroup
-from langchain_pos.engine.forest.slots import Ledger, SlotPool
+from langchain_pos.engine.forest.slots import Holder, Region, SlotPool, whole_pages
 from langchain_pos.errors import OutOfSlotsError
 
 UNBOUNDED = torch.iinfo(torch.int32).max
@@ -51,15 +50,15 @@ def visible(
     """The mask rule (generalises the belt mask of paper section 3.2).
 
     Args:
-        query_segment: segment of each query token, int32 `[Q]`.
-        query_position: position of each query token, int32 `[Q]`.
-        slot_segment: segment that owns each slot, int32 `[N]`.
-        slot_position: position of each slot, int32 `[N]`.
+        query_segment: segment of each query token, int32 `[..., Q]`.
+        query_position: position of each query token, int32 `[..., Q]`.
+        slot_segment: segment that owns each slot, int32 `[..., N]`, for each batch of queries.
+        slot_position: position of each slot, int32 `[..., N]`.
         reach: first position of the column's segment that the row's does not see, int32 `[S, S]`.
         window: width of the sliding window in positions, None for full attention.
 
     Returns:
-        bool `[Q, N]`, True where the query sees the slot.
+        bool `[..., Q, N]`, True where the query sees the slot.
 
     Example:
         >>> reach = torch.tensor([[0, 0, 0], [0, UNBOUNDED, 0], [0, 2, UNBOUNDED]])
@@ -67,35 +66,49 @@ def visible(
         ...         torch.tensor([0, 1, 2, 2, 3]), reach)  # forked from segment 1 at position 2
         tensor([[ True,  True, False,  True,  True]])
     """
-    limit = reach.index_select(0, query_segment).index_select(1, slot_segment)
-    distance = query_position[:, None] - slot_position[None, :]
-    seen = (distance >= 0) & (slot_position[None, :] < limit)
+    slots = slot_segment.long()[..., None, :].expand(*query_segment.shape, -1)
+    limit = reach[query_segment].gather(-1, slots)
+    slot = slot_position[..., None, :]
+    seen = (slot <= query_position[..., :, None]) & (slot < limit)
     if window is not None:
         seen &= within(window, query_position, slot_position)
     return seen
 
 
 def within(window: int, query_position: torch.Tensor, slot_position: torch.Tensor) -> torch.Tensor:
-    """The sliding window's share of the rule: bool `[Q, N]`; see `visible`."""
-    return query_position[:, None] - slot_position[None, :] < window
+    """The sliding window's share of the rule: bool `[..., Q, N]`; see `visible`."""
+    return query_position[..., :, None] - slot_position[..., None, :] < window
 
 
 @dataclass(eq=False)
-class Segment:
+class Ledger(Region):
+    """What one request holds: its segments, and how many slots, now and at most.
+
+    Attributes:
+        segments: alive.
+    """
+
+    segments: set[Segment] = field(default_factory=set)
+
+
+@dataclass(eq=False)
+class Segment(Holder):
     """A stretch of tokens with consecutive positions and one owner.
 
     Attributes:
         id: row and column in the reach matrix.
         start: position of its first token.
-        slots: the slot of each of its tokens, in order of position.
         owner: ledger of the request that it belongs to.
+        ancestors: segments that it sees besides itself, each up to a position. The reach matrix
+            decides what is visible; this only says where it is worth looking.
         on_release: called once, when the segment is released.
+        slots: the slot of each of its tokens, in order of position.
     """
 
     id: int
     start: int
     owner: Ledger
-    slots: list[int] = field(default_factory=list)
+    ancestors: dict[Segment, int] = field(default_factory=dict)
     released: bool = False
     on_release: Callable[[], None] | None = None
 
@@ -117,6 +130,7 @@ class SegmentForest:
         capacity: slots to begin with.
         max_slots: slots that may ever exist.
         spare_slots: the first so many are never given to a segment.
+        segments: segments to begin with, and one; when there are more, the reach grows and moves.
 
     Attributes:
         max_slots: slots that may ever exist.
@@ -134,16 +148,18 @@ class SegmentForest:
         capacity: int = 1024,
         max_slots: int = 1 << 30,
         spare_slots: int = 0,
+        segments: int = 64,
     ) -> None:
         self.device = device
         self.max_slots = max_slots
         self.pool = SlotPool(capacity, max_slots, spare_slots)
-        self.slot_segment = torch.zeros(self.capacity, dtype=torch.int32, device=device)
-        self.slot_position = torch.zeros(self.capacity, dtype=torch.int32, device=device)
-        self.slot_broken = torch.zeros(self.capacity, dtype=torch.bool, device=device)
+        slots = whole_pages(self.pool.capacity)
+        self.slot_segment = torch.zeros(slots, dtype=torch.int32, device=device)
+        self.slot_position = torch.zeros(slots, dtype=torch.int32, device=device)
+        self.slot_broken = torch.zeros(slots, dtype=torch.bool, device=device)
         self.freed: list[int] = []
-        self._free_ids = list(range(1, 64))
-        self._reach = torch.zeros(64, 64, dtype=torch.int32)
+        self._free_ids = list(range(1, segments))
+        self._reach = torch.zeros(segments, segments, dtype=torch.int32)
         self._device_reach = self._reach.to(device)
         self._reach_is_newer = True
 
@@ -172,6 +188,7 @@ class SegmentForest:
         child = self._new_segment(at, owner or parent.owner)
         if child.owner is not parent.owner:
             child.owner.sees.add(parent.owner)
+        child.ancestors = _seen_by([parent], at)
         self._reach[child.id] = torch.clamp(self._reach[parent.id], max=at)
         self._reach[child.id, child.id] = UNBOUNDED
         return child
@@ -185,6 +202,7 @@ class SegmentForest:
                 they hold at this position or later stays invisible to it.
         """
         child = self.fork(segments[0], at)
+        child.ancestors = _seen_by(segments, at)
         rows = [segment.id for segment in segments]
         self._reach[child.id] = torch.clamp(self._reach[rows].amax(dim=0), max=at)
         self._reach[child.id, child.id] = UNBOUNDED
@@ -193,8 +211,8 @@ class SegmentForest:
     def truncate(self, segment: Segment, end: int) -> None:
         """Forget the tokens of `segment` at position `end` and later; their slots are free."""
         keep = max(end - segment.start, 0)
-        self._free_slots(segment, segment.slots[keep:])
-        del segment.slots[keep:]
+        if keep < len(segment.slots):
+            self.freed.extend(self.pool.cut(segment.owner, segment, keep))
 
     def release(self, segment: Segment) -> None:
         """Forget a segment and free its slots. Its children keep what they hold themselves."""
@@ -202,8 +220,8 @@ class SegmentForest:
             return
         segment.released = True
         segment.owner.segments.discard(segment)
-        self._free_slots(segment, segment.slots)
-        segment.slots = []
+        self.freed.extend(self.pool.cut(segment.owner, segment, 0))
+        segment.ancestors = {}
         self._reach[segment.id, :] = 0
         self._reach[:, segment.id] = 0
         self._reach_is_newer = True
@@ -245,29 +263,28 @@ class SegmentForest:
                 f"{count} more KV-cache slots are needed, {self.pool.free} of {self.max_slots} "
                 "are free; ask for fewer or shorter branches, or raise max_slots"
             )
-        taken = self.pool.take(segment.owner, count)
-        missing = self.pool.capacity - len(self.slot_segment)
-        if missing:
+        taken = self.pool.take(segment.owner, segment, count)
+        self.allocate(self.pool.capacity)
+        return taken
+
+    def allocate(self, slots: int) -> None:
+        """Have labels for so many slots, so that they do not move before there are more."""
+        missing = whole_pages(slots) - self.capacity
+        if missing > 0:
             more = torch.zeros(missing, dtype=torch.int32, device=self.device)
             self.slot_segment = torch.cat([self.slot_segment, more])
             self.slot_position = torch.cat([self.slot_position, more])
             self.slot_broken = torch.cat([self.slot_broken, more.bool()])
-        segment.slots.extend(taken)
-        return taken
-
-    def _free_slots(self, segment: Segment, slots: Sequence[int]) -> None:
-        self.pool.give_back(segment.owner, slots)
-        self.freed.extend(slots)
 
     @property
     def capacity(self) -> int:
-        """Slots that exist now."""
-        return self.pool.capacity
+        """Slots that exist now, in whole pages."""
+        return len(self.slot_segment)
 
     @property
     def extent(self) -> int:
-        """All slots in use lie below this one; attention reads no further."""
-        return self.pool.extent
+        """All slots in use lie in the pages before this slot; attention reads no further."""
+        return whole_pages(self.pool.extent)
 
     @property
     def slots_in_use(self) -> int:
@@ -308,16 +325,14 @@ class SegmentForest:
         self.slot_position.index_copy_(0, slots, positions)
 
     def mask(
-        self, segments: torch.Tensor, positions: torch.Tensor, group: RowGroup
+        self,
+        segments: torch.Tensor,
+        positions: torch.Tensor,
+        slot_segment: torch.Tensor,
+        slot_position: torch.Tensor,
     ) -> torch.Tensor:
-        """Which of the group's slots each query sees: bool `[Q, slots]`."""
-        return visible(
-            segments,
-            positions,
-            group.of(self.slot_segment, 0),
-            group.of(self.slot_position, 0),
-            self._device_reach,
-        )
+        """Which slots each query sees, from the labels of these slots; see `visible`."""
+        return visible(segments, positions, slot_segment, slot_position, self._device_reach)
 
     def mark_broken(self, slots: torch.Tensor, broken: torch.Tensor) -> None:
         """Note for a pass's `slots` `[Q]` whether their tokens are `broken`, bool `[Q]`."""
@@ -337,6 +352,12 @@ class SegmentForest:
         self.label(where, torch.full_like(positions, segment.id), positions)
         self.mark_broken(where, torch.zeros_like(positions, dtype=torch.bool))
 
-    def sees_broken(self, seen: torch.Tensor, group: RowGroup) -> torch.Tensor:
-        """Which queries see a broken token, from the `mask` of these queries: bool `[Q]`."""
-        return (seen & group.of(self.slot_broken, 0)).any(dim=-1)
+
+def _seen_by(segments: Sequence[Segment], at: int) -> dict[Segment, int]:
+    """These segments and all that they see, each up to the furthest position below `at`."""
+    found: dict[Segment, int] = {}
+    for segment in segments:
+        for other, upto in [*segment.ancestors.items(), (segment, at)]:
+            if not other.released:
+                found[other] = max(found.get(other, 0), min(upto, at))
+    return found

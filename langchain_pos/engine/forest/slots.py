@@ -1,78 +1,83 @@
 """Which slots are free, dealt out in pages.
 
-A request takes whole pages, and free ones behind them are marked for what it will probably still
-need. So what it holds lies in one stretch however many requests run beside it, and attention can
-read its slots alone, without copying them together (`SlotPool.spans`). Marks are a wish: before
-anybody goes without, marked pages are taken, and in the end pages are shared. No slot is lost, and
-the mask keeps requests apart all the same. One request by itself gets the lowest slots in order.
+A holder (the forest's segments) takes whole pages, so that attention can read its slots alone. The
+pages of holders that belong together (a request's segments) lie in one region as far as possible:
+free pages after those in use are marked for what the region will probably still need. Marks are a
+wish: before anybody goes without, marked pages are taken, and in the end pages are shared. No slot
+is lost, and the mask keeps holders apart all the same.
 
-    pages      0        1        2        3        4
-    slots      AAAAAAAA AAA····· ········ BBBBB··· ········    page 2 is free, marked for A
+    pages      0        1        2        3        4        5
+    slots      AAAAAAAA AAA····· bbb····· ········ CCCCC··· ········
+    region     1        1        1        1        2        2          page 3 is marked for region 1
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from langchain_pos.engine.forest.segments import Segment
-
-PAGE = 64
-"""Slots of a page."""
+PAGE = 16
+"""Slots of a page. Half a page is lost for each segment on average. To copy 30 times 200 slots
+together takes as long in pages of 16 as in pages of 64, within the noise of the measurement."""
 ROOM = 1024
 """Slots that a request will probably need beside its prompt."""
-_LOOSE = 1.25
-"""A span may be so many times as long as the pages in it before it is cut in two."""
 
 
-@dataclass(eq=False)
-class Ledger:
-    """What one request holds: its segments and how many slots, now and at most.
+def whole_pages(slots: int) -> int:
+    """So many slots, rounded up to pages."""
+    return -(-slots // PAGE) * PAGE
+
+
+@dataclass(eq=False, kw_only=True)
+class Region:
+    """Holders that belong together: how many slots they hold, and where.
 
     Attributes:
-        segments: alive.
         slots: held now.
         peak_slots: held at most.
-        pages: those that its slots lie in, and how many of them in each.
-        sees: ledgers of segments that its own were forked from.
+        sees: regions whose slots are read along with its own; it lies after them if it can.
         expected: slots that it will probably need, at most.
     """
 
-    segments: set[Segment] = field(default_factory=set)
     slots: int = 0
     peak_slots: int = 0
-    pages: Counter[int] = field(default_factory=Counter)
-    sees: set[Ledger] = field(default_factory=set)
+    sees: set[Region] = field(default_factory=set)
     expected: int = ROOM
-    _free: list[int] = field(default_factory=list)  # heap: of the pages that are its own
     _marked: list[range] = field(default_factory=list)  # stretches of pages, the latest last
 
-    def in_sight(self) -> set[Ledger]:
-        """Itself and all that it sees, and what these see."""
-        found = {self}
-        new = self.sees
-        while new:
-            found |= new
-            new = {further for ledger in new for further in ledger.sees} - found
-        return found
+
+@dataclass(eq=False, kw_only=True)
+class Holder:
+    """Who holds slots, and in which pages.
+
+    Attributes:
+        slots: in the order in which they were taken.
+        pages: those that the slots lie in, and how many of them in each.
+    """
+
+    slots: list[int] = field(default_factory=list)
+    pages: dict[int, int] = field(default_factory=dict)
+    _free: list[int] = field(default_factory=list)  # heap: of the pages that are its own
+
+    def pages_of(self, count: int) -> list[int]:
+        """The pages of its first `count` slots; the list begins with the pages of fewer."""
+        if count >= len(self.slots):
+            return list(self.pages)
+        return list(dict.fromkeys(slot // PAGE for slot in self.slots[:count]))
 
 
 class SlotPool:
     """The slots that exist, and whose they are.
 
     Args:
-        capacity: slots to begin with.
-        max_slots: slots that may ever exist.
+        capacity: slots to begin with; rounded up to whole pages.
+        max_slots: slots that may ever be held.
         spare: the first so many are never dealt out.
 
     Attributes:
-        capacity: slots that exist now.
-        max_slots: slots that may ever exist.
+        capacity: slots that can be dealt out without making more.
+        max_slots: slots that may ever be held.
         in_use: slots that are held.
         extent: all slots that are held lie below this one.
     """
@@ -85,30 +90,29 @@ class SlotPool:
         self._spare = spare
         self._used: list[bool] = []
         self._count: list[int] = []  # slots held of each page
-        self._owner: list[Ledger | None] = []  # of each page, while any of its slots are held
-        self._mark: list[Ledger | None] = []  # who will probably want the page
-        self._grow(min(capacity, max_slots))
+        self._owner: list[Holder | None] = []  # of each page, while any of its slots are held
+        self._mark: list[Region | None] = []  # who will probably need the page
+        self._grow(capacity)
 
     @property
     def free(self) -> int:
-        """Slots that nobody holds, of those that may ever exist."""
+        """Slots that nobody holds, of those that may ever be held."""
         return max(self.max_slots - self._spare, 0) - self.in_use
 
     def _grow(self, capacity: int) -> None:
-        before, self.capacity = self.capacity, capacity
-        self._used += [False] * (capacity - before)
-        last = before // PAGE  # it may have been cut short
-        owner = self._owner[last] if before % PAGE else None
-        if owner is not None:
-            for slot in range(before, min((last + 1) * PAGE, capacity)):
-                heapq.heappush(owner._free, slot)
-        more = -(-capacity // PAGE) - len(self._owner)
+        """Whole pages; only the last one that may ever exist can be cut short."""
+        self.capacity = min(whole_pages(capacity), self.max_slots)
+        self._used += [False] * (self.capacity - len(self._used))
+        more = whole_pages(self.capacity) // PAGE - len(self._owner)
         self._owner += [None] * more
         self._mark += [None] * more
         self._count += [0] * more
 
-    def take(self, ledger: Ledger, count: int) -> list[int]:
-        """Hand out `count` of the free slots, more of which may be made.
+    def take(self, region: Region, holder: Holder, count: int) -> list[int]:
+        """Give `holder` `count` of the free slots, more of which may be made.
+
+        Returns:
+            the new slots.
 
         Raises:
             IndexError: there are fewer; nothing has been taken.
@@ -117,64 +121,68 @@ class SlotPool:
             raise IndexError(f"{count} slots of {self.free}")
         taken = []
         for _ in range(count):
-            while not ledger._free:
-                self._take_page(ledger)
-            slot = heapq.heappop(ledger._free)
+            while not holder._free:
+                self._take_page(region, holder)
+            slot = heapq.heappop(holder._free)
+            page = slot // PAGE
             self._used[slot] = True
-            self._count[slot // PAGE] += 1
-            ledger.pages[slot // PAGE] += 1
+            self._count[page] += 1
+            holder.pages[page] = holder.pages.get(page, 0) + 1
             taken.append(slot)
         if taken:
             self.extent = max(self.extent, max(taken) + 1)
+        holder.slots += taken
         self.in_use += count
-        ledger.slots += count
-        ledger.peak_slots = max(ledger.peak_slots, ledger.slots)
+        region.slots += count
+        region.peak_slots = max(region.peak_slots, region.slots)
         return taken
 
-    def _take_page(self, ledger: Ledger) -> None:
-        page = self._marked_page(ledger)
+    def _take_page(self, region: Region, holder: Holder) -> None:
+        page = self._marked_page(region)
         while page is None:
-            page = self._new_stretch(ledger)
+            page = self._new_stretch(region)
             if page is None and self.capacity < self.max_slots:
-                self._grow(min(max(2 * self.capacity, PAGE), self.max_slots))
-                if ledger._free:  # the page that had been cut short is longer now
-                    return
+                self._grow(max(2 * self.capacity, PAGE))
             elif page is None:
                 page = self._last_resort()
         self._disown(page)
-        self._owner[page] = ledger
+        self._owner[page] = holder
         for slot in self._slots(page):
             if not self._used[slot]:
-                heapq.heappush(ledger._free, slot)
+                heapq.heappush(holder._free, slot)
 
-    def _marked_page(self, ledger: Ledger) -> int | None:
-        """The lowest free page marked for it, or behind what is held by one that it sees."""
-        for stretch in ledger._marked:
+    def _marked_page(self, region: Region) -> int | None:
+        """The lowest free page marked for it, or after what is held of one that it sees."""
+        for stretch in region._marked:
             for page in stretch:
-                if self._mark[page] is ledger and self._owner[page] is None:
+                if self._mark[page] is region and self._owner[page] is None:
                     return page
-        for other in ledger.sees:
+        for other in region.sees:
             for stretch in other._marked:
-                behind = max((page for page in other.pages if page in stretch), default=-1) + 1
-                for page in range(max(behind, stretch.start), stretch.stop):
-                    if self._mark[page] is other and self._owner[page] is None:
-                        return page
+                free = None
+                for page in reversed(stretch):
+                    if self._owner[page] is not None:
+                        break
+                    if self._mark[page] is other:
+                        free = page
+                if free is not None:
+                    return free
         return None
 
-    def _new_stretch(self, ledger: Ledger) -> int | None:
+    def _new_stretch(self, region: Region) -> int | None:
         """Mark the first stretch of free pages that is long enough; its first page, or None."""
-        wanted = max(-(-ledger.expected // PAGE), 1)
-        if ledger._marked:  # it has turned out to need more than was expected
-            wanted = max(len(ledger.pages), 1)
+        needed = max(-(-region.expected // PAGE), 1)
+        if region._marked:  # it has turned out to need more than was expected
+            needed = region.slots // PAGE + 1
         if self.capacity == self.max_slots:
-            wanted = min(wanted, self._longest_gap())
+            needed = min(needed, self._longest_gap())
         begin = 0
         for page in range(len(self._owner)):
             if self._owner[page] is not None or self._mark[page] is not None:
                 begin = page + 1
-            elif page + 1 - begin >= wanted > 0 and self._size(begin):
-                ledger._marked.append(range(begin, page + 1))
-                self._mark[begin : page + 1] = [ledger] * (page + 1 - begin)
+            elif page + 1 - begin >= needed > 0 and self._slots(begin):
+                region._marked.append(range(begin, page + 1))
+                self._mark[begin : page + 1] = [region] * (page + 1 - begin)
                 return begin
         return None
 
@@ -186,38 +194,39 @@ class SlotPool:
     def _last_resort(self) -> int:
         """A free page that is marked for another, or what is left of the emptiest page."""
         unowned = (p for p in reversed(range(len(self._owner))) if self._owner[p] is None)
-        page = next((p for p in unowned if self._size(p)), None)
+        page = next((p for p in unowned if self._slots(p)), None)
         if page is None:
-            page = min(range(len(self._owner)), key=lambda p: self._count[p] - self._size(p))
+            page = min(range(len(self._owner)), key=lambda p: self._count[p] - len(self._slots(p)))
         self._mark[page] = None
         return page
 
-    def give_back(self, ledger: Ledger, slots: Sequence[int]) -> None:
-        """Slots that `ledger` holds are free again."""
-        for page, group in groupby(slots, key=lambda slot: slot // PAGE):
-            freed = list(group)
-            for slot in freed:
-                self._used[slot] = False
-            self._count[page] -= len(freed)
-            ledger.pages[page] -= len(freed)
-            if not ledger.pages[page]:
-                del ledger.pages[page]
+    def cut(self, region: Region, holder: Holder, keep: int) -> list[int]:
+        """Take all slots of `holder` back but its first `keep`; the slots that are free again."""
+        freed = holder.slots[keep:]
+        del holder.slots[keep:]
+        for slot in freed:
+            page = slot // PAGE
+            self._used[slot] = False
+            self._count[page] -= 1
+            holder.pages[page] -= 1
+            if not holder.pages[page]:
+                del holder.pages[page]
             owner = self._owner[page]
             if not self._count[page]:
                 self._disown(page)
             elif owner is not None:
-                for slot in freed:
-                    heapq.heappush(owner._free, slot)
-        self.in_use -= len(slots)
-        ledger.slots -= len(slots)
-        if not ledger.slots:
-            for stretch in ledger._marked:
+                heapq.heappush(owner._free, slot)
+        self.in_use -= len(freed)
+        region.slots -= len(freed)
+        if not region.slots:
+            for stretch in region._marked:
                 for page in stretch:
-                    if self._mark[page] is ledger:
+                    if self._mark[page] is region:
                         self._mark[page] = None
-            ledger._marked = []
+            region._marked = []
         while self.extent and not self._used[self.extent - 1]:
             self.extent -= 1
+        return freed
 
     def _disown(self, page: int) -> None:
         owner, self._owner[page] = self._owner[page], None
@@ -227,20 +236,3 @@ class SlotPool:
 
     def _slots(self, page: int) -> range:
         return range(max(page * PAGE, self._spare), min((page + 1) * PAGE, self.capacity))
-
-    def _size(self, page: int) -> int:
-        return len(self._slots(page))
-
-    def spans(self, pages: Iterable[int]) -> tuple[tuple[int, int], ...]:
-        """Stretches of slots that cover `pages`, in order: first slot, and the one behind the last.
-
-        A span may hold a few pages of others, where that saves a cut.
-        """
-        found: list[list[int]] = []
-        for page in sorted(pages):
-            begin, end = page * PAGE, min((page + 1) * PAGE, self.extent)
-            if found and end - found[-1][0] <= _LOOSE * (found[-1][2] + end - begin):
-                found[-1][1:] = [end, found[-1][2] + end - begin]
-            else:
-                found.append([begin, end, end - begin])
-        return tuple((begin, end) for begin, end, _ in found)

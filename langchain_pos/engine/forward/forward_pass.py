@@ -7,25 +7,38 @@ the pass's rows, their positions, the forest's mask, and a cache that knows the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
-from langchain_pos.engine.attention import FOLDED, fold_mask
+from langchain_pos.engine.attention import FOLDED
 from langchain_pos.engine.cache.key_values import SlotCache
-from langchain_pos.engine.forest.row_groups import (
+from langchain_pos.engine.forest.parts import (
     LEAST_SAVED,
-    RowGroup,
-    grouped_mask,
-    row_groups,
+    Block,
+    Feeds,
+    Part,
+    Plan,
+    plan,
     whole,
 )
-from langchain_pos.engine.forest.segments import NOBODY, Segment, SegmentForest, within
-from langchain_pos.engine.forward.cuda_graphs import StepGraphs, slots_bucket
+from langchain_pos.engine.forest.segments import Ledger, SegmentForest
+from langchain_pos.engine.forward.cuda_graphs import MOST_SAMPLED, ROWS, StepGraphs, slots_bucket
+from langchain_pos.engine.forward.masks import PassMasks
 from langchain_pos.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class _Columns(NamedTuple):
+    """What a pass's rows are, each an entry."""
+
+    tokens: list[int]
+    positions: list[int]
+    slots: list[int]
+    segments: list[int]
+
 
 MaskForm = Literal["by_layer_type", "single"]
 """How a model takes its mask: a dict by layer type, or one tensor for all layers."""
@@ -38,10 +51,11 @@ class ForwardPass:
         model: transformers model in eval mode.
         mask_form: how the model takes its mask; the loader finds out.
         max_slots: slots that may ever exist.
-        graphs: run small passes in fixed shapes, recorded on CUDA; see `engine/graphs.py`. The
-            logits of a pass are then valid until the next one.
-        groups_rows: the model passes its mask on to our attention as it is, so that rows may be
-            attended to in groups; the loader finds out.
+        graphs: run small passes in fixed shapes, recorded on CUDA; see `cuda_graphs.py`. The
+            logits of a pass are then valid until the next one, and all slots are allocated at
+            once, so that what is recorded stays valid.
+        in_parts: the model passes its mask on to our attention as it is, so that rows may be
+            attended to in parts; the loader finds out.
 
     Attributes:
         model: transformers model in eval mode.
@@ -51,8 +65,8 @@ class ForwardPass:
         vocabulary: token ids that the model has embeddings for.
         graphs: the recorded passes, None where there are none.
         no_graphs: why not.
-        groups_rows: whether rows may be attended to in groups.
-        least_saved: see `row_groups`.
+        in_parts: whether rows may be attended to in parts.
+        least_saved: see `plan`.
         count: passes run so far.
         rows: rows fed so far, over all passes.
         pairs: pairs of a row and a slot that attention has looked at so far.
@@ -65,16 +79,25 @@ class ForwardPass:
         mask_form: MaskForm = "single",
         max_slots: int = 1 << 30,
         graphs: bool = False,
-        groups_rows: bool = False,
+        in_parts: bool = False,
     ) -> None:
-        self.groups_rows = groups_rows
+        self.in_parts = in_parts
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
         embeddings: torch.nn.Parameter = model.get_input_embeddings().weight  # type: ignore[assignment]
         self.device = embeddings.device
         self.least_saved = LEAST_SAVED["cuda" if self.device.type == "cuda" else "cpu"]
-        self.forest = SegmentForest(self.device, max_slots=max_slots, spare_slots=int(graphs))
+        self.forest = SegmentForest(
+            self.device,
+            max_slots=max_slots,
+            spare_slots=int(graphs),
+            segments=256 if graphs else 64,
+        )
         self.cache = SlotCache()
+        if graphs and self.device.type == "cuda":
+            # What is recorded is void when a tensor moves, so none shall grow.
+            self.forest.allocate(max_slots)
+            self.cache.allocate(max_slots)
         self.graphs: StepGraphs | None = None
         self.no_graphs = "" if graphs else "off"
         if graphs:
@@ -88,7 +111,7 @@ class ForwardPass:
     @torch.inference_mode()
     def run(
         self,
-        feeds: Sequence[tuple[Segment, Sequence[int]]],
+        feeds: Feeds,
         sampled: Sequence[int],
         drafted: Sequence[int] = (),
     ) -> torch.Tensor:
@@ -119,74 +142,67 @@ class ForwardPass:
 
     def _run(
         self,
-        feeds: Sequence[tuple[Segment, Sequence[int]]],
+        feeds: Feeds,
         sampled: Sequence[int],
         drafted: Sequence[int],
     ) -> torch.Tensor:
-        # 1. Lay out the rows on the host.
-        tokens: list[int] = []
-        segments: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        last_rows: list[int] = []
-        for segment, new in feeds:
-            positions.extend(range(segment.end, segment.end + len(new)))
-            slots.extend(self.forest.extend(segment, len(new)))
-            segments.extend([segment.id] * len(new))
-            tokens.extend(new)
-            last_rows.append(len(tokens) - 1)
+        # 1. Slots for the new tokens, and how the rows are attended to.
+        starts = [segment.end for segment, _ in feeds]
+        slots = [self.forest.extend(segment, len(new)) for segment, new in feeds]
+        rows = sum(map(len, slots))
+        asked = len(sampled) + sum(drafted)
+        recorded = (
+            self.graphs is not None and self.graphs.takes(rows, asked) and bool(self.cache.layers)
+        )
+        extent = self.forest.extent
+        if self.in_parts and not recorded:
+            parts = plan(feeds, extent, self.least_saved)
+        else:
+            parts = whole(feeds, extent)
+
+        # 2. The rows on the host, in the plan's order.
+        columns = _Columns([], [], [], [])
+        last_rows = [0] * len(feeds)
+        for block in parts.blocks:
+            segment, new = feeds[block.feed]
+            at = starts[block.feed]
+            columns.tokens.extend(new[block.begin : block.end])
+            columns.positions.extend(range(at + block.begin, at + block.end))
+            columns.slots.extend(slots[block.feed][block.begin : block.end])
+            columns.segments.extend([segment.id] * block.rows)
+            last_rows[block.feed] = len(columns.tokens) - 1
         wanted = [
             row
             for index, more in zip(sampled, drafted, strict=True)
             for row in range(last_rows[index] - more, last_rows[index] + 1)
         ]
 
-        # 2. A pass of a recorded shape, if it is small enough and the cache is there.
-        if self.graphs is not None and self.graphs.takes(len(tokens)) and self.cache.layers:
-            logits = self._replay(tokens, positions, slots, segments, wanted)
-            if logits is not None:
-                self.count += 1
-                self.rows += len(tokens)
-                self.pairs += len(tokens) * self.forest.extent
-                return logits[: len(wanted)]
+        # 3. A pass of a recorded shape, or as it comes.
+        logits = self._replay(columns, wanted) if recorded else None
+        if logits is None:
+            logits = self._as_it_comes(columns, wanted, parts)
+        self.count += 1
+        self.rows += rows
+        self.pairs += parts.pairs
+        return logits[: len(wanted)]
 
-        # 3. Otherwise one copy to the device,
+    def _as_it_comes(self, columns: _Columns, wanted: list[int], parts: Plan) -> torch.Tensor:
         freed = list(self.forest.freed)
-        parts = [tokens, positions, slots, segments, wanted or [0], freed]
-        flat = torch.tensor(
-            [number for part in parts for number in part],
+        batch = parts.batch.layout(parts.together) if parts.batch is not None else ()
+        lists = [*columns, wanted or [0], freed, *batch]
+        flat = torch.tensor(  # one copy to the device
+            [number for numbers in lists for number in numbers],
             dtype=torch.int64,
             pin_memory=self.device.type == "cuda",  # else the copy would wait for the device
         )
-        sizes = [len(part) for part in parts]
-        ids, where, places, owners, keep, gone = flat.to(self.device, non_blocking=True).split(
-            sizes
-        )
+        sent = flat.to(self.device, non_blocking=True).split(list(map(len, lists)))
         if freed:
-            self.forest.unlabel(gone)
+            self.forest.unlabel(sent[5])
         self.forest.send_reach()
+        return self._compute(torch.stack(sent[:4]), sent[4], parts, sent[6:], self.forest.extent)
 
-        #    and the pass as it comes.
-        if self.groups_rows:
-            groups = row_groups(feeds, slots, self.forest, self.least_saved)
-        else:
-            groups = whole(len(tokens), self.forest.extent)
-        extent = self.forest.extent
-        logits = self._compute(ids, where, places, owners, keep, groups, extent=extent)
-        self.count += 1
-        self.rows += len(tokens)
-        self.pairs += sum(group.pairs for group in groups)
-        return logits[: len(wanted)]
-
-    def _replay(
-        self,
-        tokens: list[int],
-        positions: list[int],
-        slots: list[int],
-        segments: list[int],
-        wanted: list[int],
-    ) -> torch.Tensor | None:
-        """A pass of a recorded shape; None where the model cannot be recorded."""
+    def _replay(self, columns: _Columns, wanted: list[int]) -> torch.Tensor | None:
+        """A pass of a recorded shape; None where it cannot be recorded."""
         if self.graphs is None:
             return None
         extent = min(slots_bucket(self.forest.extent), self.forest.capacity)
@@ -196,64 +212,86 @@ class ForwardPass:
             freed = torch.tensor(self.forest.freed, dtype=torch.int64, pin_memory=pinned)
             self.forest.unlabel(freed.to(self.device, non_blocking=True))
         self.forest.send_reach()
-        try:
-            return self.graphs.run(tokens, positions, slots, segments, wanted, extent)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            if self.graphs.recorded:  # it could be recorded before: this is something else
-                raise
-            self.graphs, self.no_graphs = None, f"cannot be recorded: {str(error).splitlines()[0]}"
-            return None
+        logits = self.graphs.run(*columns, wanted, extent)
+        if logits is None and not self.graphs.recorded:
+            self.no_graphs = f"cannot be recorded: {self.graphs.refused}"
+            self.graphs = None
+        return logits
+
+    @torch.inference_mode()
+    def warm_up(self, extent: int, rows: int = 128) -> int:
+        """Record the shapes of passes of up to `rows` rows that read up to `extent` slots.
+
+        Otherwise a shape is recorded when it first comes, and a request waits for it.
+
+        Returns:
+            shapes recorded; 0 where nothing is recorded.
+        """
+        if self.graphs is None:
+            return 0
+        if not self.cache.layers:  # a first pass makes them
+            root = self.forest.root(Ledger())
+            self.run([(root, [0])], [0])
+            self.forest.release(root)
+        most = min(slots_bucket(extent), self.forest.capacity)
+        self.cache.make_room(most, self.forest.max_slots)
+        self.forest.send_reach()
+        before = self.graphs.recorded
+        extents = sorted({min(slots_bucket(slots), most) for slots in range(1, most + 1, 256)})
+        for slots in reversed(extents):  # the largest first: the others fit into its memory
+            for count in reversed([count for count in ROWS if count <= rows]):
+                self.graphs.prepare(count, slots)
+        return self.graphs.recorded - before
 
     def _fixed_step(self, layout: torch.Tensor, extent: int) -> torch.Tensor:
-        token_ids, position_ids, slots, segments, keep = layout.unbind(0)
-        groups = whole(len(slots), extent)
-        return self._compute(token_ids, position_ids, slots, segments, keep, groups, extent=extent)
+        rows = Block(0, 0, layout.shape[1])
+        everything = Plan((rows,), 0, (), None, (Part((0, rows.end), ((0, extent),)),))
+        return self._compute(layout[:4], layout[4, :MOST_SAMPLED], everything, (), extent)
 
     def _addresses(self) -> tuple[int, ...]:
         return self.forest.addresses() + self.cache.addresses()
 
     def _compute(
         self,
-        token_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        slots: torch.Tensor,
-        segments: torch.Tensor,
+        columns: torch.Tensor,
         keep: torch.Tensor,
-        groups: Sequence[RowGroup],
-        *,
+        parts: Plan,
+        batch: Sequence[torch.Tensor],
         extent: int,
     ) -> torch.Tensor:
         """What the device does in a pass; nothing in it waits for the host.
 
         Args:
-            token_ids: int64 `[Q]`.
-            position_ids: int64 `[Q]`.
-            slots: where the tokens lie, int64 `[Q]`.
-            segments: whose they are, int64 `[Q]`.
-            keep: rows whose logits are wanted, int64 `[R]`.
-            groups: rows and the slots that they look at.
-            extent: slots that attention reads, from 0.
+            columns: token ids, positions, slots and segments, int64 `[4, Q]`.
+            keep: rows whose logits are sampled from, int64 `[R]`.
+            parts: rows and the slots that they look at.
+            batch: see `PassMasks`.
+            extent: slots that attention reads, from 0; whole pages.
 
         Returns:
             logits in the model's dtype, `[R, vocabulary]`.
         """
-        # 1. Label the slots; make the mask from the labels, once for all layers.
+        # 1. Label the slots; make the masks from the labels, once for all layers.
+        token_ids, position_ids, slots, segments = columns.unbind(0)
         owner, position = segments.int(), position_ids.int()
         self.forest.label(slots, owner, position)
         self.cache.begin(slots, extent=extent, max_slots=self.forest.max_slots)
-        seen = [
-            self.forest.mask(owner[begin:end], position[begin:end], group)
-            for group in groups
-            for begin, end in [group.rows]
-        ]
+        masks = PassMasks(
+            parts,
+            self.forest,
+            owner,
+            position,
+            batch,
+            extent=extent,
+            groups=self._folded,
+            dtype=self.model.dtype,
+        )
 
-        # 2. The model. Logits only where they are wanted: a vocabulary is wide.
+        # 2. The model. Logits only where they are needed: a vocabulary is wide.
         output = self.model(
             input_ids=token_ids[None],
             position_ids=position_ids[None],
-            attention_mask=self._model_mask(groups, seen, owner, position, extent),
+            attention_mask=self._model_mask(masks),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=keep,
@@ -263,60 +301,27 @@ class ForwardPass:
         #    NaN in a row is enough: its maximum is NaN then.
         self.forest.mark_broken(slots, self.cache.broken())
         logits: torch.Tensor = output.logits[0]
-        if len(groups) == 1:
-            broken = self.forest.sees_broken(seen[0][keep], groups[0])
-        else:
-            broken = torch.cat(list(map(self.forest.sees_broken, seen, groups)))[keep]
-        logits[:, 0].masked_fill_(broken, float("nan"))
+        logits[:, 0].masked_fill_(masks.broken()[keep], float("nan"))
         return logits
 
-    def _model_mask(
-        self,
-        groups: Sequence[RowGroup],
-        seen: Sequence[torch.Tensor],
-        owner: torch.Tensor,
-        position: torch.Tensor,
-        extent: int,
-    ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """The mask in the form that the model takes, from what each row sees of the slots."""
+    @property
+    def _folded(self) -> int:
+        """Query heads to a key/value head, where our attention folds them into rows; else 1."""
+        if self.config._attn_implementation != FOLDED:
+            return 1
+        heads: int = self.config.num_attention_heads
+        return heads // (getattr(self.config, "num_key_value_heads", None) or heads)
 
-        def mask(window: int | None) -> torch.Tensor:
-            masks = [
-                self._layer_mask(group, some, owner[begin:end], position[begin:end], window)
-                for group, some in zip(groups, seen, strict=True)
-                for begin, end in [group.rows]
-            ]
-            return grouped_mask(groups, masks, extent)
-
+    def _model_mask(self, masks: PassMasks) -> torch.Tensor | dict[str, torch.Tensor]:
+        """The masks in the form that the model takes."""
         width = getattr(self.config, "sliding_window", None)
         types = set(getattr(self.config, "layer_types", None) or ())
         if self.mask_form == "by_layer_type":
-            return {kind: mask(width if kind == "sliding_attention" else None) for kind in types}
+            return {
+                kind: masks.mask(width if kind == "sliding_attention" else None) for kind in types
+            }
         slides = not types or types == {"sliding_attention"}
-        return mask(width if slides else None)
-
-    def _layer_mask(
-        self,
-        group: RowGroup,
-        seen: torch.Tensor,
-        owner: torch.Tensor,
-        position: torch.Tensor,
-        window: int | None,
-    ) -> torch.Tensor:
-        """0 where a query sees a slot, minus infinity elsewhere: `[1, 1, (G *) rows, slots]`.
-
-        `eager` adds its mask, and `sdpa` would turn a bool mask into this one in every layer.
-        """
-        if window:
-            seen = seen & within(window, position, group.of(self.forest.slot_position, 0))
-        heads = self.config.num_attention_heads
-        groups = heads // (getattr(self.config, "num_key_value_heads", None) or heads)
-        # A row that only fills up sees everything: a softmax over nothing would be NaN.
-        seen = seen | (owner == NOBODY)[:, None]
-        mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
-        mask = mask.masked_fill_(~seen, float("-inf"))[None, None]
-        folds = self.config._attn_implementation == FOLDED
-        return fold_mask(mask, groups) if folds else mask
+        return masks.mask(width if slides else None)
 
     def check(self, token_ids: Sequence[int]) -> None:
         """Refuse ids that the model has no embedding for; on a GPU they would end the process.

@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 
 from langchain_pos.engine.decoding.drafts import NO_DRAFT, Draft
 from langchain_pos.engine.decoding.sequence import Feed, Sampled, Steps
-from langchain_pos.engine.forest.segments import SegmentForest
-from langchain_pos.engine.forest.slots import Ledger
+from langchain_pos.engine.forest.segments import Ledger, SegmentForest
 from langchain_pos.engine.sampling import RowSampling
 from langchain_pos.engine.scheduler.fair_queue import Caller
 from langchain_pos.engine.scheduler.pending import Pending

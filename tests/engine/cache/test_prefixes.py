@@ -11,7 +11,7 @@ from langchain_pos.engine import Completion, Engine
 from langchain_pos.engine.cache.prefixes import LEAST
 from langchain_pos.engine.decoding.sequence import decode
 from langchain_pos.engine.engine import GREEDY
-from langchain_pos.engine.forest.slots import Ledger
+from langchain_pos.engine.forest.segments import Ledger
 from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.errors import NonFiniteLogitsError, OutOfSlotsError, RequestCancelled
 from tests.support.scheduling import end, stepping

@@ -9,15 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_pos.engine.forest.row_groups import whole
+from langchain_pos.engine.forest.parts import Feeds, Plan, plan
 from langchain_pos.engine.forest.segments import (
     NOBODY,
     UNBOUNDED,
+    Ledger,
     Segment,
     SegmentForest,
     visible,
 )
-from langchain_pos.engine.forest.slots import Ledger
+from langchain_pos.engine.forest.slots import PAGE, whole_pages
 from langchain_pos.errors import OutOfSlotsError
 
 CPU = torch.device("cpu")
@@ -73,7 +74,7 @@ class ObviousForest:
             segment.tags.append(self.next_tag)
             self.next_tag += 1
         self.forest.label(
-            torch.tensor(slots),
+            torch.tensor(slots, dtype=torch.int64),
             torch.full((count,), segment.real.id, dtype=torch.int32),
             torch.arange(start, start + count, dtype=torch.int32),
         )
@@ -107,7 +108,7 @@ class ObviousForest:
         extent = forest.extent
         used = {slot for segment in self.live for slot in segment.real.slots}
         assert forest.slots_in_use == len(used) == sum(len(s.tags) for s in self.live)
-        assert extent == max(used, default=-1) + 1
+        assert extent == whole_pages(max(used, default=-1) + 1)
         for segment in self.live:
             for position in {segment.start, max(segment.end - 1, 0), segment.end + 3}:
                 query = torch.tensor([segment.real.id], dtype=torch.int32)
@@ -123,7 +124,8 @@ class ObviousForest:
                 slots = mask[0].nonzero()[:, 0].tolist()
                 assert {self.tag_at[slot] for slot in slots} == self.seen(segment, position, window)
                 if window is None:
-                    assert torch.equal(mask, forest.mask(query, place, whole(1, extent)[0]))
+                    labels = forest.slot_segment[:extent], forest.slot_position[:extent]
+                    assert torch.equal(mask, forest.mask(query, place, *labels))
 
 
 ACTIONS = ["extend", "fork", "join", "root", "truncate", "release"]
@@ -154,6 +156,93 @@ def test_mask_equals_the_obvious_loop(data: st.DataObject, window: int | None) -
         else:
             model.release(segment)
     model.check(window)
+
+
+def looked_at(forest: SegmentForest, feeds: Feeds, parts: Plan) -> list[dict[int, int]]:
+    """For each row in the plan's order, the slots that it looks at, and how often."""
+    rows: list[dict[int, int]] = [{} for _ in range(sum(block.rows for block in parts.blocks))]
+
+    def look(begin: int, end: int, slots: range) -> None:
+        for row in range(begin, end):
+            for slot in slots:
+                rows[row][slot] = rows[row].get(slot, 0) + 1
+
+    for part in (*parts.shared, *parts.alone):
+        for begin, end in part.spans:
+            look(*part.rows, range(begin, end))
+    if parts.batch is not None:
+        for (begin, end), pages in zip(parts.batch.rows, parts.batch.pages, strict=True):
+            for page in pages:
+                look(begin, end, range(page * PAGE, (page + 1) * PAGE))
+    return rows
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), most=st.sampled_from([70, 1 << 20]))
+def test_a_plan_brings_every_row_to_every_slot_that_it_sees_once(
+    data: st.DataObject, most: int
+) -> None:
+    """Forks, joins, releases and cuts, with room and with pages that are shared for want of it."""
+    model = ObviousForest(max_slots=most)
+    model.root()
+    for _ in range(data.draw(st.integers(1, 20))):
+        action = data.draw(st.sampled_from(ACTIONS))
+        if action == "root" or not model.live:
+            model.root()
+            continue
+        segment = data.draw(st.sampled_from(model.live))
+        if action == "extend":
+            count = data.draw(st.sampled_from([1, 3, 20, 600]))
+            model.extend(segment, min(count, model.forest.pool.free))
+        elif action == "fork":
+            model.fork(segment, data.draw(st.integers(segment.start, segment.end)))
+        elif action == "join":
+            parents = data.draw(st.lists(st.sampled_from(model.live), min_size=1, unique=True))
+            model.join(parents, max(parent.end for parent in parents))
+        elif action == "truncate":
+            model.truncate(segment, data.draw(st.integers(segment.start, segment.end)))
+        else:
+            model.release(segment)
+    fed = data.draw(st.lists(st.sampled_from(model.live), unique=True)) if model.live else []
+    feeds = []
+    for segment in fed:
+        count = data.draw(st.sampled_from([1, 1, 2, 17, 300]))
+        count = min(count, model.forest.pool.free)
+        model.extend(segment, count)
+        feeds.append((segment.real, [0] * count))
+    forest = model.forest
+    forest.send_reach()
+    forced = -(1 << 40)
+    for least_saved in (forced, 0):
+        parts = plan(feeds, forest.extent, least_saved)
+        rows = looked_at(forest, feeds, parts)
+        # The rows are the feeds' tokens, each once, a feed's in order.
+        tokens = [(b.feed, token) for b in parts.blocks for token in range(b.begin, b.end)]
+        assert sorted(tokens) == [
+            (f, t) for f, (_, new) in enumerate(feeds) for t in range(len(new))
+        ]
+        if not tokens:
+            continue
+        segments = [feeds[feed][0] for feed, _ in tokens]
+        positions = [
+            s.end - len(feeds[f][1]) + t for s, (f, t) in zip(segments, tokens, strict=True)
+        ]
+        seen = forest.mask(
+            torch.tensor([segment.id for segment in segments], dtype=torch.int32),
+            torch.tensor(positions, dtype=torch.int32),
+            forest.slot_segment[: forest.extent],
+            forest.slot_position[: forest.extent],
+        )
+        for row, some in zip(rows, seen, strict=True):
+            assert set(some.nonzero()[:, 0].tolist()) <= set(row)
+            assert set(row.values()) <= {1}
+        assert all(
+            set(rows[number]) == set(range(begin, end))
+            for part in parts.alone
+            if len(part.spans) == 1
+            for begin, end in part.spans
+            for number in range(*part.rows)
+        ), "who is alone is in no other part"
 
 
 def test_docstrings_example() -> None:
@@ -209,19 +298,19 @@ def test_fork_before_the_parents_beginning_is_refused() -> None:
         forest.fork(child, at=4)
 
 
-def test_lowest_slots_are_taken_first_and_the_extent_shrinks() -> None:
-    """Attention reads no further than it must: freed slots are filled before new ones."""
+def test_lowest_pages_are_taken_first_and_the_extent_shrinks() -> None:
+    """Attention reads no further than it must: freed pages are filled before new ones."""
     forest = SegmentForest(CPU)
     ledger = Ledger()
     first, second = forest.root(ledger), forest.root(ledger)
     assert forest.extend(first, 4) == [0, 1, 2, 3]
-    assert forest.extend(second, 2) == [4, 5]
+    assert forest.extend(second, PAGE) == list(range(PAGE, 2 * PAGE))
     forest.release(first)
-    assert forest.extent == 6
+    assert forest.extent == 2 * PAGE
     assert forest.extend(second, 3) == [0, 1, 2]
     forest.truncate(second, 1)
-    assert second.slots == [4]
-    assert forest.extent == 5
+    assert second.slots == [PAGE]
+    assert forest.extent == 2 * PAGE
     forest.release(second)
     assert forest.extent == forest.slots_in_use == 0
 
@@ -270,9 +359,9 @@ def test_capacity_grows_up_to_the_limit_and_then_says_the_numbers() -> None:
     forest = SegmentForest(CPU, capacity=4, max_slots=20)
     root = forest.root(Ledger(expected=4))
     forest.extend(root, 3)
-    assert forest.capacity == 4
+    assert forest.capacity == PAGE
     forest.extend(root, 16)
-    assert forest.capacity == 20
+    assert (forest.pool.capacity, forest.capacity) == (20, 2 * PAGE)
     with pytest.raises(OutOfSlotsError, match="2 more KV-cache slots are needed, 1 of 20 are free"):
         forest.extend(root, 2)
     assert (root.end, forest.slots_in_use) == (19, 19), "nothing was taken"

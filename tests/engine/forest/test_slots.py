@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_pos.engine.forest.slots import PAGE, Ledger, SlotPool
+from langchain_pos.engine.forest.slots import PAGE, Holder, Region, SlotPool, whole_pages
 
 STEPS = st.lists(
-    st.tuples(st.sampled_from(["take", "take", "give"]), st.integers(0, 3), st.integers(0, 150)),
+    st.tuples(st.sampled_from(["take", "take", "cut"]), st.integers(0, 3), st.integers(0, 150)),
     max_size=60,
 )
 
@@ -19,104 +21,123 @@ STEPS = st.lists(
     capacity=st.integers(0, 300),
     most=st.integers(0, 700),
     spare=st.integers(0, 2),
-    expected=st.lists(st.integers(0, 300), min_size=4, max_size=4),
+    expected=st.lists(st.integers(0, 300), min_size=2, max_size=2),
 )
 @settings(max_examples=150, deadline=None)
 def test_no_slot_is_lost_or_held_twice(
     steps: list[tuple[str, int, int]], capacity: int, most: int, spare: int, expected: list[int]
 ) -> None:
-    """Against sets: whatever is taken and given back, in whichever order."""
+    """Against lists: whatever is taken and given back, by two holders of each of two regions."""
     pool = SlotPool(capacity, most, spare)
-    ledgers = [Ledger(expected=slots) for slots in expected]
-    held: dict[int, list[int]] = {index: [] for index in range(4)}
-    peaks = [0] * 4
+    regions = [Region(expected=slots) for slots in expected]
+    holders = [Holder() for _ in range(4)]
+    held: list[list[int]] = [[] for _ in holders]
+    peaks = [0, 0]
     for action, who, count in steps:
-        everything = {slot for slots in held.values() for slot in slots}
-        free = set(range(spare, most)) - everything
+        free = set(range(spare, most)) - {slot for slots in held for slot in slots}
+        region, holder = regions[who // 2], holders[who]
         assert pool.free == len(free)
         if action == "take" and count > len(free):
             with pytest.raises(IndexError):
-                pool.take(ledgers[who], count)
+                pool.take(region, holder, count)
         elif action == "take":
-            taken = pool.take(ledgers[who], count)
+            taken = pool.take(region, holder, count)
             assert len(set(taken)) == count
             assert set(taken) <= free
             held[who] += taken
         else:
-            freed, held[who] = held[who][::2][:count], list(held[who])
-            held[who] = [slot for slot in held[who] if slot not in set(freed)]
-            pool.give_back(ledgers[who], freed)
-        everything = {slot for slots in held.values() for slot in slots}
+            freed = pool.cut(region, holder, count)
+            assert freed == held[who][count:]
+            del held[who][count:]
+        everything = {slot for slots in held for slot in slots}
         assert pool.in_use == len(everything)
-        assert pool.extent <= pool.capacity <= max(most, capacity)
+        assert pool.extent <= pool.capacity <= max(most, 0)
         assert pool.extent == max(everything, default=-1) + 1
-        for index, ledger in enumerate(ledgers):
-            slots = held[index]
-            peaks[index] = max(peaks[index], len(slots))
-            assert (ledger.slots, ledger.peak_slots) == (len(slots), peaks[index])
-            assert set(ledger.pages) == {slot // PAGE for slot in slots}
-            covered = {s for begin, end in pool.spans(ledger.pages) for s in range(begin, end)}
-            assert set(slots) <= covered
-            assert max(covered, default=-1) < pool.extent
+        for index, region in enumerate(regions):
+            slots = len(held[2 * index]) + len(held[2 * index + 1])
+            peaks[index] = max(peaks[index], slots)
+            assert (region.slots, region.peak_slots) == (slots, peaks[index])
+        for holder, slots in zip(holders, held, strict=True):
+            assert holder.slots == slots
+            assert set(holder.pages) == {slot // PAGE for slot in slots}
+            for few in (0, 1, PAGE, len(slots) // 2):
+                pages = holder.pages_of(few)
+                assert set(pages) == {slot // PAGE for slot in slots[:few]}
+                assert list(holder.pages)[: len(pages)] == pages, "the list's beginning"
 
 
-def test_each_lies_in_one_stretch() -> None:
+def test_holders_have_pages_of_their_own() -> None:
+    """Branches that grow by turns share no page; the pages of their request lie in one region."""
+    pool, mine, other = SlotPool(PAGE, 64 * PAGE), Region(expected=8 * PAGE), Region()
+    stranger, *branches = (Holder() for _ in range(4))
+    pool.take(mine, branches[0], 1)
+    pool.take(other, stranger, 3)
+    for _ in range(2 * PAGE):
+        for branch in branches[1:]:
+            pool.take(mine, branch, 1)
+    pages = [set(branch.pages) for branch in branches]
+    assert [len(some) for some in pages] == [1, 2, 2]
+    assert set.union(*pages) == set(range(5)), "and no page twice"
+    assert set(stranger.pages) == {8}, "what is marked for others stays theirs"
+
+
+def test_each_region_lies_in_one_stretch() -> None:
     """Those that grow by turns do not lie between each other's slots, as far as was expected."""
     pool = SlotPool(PAGE, 64 * PAGE)
-    mine, other, third = (Ledger(expected=3 * PAGE) for _ in range(3))
+    regions = [Region(expected=3 * PAGE) for _ in range(3)]
+    holders = [Holder() for _ in regions]
     for _ in range(2 * PAGE + 10):
-        for ledger in (mine, other, third):
-            pool.take(ledger, 1)
-    assert [sorted(x.pages) for x in (mine, other, third)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
-    pool.give_back(other, list(range(3 * PAGE, 4 * PAGE)))
-    assert min(pool.take(other, PAGE)) == 3 * PAGE, "its lowest free slots come first"
-    pool.give_back(mine, list(range(2 * PAGE + 10)))
-    late = Ledger(expected=PAGE)
-    assert pool.take(late, 1) == [0], "what nobody holds any more is not marked either"
+        for region, holder in zip(regions, holders, strict=True):
+            pool.take(region, holder, 1)
+    assert [sorted(x.pages) for x in holders] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    pool.cut(regions[0], holders[0], 0)
+    late = Region(expected=PAGE)
+    assert pool.take(late, Holder(), 1) == [0], "what nobody holds any more is not marked either"
 
 
 def test_who_needs_more_than_expected_goes_on_elsewhere() -> None:
     """A further stretch is as long as what is held so far, so that there are few of them."""
-    pool, mine, other = SlotPool(PAGE, 64 * PAGE), Ledger(expected=PAGE), Ledger(expected=PAGE)
-    for _ in range(6 * PAGE):
-        pool.take(mine, 1)
-        pool.take(other, 1)
-    assert len(pool.spans(mine.pages)) <= 4
-    assert len(pool.spans(other.pages)) <= 4
+    pool = SlotPool(PAGE, 64 * PAGE)
+    regions, holders = [Region(expected=PAGE) for _ in range(2)], [Holder(), Holder()]
+    for _ in range(12 * PAGE):
+        for region, holder in zip(regions, holders, strict=True):
+            pool.take(region, holder, 1)
+    for holder in holders:
+        pages = sorted(holder.pages)
+        cuts = sum(after != page + 1 for page, after in pairwise(pages))
+        assert cuts <= 4
 
 
 def test_behind_what_it_sees() -> None:
-    """What stands on a shared prefix lies right behind it: one stretch for attention."""
+    """What stands on a shared prefix lies right after it: one stretch for attention."""
     pool = SlotPool(PAGE, 64 * PAGE)
-    prefix, stranger = Ledger(expected=4 * PAGE), Ledger(expected=2 * PAGE)
-    child = Ledger(expected=2 * PAGE, sees={prefix})
-    pool.take(prefix, PAGE + 5)
-    pool.take(stranger, 3)
-    pool.take(child, PAGE + 5)
-    assert sorted(child.pages) == [2, 3]
-    assert pool.spans([*prefix.pages, *child.pages]) == ((0, 4 * PAGE),)
-    assert child.in_sight() == {child, prefix}
+    prefix, stranger = Region(expected=4 * PAGE), Region(expected=2 * PAGE)
+    shared, child = Holder(), Holder()
+    pool.take(prefix, shared, PAGE + 5)
+    pool.take(stranger, Holder(), 3)
+    pool.take(Region(expected=2 * PAGE, sees={prefix}), child, PAGE + 5)
+    assert (sorted(shared.pages), sorted(child.pages)) == ([0, 1], [2, 3])
 
 
 def test_the_last_slots_are_shared_pages() -> None:
     """When memory is short, marks count for nothing, and half-empty pages are filled by others."""
     pool = SlotPool(PAGE, 3 * PAGE)
-    mine, other = Ledger(expected=3 * PAGE), Ledger(expected=3 * PAGE)
-    pool.take(mine, PAGE + 1)
-    assert pool.take(other, 1) == [2 * PAGE]
-    rest = pool.take(other, 2 * PAGE - 2)
+    mine, other = Region(expected=3 * PAGE), Region(expected=3 * PAGE)
+    first, second = Holder(), Holder()
+    pool.take(mine, first, PAGE + 1)
+    assert pool.take(other, second, 1) == [2 * PAGE]
+    rest = pool.take(other, second, 2 * PAGE - 2)
     assert sorted(rest) == [*range(PAGE + 1, 2 * PAGE), *range(2 * PAGE + 1, 3 * PAGE)]
     assert pool.free == 0
-    assert set(mine.pages) & set(other.pages) == {1}
-    pool.give_back(mine, list(range(PAGE + 1)))
-    assert sorted(pool.take(mine, PAGE + 1)) == list(range(PAGE + 1))
+    assert set(first.pages) & set(second.pages) == {1}
+    pool.cut(mine, first, 0)
+    assert sorted(pool.take(mine, first, PAGE + 1)) == list(range(PAGE + 1))
 
 
-def test_spans_leave_small_gaps_in() -> None:
-    """Few long spans are better than many short ones; what lies far apart is cut."""
-    pool = SlotPool(40 * PAGE, 40 * PAGE)
-    pool.take(Ledger(), 40 * PAGE)
-    assert pool.spans([]) == ()
-    assert pool.spans([2, 0, 1]) == ((0, 3 * PAGE),)
-    assert pool.spans([0, 1, 2, 3, 5]) == ((0, 6 * PAGE),)
-    assert pool.spans([0, 9]) == ((0, PAGE), (9 * PAGE, 10 * PAGE))
+def test_a_limit_inside_a_page_is_kept() -> None:
+    """Capacity is in whole pages, but no slot beyond the limit is ever dealt out."""
+    pool = SlotPool(1, 2 * PAGE + 3)
+    assert pool.capacity == PAGE
+    assert sorted(pool.take(Region(), Holder(), 2 * PAGE + 3)) == list(range(2 * PAGE + 3))
+    assert (pool.capacity, pool.free) == (2 * PAGE + 3, 0)
+    assert whole_pages(pool.extent) == 3 * PAGE

@@ -20,7 +20,7 @@ import pytest
 from langchain_pos.engine import Engine
 from langchain_pos.engine.completion import Completion
 from langchain_pos.engine.decoding.sequence import Feed, decode, feed
-from langchain_pos.engine.forest.slots import Ledger
+from langchain_pos.engine.forest.segments import Ledger
 from langchain_pos.engine.sampling import SamplingParams
 from langchain_pos.engine.scheduler import driver
 from langchain_pos.engine.scheduler.request import Request

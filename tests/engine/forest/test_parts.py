@@ -1,4 +1,4 @@
-"""Requests that are attended to one by one: same answers, less work."""
+"""Passes that are attended to in parts: same answers, less work."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from langchain_pos.engine import Engine
 from langchain_pos.engine.attention import FOLDED
 from langchain_pos.engine.decoding.sequence import DecodingSequence, Feed, decode, feed
-from langchain_pos.engine.forest.row_groups import BLOCK, row_groups
-from langchain_pos.engine.forest.segments import Segment
-from langchain_pos.engine.forest.slots import PAGE, Ledger
+from langchain_pos.engine.forest.parts import BLOCK, Block, Part, Plan, plan
+from langchain_pos.engine.forest.segments import Ledger, Segment
+from langchain_pos.engine.forest.slots import PAGE
 from langchain_pos.engine.forward.forward_pass import ForwardPass
-from langchain_pos.engine.loading import takes_groups
+from langchain_pos.engine.loading import takes_parts
 from langchain_pos.engine.sampling import SamplingParams
 from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.errors import NonFiniteLogitsError
@@ -47,11 +47,10 @@ def branches(engine: Engine, prompt: list[int], tokens: int) -> Any:
     return engine.scheduler.submit(steps, reserve=len(prompt) + 3 * (tokens + 5))
 
 
-def apart(engine: Engine, *, always: bool = True) -> Engine:
-    """Requests are attended to one by one, however little it saves."""
-    assert engine.forward.groups_rows
-    if always:
-        engine.forward.least_saved = -(1 << 40)
+def apart(engine: Engine) -> Engine:
+    """Passes are attended to in parts, however little it saves."""
+    assert engine.forward.in_parts
+    engine.forward.least_saved = -(1 << 40)
     return engine
 
 
@@ -61,16 +60,17 @@ def test_company_changes_nothing(family: Family) -> None:
     model = family.model()
     engine = Engine(model, byte_level(), prefix_cache_tokens=0)
     engine.eos_token_ids = frozenset()
-    assert engine.forward.groups_rows == (model.config._attn_implementation == FOLDED)
-    if not engine.forward.groups_rows:
+    assert engine.forward.in_parts == (model.config._attn_implementation == FOLDED)
+    if not engine.forward.in_parts:
         pytest.skip(f"{family.name} has an attention of its own")
     alone = [branches(engine, prompt, 8).wait() for prompt in PROMPTS]
+    apart(engine).forward.in_parts = False
     before = engine.forward.pairs
     with engine.scheduler.paused():
         together = [branches(engine, prompt, 8) for prompt in PROMPTS]
     assert [request.wait() for request in together] == alone
     dense = engine.forward.pairs - before
-    apart(engine)
+    engine.forward.in_parts = True
     before = engine.forward.pairs
     with engine.scheduler.paused():
         together = [branches(engine, prompt, 8) for prompt in PROMPTS]
@@ -84,8 +84,8 @@ def test_work_grows_with_the_requests_not_with_their_square() -> None:
     pairs = {}
     for groups in (True, False):
         engine = tiny_engine(prefix_cache_tokens=0, settings={"max_position_embeddings": 4096})
-        engine.forward.groups_rows = groups
-        engine.forward.least_saved = 0
+        engine.forward.in_parts = groups
+        engine.forward.least_saved = 16
         asked = [ids(200, seed=100 + index) for index in range(12)]
         branches(engine, asked[0], 20).wait()
         one, engine.forward.pairs = engine.forward.pairs, 0
@@ -103,7 +103,7 @@ def test_a_shared_prefix_is_looked_at_by_all_who_stand_on_it() -> None:
     common = ids(100, seed=3)
     asked = [[*common, *ids(5 + index, seed=index)] for index in range(3)]
     fresh = tiny_engine(prefix_cache_tokens=0)
-    fresh.forward.groups_rows = False
+    fresh.forward.in_parts = False
     alone = [branches(fresh, prompt, 9).wait() for prompt in asked]
     with engine.scheduler.paused():
         together = [branches(engine, prompt, 9) for prompt in asked]
@@ -158,45 +158,75 @@ def test_one_request_that_breaks_down_is_alone_in_it() -> None:
         bad.wait()
 
 
-def grouped(
-    engine: Engine, feeds: list[tuple[Segment, list[int]]], least_saved: int = 0
-) -> list[tuple[tuple[int, int], tuple[tuple[int, int], ...]]]:
-    """Rows and spans of the groups of a pass; the tokens stay fed."""
+def planned(
+    engine: Engine, feeds: list[tuple[Segment, list[int]]], least_saved: int = -(1 << 40)
+) -> Plan:
+    """The plan of a pass; the tokens stay fed."""
     forest = engine.forward.forest
-    slots = [slot for segment, new in feeds for slot in forest.extend(segment, len(new))]
-    return [(g.rows, g.spans) for g in row_groups(feeds, slots, forest, least_saved)]
+    for segment, new in feeds:
+        forest.extend(segment, len(new))
+    return plan(feeds, forest.extent, least_saved)
 
 
-def test_groups_are_only_made_where_they_save_work() -> None:
-    """One request is one group over all slots; two are two as soon as that saves enough."""
-    engine = tiny_engine()
-    forest = engine.forward.forest
-    one, two = (forest.root(Ledger(expected=4 * PAGE)) for _ in range(2))
-    assert grouped(engine, [(one, ids(100))]) == [((0, 100), ((0, 100),))]
-    child = forest.fork(one)
-    assert grouped(engine, [(child, [1]), (one, [1])]) == [((0, 2), ((0, 102),))]
-    assert grouped(engine, [(two, ids(50))]) == [((0, 50), ((4 * PAGE, 4 * PAGE + 50),))]
-    both = [(child, [1]), (two, [1])]
-    extent = forest.extent + 1
-    assert grouped(engine, both, 1 << 20) == [((0, 2), ((0, extent),))]
-    assert grouped(engine, both) == [
-        ((0, 1), ((0, 2 * PAGE),)),
-        ((1, 2), ((4 * PAGE, extent + 1),)),
-    ]
+def test_branches_share_the_prompt_and_have_pages_of_their_own() -> None:
+    """Thirty branches of ten tokens: one part for the prompt, one batch for the rest."""
+    forest = (engine := tiny_engine()).forward.forest
+    root = forest.root(Ledger(expected=500 * PAGE))
+    planned(engine, [(root, ids(40 * PAGE))])
+    branches = [forest.fork(root) for _ in range(30)]
+    found = planned(engine, [(branch, ids(10)) for branch in branches], least_saved=2048)
+    assert found.shared == (Part((0, 300), ((0, 40 * PAGE),)),)
+    assert found.batch is not None
+    assert found.batch.rows == tuple((10 * index, 10 * index + 10) for index in range(30))
+    assert found.batch.pages == tuple((40 + index,) for index in range(30))
+    assert (found.alone, found.together) == ((), 300)
+    assert found.pairs == 300 * (40 * PAGE + PAGE)
+
+
+def test_parts_are_only_made_where_they_save_work() -> None:
+    """One sequence is one part over all slots; so are a few short branches."""
+    forest = (engine := tiny_engine()).forward.forest
+    root = forest.root(Ledger(expected=4 * PAGE))
+    assert planned(engine, [(root, ids(30))], 2048).alone == (Part((0, 30), ((0, 2 * PAGE),)),)
+    branches = [forest.fork(root) for _ in range(3)]
+    found = planned(engine, [(branch, ids(2)) for branch in branches], 2048)
+    assert found.alone == (Part((0, 6), ((0, 5 * PAGE),)),)
+    assert (found.batch, found.shared, found.parts) == (None, (), 1)
+
+
+def test_a_long_sequence_beside_others_is_read_where_it_lies() -> None:
+    """Its rows are in one part, without a copy; they come after those that are in several."""
+    forest = (engine := tiny_engine()).forward.forest
+    root, other = (forest.root(Ledger(expected=100 * PAGE)) for _ in range(2))
+    planned(engine, [(root, ids(40 * PAGE)), (other, ids(40 * PAGE))])
+    branches = [forest.fork(root) for _ in range(3)]
+    found = planned(engine, [(other, [1]), *((branch, [1]) for branch in branches)], 16)
+    assert found.blocks == (Block(1, 0, 1), Block(2, 0, 1), Block(3, 0, 1), Block(0, 0, 1))
+    assert found.shared == (Part((0, 3), ((0, 40 * PAGE),)),)
+    assert found.alone == (Part((3, 4), ((100 * PAGE, 141 * PAGE),)),)
+    assert found.together == 3
+
+
+def test_what_is_after_the_fork_is_not_read() -> None:
+    """A branch looks at its parent's pages up to the fork; the parent goes on without it."""
+    forest = (engine := tiny_engine()).forward.forest
+    root = forest.root(Ledger(expected=500 * PAGE))
+    planned(engine, [(root, ids(100 * PAGE))])
+    branches = [forest.fork(root, at=60 * PAGE + 1) for _ in range(3)]
+    found = planned(engine, [(segment, [1]) for segment in (root, *branches)])
+    assert found.shared[0] == Part((0, 4), ((0, 61 * PAGE),))
+    assert found.shared[1] == Part((0, 1), ((61 * PAGE, 101 * PAGE),))
 
 
 def test_the_first_rows_of_a_long_prompt_do_not_look_at_its_last() -> None:
-    """A prompt is cut into blocks; short segments behind it go with the last block."""
-    engine = tiny_engine()
-    forest = engine.forward.forest
+    """A prompt is cut into blocks that read what they see by themselves."""
+    forest = (engine := tiny_engine()).forward.forest
     root = forest.root(Ledger())
     grown = ids(2 * BLOCK + BLOCK // 2)
-    child = forest.fork(root, at=len(grown))
-    rows = len(grown) + 2
-    assert grouped(engine, [(root, grown), (child, [1, 2])]) == [
-        ((0, BLOCK), ((0, BLOCK),)),
-        ((BLOCK, rows), ((0, rows),)),  # half a block more is no block of its own
-    ]
+    assert planned(engine, [(root, grown)]).alone == (
+        Part((0, BLOCK), ((0, BLOCK),)),
+        Part((BLOCK, len(grown)), ((0, len(grown)),)),  # half a block more is no block of its own
+    )
 
 
 @pytest.mark.parametrize("name", ["qwen2", "mistral", "gemma3_text", "llama"])
@@ -207,11 +237,11 @@ def test_a_long_prompt_in_blocks_is_the_same_prompt(name: str) -> None:
         settings["sliding_window"] = 300
     engine = tiny_engine(name, settings=settings, prefix_cache_tokens=0)
     prompt = ids(1500, seed=5)
-    engine.forward.groups_rows = False
+    engine.forward.in_parts = False
     engine.forward.pairs = 0
     plain = engine.generate(prompt, max_new_tokens=10, drafts=False)
     dense, engine.forward.pairs = engine.forward.pairs, 0
-    engine.forward.groups_rows = True
+    engine.forward.in_parts = True
     assert engine.generate(prompt, max_new_tokens=10, drafts=False) == plain
     assert engine.forward.pairs < 0.75 * dense
 
@@ -220,7 +250,7 @@ def test_a_model_that_looks_into_its_mask_is_found_out() -> None:
     """Where the mask does not arrive as it was given, requests are not attended to apart."""
     model = tiny_model()
     Engine(model, byte_level())
-    assert takes_groups(model, "by_layer_type")
+    assert takes_parts(model, "by_layer_type")
     layer = model.model.layers[0].self_attn
     inner = layer.forward
 
@@ -228,4 +258,4 @@ def test_a_model_that_looks_into_its_mask_is_found_out() -> None:
         return inner(*args, attention_mask=attention_mask[..., :], **kwargs)
 
     layer.forward = cuts
-    assert not takes_groups(model, "by_layer_type")
+    assert not takes_parts(model, "by_layer_type")
