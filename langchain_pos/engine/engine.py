@@ -25,7 +25,7 @@ from langchain_pos.engine.sampling import Logprobs, SamplingParams, derive_seed
 from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.engine.scheduler.scheduler import Scheduler
 from langchain_pos.engine.seeds import request_seed
-from langchain_pos.engine.tokenization.stopping import check_stop
+from langchain_pos.engine.tokenization.stopping import TextEnd, check_stop
 from langchain_pos.engine.tokenization.text import backend
 from langchain_pos.engine.tokenization.vocabulary import tokens_beyond
 from langchain_pos.errors import ContextLengthError, InvalidRequestError, UnsupportedModelError
@@ -324,7 +324,9 @@ class Engine:
         seed: int,
         constraint: Constraint | None = None,
         stop: Sequence[str] = (),
-        strip: bool = False,
+        strip: bool | str = False,
+        end: TextEnd | None = None,
+        first_step: int = 0,
         context_ids: Sequence[int] = (),
         on_text: Callable[[str], None] | None = None,
         lookup: PromptLookup | None = None,
@@ -344,6 +346,8 @@ class Engine:
             stop=stop,
             constraint=None if constraint is None else self.constraints.state(constraint),
             strip=strip,
+            end=end,
+            first_step=first_step,
             context_ids=context_ids,
             on_text=on_text,
             lookup=lookup,

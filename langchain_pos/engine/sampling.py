@@ -112,6 +112,15 @@ class Logprobs:
         top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
         self._seen[step] = TokenLogprob(token_id, float(logprobs[token_id]), top)
 
+    def sampled(self, token_ids: Sequence[int]) -> list[float]:
+        """The log-probabilities of those tokens of a finished sequence that were sampled."""
+        seen = [self._seen.get(place) for place in range(len(token_ids))]
+        return [
+            found.logprob
+            for token_id, found in zip(token_ids, seen, strict=True)
+            if found is not None and found.token_id == token_id
+        ]
+
     def of(self, token_ids: Sequence[int]) -> list[TokenLogprob]:
         """One entry for each token of a finished sequence."""
         seen = [self._seen.get(place) for place in range(len(token_ids))]

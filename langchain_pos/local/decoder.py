@@ -12,7 +12,7 @@ from langchain_pos.engine.completion import TokenUsage
 from langchain_pos.engine.constraints import Constraint
 from langchain_pos.engine.decoding.drafts import NO_DRAFT, Draft, PromptLookup
 from langchain_pos.engine.decoding.sequence import Feed, decode, feed
-from langchain_pos.engine.sampling import SamplingParams
+from langchain_pos.engine.sampling import Logprobs, SamplingParams
 from langchain_pos.engine.tokenization.text import TextStream, encode_continuation
 from langchain_pos.errors import ContextLengthError, NonFiniteLogitsError, OutOfSlotsError
 from langchain_pos.local.joining import reuse
@@ -191,28 +191,32 @@ class LocalDecoder:
 
     async def write_outline(self, trunk: Trunk, outline: Outline) -> Written:
         """See `Decoder`. The grammar forces its form, the outline's bounds its length."""
-        trunk, bounds = _local(trunk), outline.bounds()
+        trunk, skeleton = _local(trunk), outline.skeleton
+        bounds, logprobs = skeleton.bounds(outline.max_tokens), Logprobs()
 
         def keep_within_bounds(sequence: DecodingSequence) -> None:
-            bounds.note(outline.opened + sequence.text, len(sequence.token_ids))
-            text = outline.opened + sequence.text
+            bounds.note(skeleton.begin + sequence.text, len(sequence.token_ids))
+            text = skeleton.begin + sequence.text
             forced = bounds.text_to_force(text, len(sequence.token_ids))
             if forced and sequence.force(forced):
-                bounds.note(outline.opened + sequence.text, len(sequence.token_ids))
+                bounds.note(skeleton.begin + sequence.text, len(sequence.token_ids))
+            if bounds.over and sequence.finish_reason is None:
+                sequence.finish("stop")
 
         drafts = self._settings.drafts
         sequence = self._engine.sequence(
             trunk.segment,
-            [*trunk.unfed, *(trunk.encode(outline.opened) if outline.opened else [])],
+            [*trunk.unfed, *(trunk.encode(skeleton.begin) if skeleton.begin else [])],
             max_new_tokens=2 * outline.max_tokens,  # a safeguard: the bounds end it before
             sampling=replace(self._sampling, temperature=outline.temperature),
             seed=outline.seed,
-            constraint=Constraint("ebnf", outline.grammar),
+            constraint=Constraint("ebnf", skeleton.grammar),
             context_ids=trunk.fed,
             on_text=outline.on_text,
             lookup=PromptLookup(trunk.fed) if drafts else None,
             guess=partial(self._guess, outline) if drafts else None,
             on_token=keep_within_bounds,
+            logprobs=logprobs,
         )
         where = len(trunk.token_ids)
         try:
@@ -222,17 +226,22 @@ class LocalDecoder:
         self._engine.truncate(trunk.segment, sequence.end_of_seen)
         if sequence.error is not None:
             raise NonFiniteLogitsError(sequence.error)
-        return self._written(sequence, where)
+        chosen = logprobs.sampled(sequence.token_ids)
+        pressure = -sum(chosen) / len(chosen) if chosen else None
+        return replace(self._written(sequence, where), pressure=pressure)
 
     def _guess(self, outline: Outline, sequence: DecodingSequence) -> Draft:
         """The next titles, where the records in the question have a pattern."""
-        text, most = outline.opened + sequence.text, self._engine.scheduler.budget.draft_rows
+        text, most = (
+            outline.skeleton.begin + sequence.text,
+            self._engine.scheduler.budget.draft_rows,
+        )
         encode = partial(encode_continuation, self._engine.tokenizer)
         mark = text.rpartition("\n")[2]
         head = encode(mark)
         token_ids: list[int] = []
         expected: list[int | None] = []
-        for title, closing in outline.guess(text, most // 4):
+        for title, closing in outline.skeleton.guess(text, most // 4):
             both = encode(mark + title)
             token_ids += both[len(head) :] if both[: len(head)] == head else encode(title)
             expected += token_ids[len(expected) :]
@@ -287,7 +296,8 @@ class LocalDecoder:
                     seed=task.seed,
                     stop=task.stop,
                     constraint=self._schema if task.schema is not None else None,
-                    strip=task.schema is None,
+                    strip=task.strip,
+                    end=task.end,
                     context_ids=known,
                     on_text=task.on_text,
                     on_token=closer,
@@ -335,6 +345,7 @@ class LocalDecoder:
             seed=passage.seed,
             stop=passage.stop,
             strip=passage.strip,
+            first_step=passage.first_token,
             constraint=passage.options.constraint,
             context_ids=context,
             on_text=passage.on_text,

@@ -16,7 +16,7 @@ from langchain_pos.reasoning.spans import Ending
 
 if TYPE_CHECKING:
     from langchain_pos.reasoning.decoder import Decoder, Question, Trunk, Written
-    from langchain_pos.reasoning.form import OpenedStep
+    from langchain_pos.reasoning.form import Form, OpenedStep
     from langchain_pos.results.data import Block
 
 
@@ -51,27 +51,31 @@ class Concluder:
         self._options = question.options
         self._progress = question.progress
         self._seed = seed
-        self._written = 0
 
     def join(self, trunk: Trunk, block: Block) -> None:
         """Join the branches of a block, those that were written last, after the trunk."""
         bodies = [branch.text for branch in block.branches]
-        joined = self._form.join(block.plan.titles, bodies)
-        self._decoder.join(trunk, joined, self._form.tail, bodies)
+        joined = self._form.join(block.plan, bodies)
+        self._decoder.join(trunk, joined, self._form.tail(block.plan), bodies)
 
-    async def conclude(self, trunk: Trunk, so_far: Conclusion, *, may_open: bool) -> Conclusion:
+    async def conclude(
+        self, trunk: Trunk, so_far: Conclusion, *, block: int, may_open: bool
+    ) -> Conclusion:
         """Write on after the trunk.
 
         Args:
             trunk: everything before. Where a step opens a block, it ends before that step.
             so_far: the conclusion up to here. If it ends with a step that opened no block after
                 all, that step was only text.
+            block: how many blocks come before; with none, this is how the answer begins.
             may_open: whether it may open a further block.
         """
+        budget = self._decoder.budget
         before = so_far.text
         carried = self._take_as_text(trunk, so_far)
-        limit = self._decoder.budget.limit
-        room = min(self._decoder.budget.conclusion - so_far.tokens, limit - trunk.count())
+        most = budget.conclusion if block else budget.sequential
+        limit = budget.limit
+        room = min(most - so_far.tokens, limit - trunk.count())
         if room < 1:
             if before or carried:
                 self._progress.conclusion_text(carried.rstrip())
@@ -83,15 +87,18 @@ class Concluder:
             )
             return Conclusion("", "error", error)
         may_open = may_open and self._options.constraint is None
-        held = HeldText(self._progress.conclusion_text, self._form.may_open if may_open else _never)
+        held = HeldText(self._progress.conclusion_text, self._form if may_open else None)
         held.push(carried)
         before += carried
-        self._written += 1
+        seed = (
+            derive_seed(self._seed, "conclusion", block) if block else sequential_seed(self._seed)
+        )
         written = await self._decoder.write(
             trunk,
             Passage(
                 max_tokens=room,
-                seed=derive_seed(self._seed, "conclusion", self._written),
+                seed=seed,
+                first_token=so_far.tokens,
                 stop=self._settings.stop,
                 on_text=held.push,
                 strip=not before,
@@ -109,7 +116,7 @@ class Concluder:
         text = (before + written.text).rstrip()
         if written.failure is not None:  # the branches are whole all the same
             return Conclusion(text, "error", str(written.failure), tokens=tokens)
-        if not text:
+        if not text and (self._form.needs_conclusion or not block):
             error = f"the conclusion ended ({written.finish_reason}) without any text"
             return Conclusion("", "error", error, tokens=tokens)
         return Conclusion(text, written.finish_reason, tokens=tokens)
@@ -123,41 +130,45 @@ class Concluder:
         return raw[len(raw[:start].rstrip()) if so_far.text else start :]
 
 
-def _never(line: str) -> bool:
-    """No line opens anything."""
-    return False
+def sequential_seed(seed: int) -> int:
+    """The seed of an answer's beginning, which is that of a sequential answer."""
+    return derive_seed(seed, "sequential")
 
 
 class HeldText:
     """Passes text on, except what may yet be dropped.
 
-    White space waits until something follows it, and a line that may turn out to open a block waits
-    until it is over.
+    White space waits until something follows it. A line that may turn out to open a block waits
+    until it is over, and a step that has opened one is never passed on.
 
     Args:
         pass_on: takes what is certain.
-        may_open: whether a line that is being written may open a block.
+        form: says what opens a block; None where nothing may.
     """
 
-    def __init__(self, pass_on: Callable[[str], None], may_open: Callable[[str], bool]) -> None:
+    def __init__(self, pass_on: Callable[[str], None], form: Form | None) -> None:
         self._pass_on = pass_on
-        self._may_open = may_open
-        self._began = False
-        self._held = ""
+        self._form = form
+        self._text = ""
+        self._passed = 0
 
     def push(self, piece: str) -> None:
         """Take a piece."""
-        whole = self._held + piece
-        before, line_break, line = whole.rpartition("\n")
-        at_line_start = bool(line_break) or not self._began
-        waits = at_line_start and self._may_open(line)
-        certain = (before if waits else whole).rstrip()
-        self._held = whole[len(certain) :]
-        if certain:
-            self._began = True
-            self._pass_on(certain)
+        self._text += piece
+        certain = len(self._text)
+        if self._form is not None:
+            line = self._text.rfind("\n") + 1
+            if self._form.may_open(self._text[line:]):
+                certain = line
+            opened = self._form.opened(self._text)
+            if opened is not None:
+                certain = min(certain, opened.start)
+        certain = len(self._text[:certain].rstrip())
+        if certain > self._passed:
+            self._pass_on(self._text[self._passed : certain])
+            self._passed = certain
 
     def flush(self) -> None:
         """All was only text."""
-        self._may_open = _never
+        self._form = None
         self.push("")

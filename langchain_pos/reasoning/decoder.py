@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from langchain_pos.engine.constraints import Constraint
     from langchain_pos.engine.sampling import Logprobs
     from langchain_pos.engine.scheduler.pending import Pending
+    from langchain_pos.engine.tokenization.stopping import TextEnd
     from langchain_pos.errors import ParallelReasoningError
     from langchain_pos.reasoning.branch_schema import BranchSchema
     from langchain_pos.reasoning.budget import Budget
-    from langchain_pos.reasoning.form import Bounds, Form, OpenedStep
+    from langchain_pos.reasoning.form import Form, OpenedStep, Skeleton
     from langchain_pos.reasoning.progress import Progress
     from langchain_pos.reasoning.settings import ReasoningSettings
     from langchain_pos.results.data import ReasoningRequest
@@ -80,31 +81,17 @@ class Outline:
     """A skeleton to be written.
 
     Attributes:
-        opened: its beginning, which is written already: the first step of a further block.
-        grammar: the language of what follows `opened`, in xgrammar's EBNF.
-        end: the text that closes a skeleton.
-        max_tokens: budget of what follows `opened`.
+        skeleton: its beginning, its grammar and its bounds.
+        max_tokens: budget of what follows its beginning.
         temperature: of its tokens.
         seed: of its tokens.
-        close: given a skeleton that breaks off, what is missing at its end.
-        is_plan: given one that breaks off, whether it has steps enough to be closed.
-        has_steps: given any text, whether a step begins in it.
-        bounds: made once for each time that it is written.
-        guess: given the skeleton so far, titles that may come next, each with what closes it.
         on_text: called with every piece.
     """
 
-    opened: str
-    grammar: str
-    end: str
+    skeleton: Skeleton
     max_tokens: int
     temperature: float
     seed: int
-    close: Callable[[str], str]
-    is_plan: Callable[[str], bool]
-    has_steps: Callable[[str], bool]
-    bounds: Callable[[], Bounds]
-    guess: Callable[[str, int], Sequence[tuple[str, str]]]
     on_text: Callable[[str], None]
 
 
@@ -118,7 +105,9 @@ class BranchTask:
         temperature: of its tokens.
         seed: of its tokens.
         stop: texts that end it.
-        schema: what it must be an object of; None for free text, which is stripped.
+        schema: what it must be an object of; None for free text.
+        strip: what is left out at its ends; see `StoppedText`.
+        end: a further rule by which it ends.
         on_text: called with every piece of its body.
     """
 
@@ -128,6 +117,8 @@ class BranchTask:
     seed: int
     stop: tuple[str, ...]
     schema: BranchSchema | None
+    strip: bool | str
+    end: TextEnd | None
     on_text: Callable[[str], None]
 
 
@@ -142,6 +133,7 @@ class Passage:
         on_text: called with every piece, except what may yet be dropped.
         strip: leave out white space at its beginning; at its end it is left out in any case.
         opened: given the text so far, the step in it that opens a block: there it is broken off.
+        first_token: its first token's place in the text that it goes on with.
         options: constraint and log-probabilities of it.
     """
 
@@ -151,6 +143,7 @@ class Passage:
     on_text: Callable[[str], None]
     strip: bool = True
     opened: Callable[[str], OpenedStep | None] | None = None
+    first_token: int = 0
     options: AnswerOptions = NO_OPTIONS
 
 
@@ -167,6 +160,7 @@ class Written:
         token_ids: of `raw`, where the decoder knows them.
         opened: the step that it was broken off at.
         failure: what went wrong, as an error to be raised; `text` is what was there by then.
+        pressure: of a skeleton; see `Plan`.
         closed: whether JSON was closed for the model because its budget was about to end.
     """
 
@@ -178,6 +172,7 @@ class Written:
     token_ids: tuple[int, ...] = ()
     opened: OpenedStep | None = None
     failure: ParallelReasoningError | None = None
+    pressure: float | None = None
     closed: bool = False
     where: Any = field(default=None, repr=False)
     """Where the trunk stood when it was written; the decoder's own business."""
@@ -237,7 +232,7 @@ class Decoder(Footprint, Protocol):
         """A prompt, with nothing of the answer yet. What was written before is dropped."""
 
     async def write_outline(self, trunk: Trunk, outline: Outline) -> Written:
-        """Write a skeleton after the trunk and `outline.opened`; `text` begins after that.
+        """Write a skeleton after the trunk and its beginning; `text` begins after that.
 
         Raises:
             PlanFormatError: it ended before there was a plan.

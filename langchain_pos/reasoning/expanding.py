@@ -100,8 +100,8 @@ class Expander:
         """
         seen = ""
         if self._settings.visibility == "titles":
-            seen = self._form.outline_text(plan.titles)
-        openings = [self._form.opening(step) for step in plan.steps]
+            seen = self._form.outline(plan)
+        openings = [self._form.opening(plan, index) for index in range(len(plan.steps))]
         lengths = [self._decoder.tokens(trunk, opening, after=seen) for opening in openings]
         wanted = [step.max_tokens or self._settings.max_branch_tokens for step in plan.steps]
         base = trunk.count(seen)
@@ -120,6 +120,8 @@ class Expander:
             # In JSON, the form's marks and stop texts are text like any other.
             stop=() if self._schema else (*self._form.stop, *settings.stop, *step.stop),
             schema=self._schema,
+            strip=self._form.strip if self._schema is None else False,
+            end=self._form.entry_end(blocks[-1].plan) if self._schema is None else None,
             on_text=partial(self._progress.branch_text, blocks, index),
         )
 

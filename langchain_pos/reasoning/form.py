@@ -2,17 +2,18 @@
 
 The stages know none of its marks: they ask the form for a skeleton's grammar, have it read back
 into a `Plan`, open and join branches with its texts, and ask it whether text that is being written
-opens a further block.
+opens a block.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from langchain_pos.engine.tokenization.stopping import TextEnd
     from langchain_pos.reasoning.settings import ReasoningSettings
     from langchain_pos.results.data import Plan, Step
 
@@ -24,16 +25,22 @@ class OpenedStep:
     Attributes:
         title: of the step.
         start: where it begins in the text.
-        written: the step as it was written, from its mark on.
+        marks: what the form knows of how it is written.
     """
 
     title: str
     start: int
-    written: str
+    marks: Any = None
 
 
 class Bounds(Protocol):
-    """Keeps a skeleton within its bounds while it is written, whatever the model prefers."""
+    """Keeps a skeleton within its bounds while it is written, whatever the model prefers.
+
+    Attributes:
+        over: whether there is nothing more to be written, although the grammar would go on.
+    """
+
+    over: bool
 
     def note(self, text: str, tokens: int) -> None:
         """Take note of the skeleton so far, and of its tokens."""
@@ -42,88 +49,110 @@ class Bounds(Protocol):
         """What must be written now because a bound is reached; None where none is."""
 
 
-class Form(ABC):
-    """The text that is around titles and bodies.
+class Skeleton(ABC):
+    """One skeleton in a form, before and after it is written.
 
     Attributes:
-        name: as settings and results call it.
-        end: closes a skeleton.
-        stop: texts that end a branch, besides those that the settings name.
+        begin: what is written already of it: the first step, where text has opened a block.
+        end: the text that closes it; empty where the grammar alone says when it is complete.
+        grammar: the language of what follows `begin`, in xgrammar's EBNF.
     """
 
-    name: str
+    begin: str
     end: str
-    stop: tuple[str, ...]
-
-    # ------------------------------------------------------------------------ stage 1
+    grammar: str
 
     @abstractmethod
-    def opened_outline(self, title: str) -> str:
-        """The skeleton of a block whose first step is there, up to where the next title begins."""
-
-    @abstractmethod
-    def grammar(self, settings: ReasoningSettings, *, opened: bool) -> str:
-        """The language of a skeleton, or of what follows an `opened_outline`."""
-
-    @abstractmethod
-    def bounds(self, settings: ReasoningSettings, opened: str, max_tokens: int) -> Bounds:
-        """Keeps a skeleton within its bounds while it is written."""
+    def bounds(self, max_tokens: int) -> Bounds:
+        """Keeps it within its bounds while it is written."""
 
     @abstractmethod
     def close(self, text: str) -> str:
-        """What is missing at the end of a skeleton that breaks off."""
+        """What is missing at the end of one that breaks off."""
 
     @abstractmethod
     def is_plan(self, text: str) -> bool:
-        """Whether a skeleton that breaks off has steps enough to be closed."""
+        """Whether one that breaks off has steps enough to be closed."""
 
     @abstractmethod
     def has_steps(self, text: str) -> bool:
         """Whether a step begins in the text."""
 
     @abstractmethod
-    def guess(self, question: str) -> Callable[[str, int], Sequence[tuple[str, str]]]:
-        """Guesses titles from the records in a question; see `Outline.guess`."""
+    def guess(self, text: str, most: int) -> Sequence[tuple[str, str]]:
+        """Titles that may come next, from the records in the question, each with what closes it."""
 
     @abstractmethod
-    def read(self, text: str, *, max_branches: int, allow_decline: bool) -> Plan | None:
-        """The plan that a skeleton is; None when the model declines to make one.
+    def read(self, text: str) -> Plan | None:
+        """The plan that a text, `begin` included, is; None when the model declines to make one.
 
         Raises:
             PlanFormatError: it cannot be used; the message says what is wrong with it.
         """
 
     @abstractmethod
-    def without_repeats(self, text: str) -> Plan | None:
-        """The plan of a skeleton in which titles occur twice; None where less than that is left."""
+    def mend(self, text: str) -> Plan | None:
+        """The plan of one that `read` refuses for its repeats; None where too little is left."""
 
     @abstractmethod
     def before_steps(self, text: str) -> int | None:
-        """How much of a skeleton comes before its first step; None where its steps are not found.
+        """How much of a text comes before its first step; None where its steps are not found.
 
         A plan may be read from a text that other marks were used in.
         """
 
-    # ------------------------------------------------------------------------ stage 2
+
+class Form(ABC):
+    """The text that is around titles and bodies.
+
+    Attributes:
+        name: as settings and results call it.
+        stop: texts that end a branch, besides those that the settings name.
+        own_prompt: whether stage 1 is asked for in a prompt of its own; otherwise a block opens in
+            the ordinary answer.
+        strip: what is left out at the ends of a body; see `StoppedText`.
+        needs_conclusion: whether an answer without a conclusion is none.
+    """
+
+    name: str
+    stop: tuple[str, ...]
+    own_prompt: bool
+    strip: bool | str
+    needs_conclusion: bool
 
     @abstractmethod
-    def opening(self, step: Step) -> str:
-        """What a branch starts with: its title, after the step's own instruction if it has one."""
+    def skeleton(
+        self, settings: ReasoningSettings, question: str, opened: OpenedStep | None
+    ) -> Skeleton:
+        """A skeleton to be written, or to be written on after its first step."""
 
     @abstractmethod
-    def outline_text(self, titles: Sequence[str]) -> str:
+    def given(self, steps: Sequence[Step]) -> Plan:
+        """The plan of steps that the caller gives.
+
+        Raises:
+            pydantic.ValidationError: they cannot be a plan.
+        """
+
+    @abstractmethod
+    def opening(self, plan: Plan, index: int) -> str:
+        """What a branch starts with, after the step's own instruction if it has one."""
+
+    @abstractmethod
+    def outline(self, plan: Plan) -> str:
         """A plan as every branch sees it with `visibility="titles"`."""
 
-    # ------------------------------------------------------------------------ stage 3
-
-    @property
     @abstractmethod
-    def tail(self) -> str:
-        """What follows the last body in a join."""
+    def entry_end(self, plan: Plan) -> TextEnd | None:
+        """What ends a branch besides `stop`; None where nothing does."""
 
     @abstractmethod
-    def join(self, titles: Sequence[str], bodies: Sequence[str]) -> str:
+    def join(self, plan: Plan, bodies: Sequence[str]) -> str:
         """Finished branches as one text, `tail` included."""
+
+    @abstractmethod
+    def tail(self, plan: Plan) -> str:
+        """What follows the last body in a join."""
 
     @abstractmethod
     def opened(self, text: str) -> OpenedStep | None:

@@ -11,11 +11,11 @@ preamble
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from langchain_pos.errors import PlanFormatError
-from langchain_pos.reasoning.form import Form, OpenedStep
+from langchain_pos.reasoning.form import Form, OpenedStep, Skeleton
 from langchain_pos.reasoning.plan_parser import PlanParser, declined
 from langchain_pos.reasoning.skeleton_grammar import (
     PREAMBLE_CLOSE,
@@ -35,71 +35,67 @@ _OPENED_STEP = re.compile(
 """A step whose body is an ellipsis. A heading, or another use of `####`, opens nothing."""
 
 
-class PaperForm(Form):
-    """`####title:......`, closed by `####%%%%`."""
+class PaperSkeleton(Skeleton):
+    """A skeleton of `####title:......` lines; see `Skeleton`.
 
-    name = "paper"
+    Args:
+        settings: the bounds.
+        question: where the titles of the steps may stand.
+        first: title of a first step that is there already; None where there is none.
+    """
+
     end = END_MARK
-    stop = (STEP_MARK,)
-    tail = f"\n{END_MARK}\n"
 
-    # ------------------------------------------------------------------------ stage 1
-
-    def opened_outline(self, title: str) -> str:
-        """See `Form`."""
-        return f"{STEP_MARK}{title}{STEP_CLOSE}"
-
-    def grammar(self, settings: ReasoningSettings, *, opened: bool) -> str:
-        """See `Form`."""
-        return skeleton_grammar(
-            max_branches=settings.max_branches - opened,
-            min_branches=1 if opened else 2,
-            allow_decline=settings.allow_decline or opened,
-            continued=opened,
+    def __init__(self, settings: ReasoningSettings, question: str, first: str | None) -> None:
+        self._settings = settings
+        self._question = question
+        self._continued = first is not None
+        self.begin = "" if first is None else f"{STEP_MARK}{first}{STEP_CLOSE}"
+        self.grammar = skeleton_grammar(
+            max_branches=settings.max_branches - self._continued,
+            min_branches=1 if self._continued else 2,
+            allow_decline=settings.allow_decline or self._continued,
+            continued=self._continued,
         )
 
-    def bounds(self, settings: ReasoningSettings, opened: str, max_tokens: int) -> PaperBounds:
-        """See `Form`."""
-        return PaperBounds(settings, opened, max_tokens)
+    def bounds(self, max_tokens: int) -> PaperBounds:
+        """See `Skeleton`."""
+        return PaperBounds(self._settings, self.begin, max_tokens)
 
     def close(self, text: str) -> str:
-        """See `Form`."""
+        """See `Skeleton`."""
         return closing(text)
 
     def is_plan(self, text: str) -> bool:
-        """See `Form`."""
+        """See `Skeleton`."""
         return text.count(STEP_MARK) > 2
 
     def has_steps(self, text: str) -> bool:
-        """See `Form`."""
+        """See `Skeleton`."""
         return STEP_MARK in text
 
-    def guess(self, question: str) -> Callable[[str, int], Sequence[tuple[str, str]]]:
-        """See `Form`."""
+    def guess(self, text: str, most: int) -> list[tuple[str, str]]:
+        """See `Skeleton`."""
+        if not text.endswith(STEP_MARK):
+            return []
+        known = [step.partition(":")[0] for step in text.split(STEP_MARK)[1:-1]]
+        return [(title, STEP_CLOSE) for title in next_titles(self._question, known, most)]
 
-        def titles(text: str, most: int) -> list[tuple[str, str]]:
-            if not text.endswith(STEP_MARK):
-                return []
-            known = [step.partition(":")[0] for step in text.split(STEP_MARK)[1:-1]]
-            return [(title, STEP_CLOSE) for title in next_titles(question, known, most)]
-
-        return titles
-
-    def read(self, text: str, *, max_branches: int, allow_decline: bool) -> Plan | None:
-        """See `Form`."""
+    def read(self, text: str) -> Plan | None:
+        """See `Skeleton`."""
         if self.has_steps(text) and not text.rstrip().endswith(END_MARK):
             raise PlanFormatError("the skeleton was not closed within its budget", text=text)
         plan = None
         if not declined(text):
-            plan = PlanParser(max_branches=max_branches).parse(text)
+            plan = PlanParser(max_branches=self._settings.max_branches).parse(text)
         if plan is not None and len(plan.steps) > 1:
             return plan
-        if not allow_decline:
+        if not (self._settings.allow_decline or self._continued):
             raise PlanFormatError("the outline has fewer than two steps", text=text)
         return None
 
-    def without_repeats(self, text: str) -> Plan | None:
-        """See `Form`. A skeleton that is not closed is none."""
+    def mend(self, text: str) -> Plan | None:
+        """See `Skeleton`. One that is not closed cannot be mended."""
         preamble, *steps = text.split(STEP_MARK)
         if not text.rstrip().endswith(END_MARK):
             return None
@@ -112,37 +108,62 @@ class PaperForm(Form):
         return Plan.of(list(titles.values()), preamble.strip())
 
     def before_steps(self, text: str) -> int | None:
-        """See `Form`."""
+        """See `Skeleton`."""
         head, mark, _ = text.partition(STEP_MARK)
         return len(head) if mark and (not head or head.endswith("\n")) else None
 
-    # ------------------------------------------------------------------------ stage 2
 
-    def opening(self, step: Step) -> str:
+class PaperForm(Form):
+    """`####title:......`, closed by `####%%%%`."""
+
+    name = "paper"
+    stop = (STEP_MARK,)
+    own_prompt = True
+    strip = True
+    needs_conclusion = True
+
+    def skeleton(
+        self, settings: ReasoningSettings, question: str, opened: OpenedStep | None
+    ) -> PaperSkeleton:
+        """See `Form`."""
+        return PaperSkeleton(settings, question, None if opened is None else opened.title)
+
+    def given(self, steps: Sequence[Step]) -> Plan:
+        """See `Form`."""
+        return Plan(steps=tuple(steps))
+
+    def opening(self, plan: Plan, index: int) -> str:
         """`####title:`, after the step's own instruction if it has one.
 
         The instruction is a line of the branch alone: neither its siblings nor the conclusion see
         it.
         """
+        step = plan.steps[index]
         lead = "" if step.prompt is None else f"{step.prompt.strip()}\n"
         return f"{lead}{STEP_MARK}{step.title}:"
 
-    def outline_text(self, titles: Sequence[str]) -> str:
+    def outline(self, plan: Plan) -> str:
         """See `Form`."""
-        lines = [f"{STEP_MARK}{title}:{BODY_PLACEHOLDER}\n" for title in titles]
+        lines = [f"{STEP_MARK}{title}:{BODY_PLACEHOLDER}\n" for title in plan.titles]
         return "".join([*lines, END_MARK, "\n"])
 
-    # ------------------------------------------------------------------------ stage 3
+    def entry_end(self, plan: Plan) -> None:
+        """See `Form`: the stop text is all."""
 
-    def join(self, titles: Sequence[str], bodies: Sequence[str]) -> str:
+    def join(self, plan: Plan, bodies: Sequence[str]) -> str:
         """`####t1: body1`, `####t2: body2` and `####%%%%`, each on a line that is ended."""
-        pairs = zip(titles, bodies, strict=True)
-        return "\n".join(f"{STEP_MARK}{title}: {body}" for title, body in pairs) + self.tail
+        pairs = zip(plan.titles, bodies, strict=True)
+        lines = "\n".join(f"{STEP_MARK}{title}: {body}" for title, body in pairs)
+        return lines + self.tail(plan)
+
+    def tail(self, plan: Plan) -> str:
+        """See `Form`."""
+        return f"\n{END_MARK}\n"
 
     def opened(self, text: str) -> OpenedStep | None:
         """See `Form`."""
         step = _OPENED_STEP.search(text)
-        return None if step is None else OpenedStep(step["title"], step.start(), step[0])
+        return None if step is None else OpenedStep(step["title"], step.start())
 
     def may_open(self, line: str) -> bool:
         """See `Form`."""
@@ -164,6 +185,7 @@ class PaperBounds:
         self._max_title = min(settings.max_title_tokens, max(max_tokens // 6, 1))
         self._marks = opened.count(STEP_MARK)
         self._tokens_at_mark = 0
+        self.over = False  # the terminator says so
 
     def note(self, text: str, tokens: int) -> None:
         """Take note of how many steps there are, and where the last of them began."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
 
 from langchain_pos.engine.seeds import derive_seed
 from langchain_pos.errors import InvalidRequestError, PlanFormatError
@@ -21,6 +21,7 @@ from langchain_pos.results.data import Plan, Step
 
 if TYPE_CHECKING:
     from langchain_pos.reasoning.decoder import Decoder, Question, Trunk, Written
+    from langchain_pos.reasoning.form import Form, OpenedStep, Skeleton
 
 RETRY_TEMPERATURE = 0.7
 """Least temperature of what is tried a third time, or with the same prompt again."""
@@ -44,7 +45,7 @@ class Planner:
         self._settings = question.settings
         self._form = question.form
         self._progress = question.progress
-        self._guess = question.form.guess(question.request.question)
+        self._question = question.request.question
         self._seed = seed
         self._written = 0
 
@@ -78,32 +79,33 @@ class Planner:
             trunk = open_trunk(messages)
             max_tokens = self._decoder.budget.plan
             try:
-                written = await self._write(trunk, "", max_tokens, temperature)
+                skeleton = self._form.skeleton(self._settings, self._question, None)
+                written = await self._write(trunk, skeleton, max_tokens, temperature)
                 last = self.attempts == self._settings.max_plan_attempts
-                plan = self._read(written.text, mend=last)
+                plan = self._read(skeleton, written, mend=last)
             except PlanFormatError as error:
                 wrong = str(error)
                 raise
             if plan is not None:
-                self._settle_preamble(trunk, written, plan)
+                _settle_preamble(trunk, skeleton, written, plan)
             return plan, trunk
 
         return await AsyncRetrying(
             stop=stop_after_attempt(self._settings.max_plan_attempts),
-            retry=retry_if_exception_type(PlanFormatError),
+            retry=retry_if_exception(_is_worth_another_attempt),
             sleep=_at_once,
             reraise=True,
         )(attempt)
 
     async def plan_further(
-        self, trunk: Trunk, preamble: str, title: str, max_tokens: int
+        self, trunk: Trunk, preamble: str, opened: OpenedStep, max_tokens: int
     ) -> Plan | None:
-        """Write on the skeleton of a block that the conclusion has opened.
+        """Write on the skeleton of a block that text has opened.
 
         Args:
             trunk: everything before its first step; left as it is.
-            preamble: the conclusion so far.
-            title: of the first step, which is written already.
+            preamble: the text so far.
+            opened: the first step, which is written already.
             max_tokens: budget of the skeleton.
 
         Returns:
@@ -112,59 +114,73 @@ class Planner:
         Raises:
             PlanFormatError: the steps cannot be used, e.g. because a title occurs twice.
         """
-        opened = self._form.opened_outline(title)
-        self._progress.plan_text(opened)
-        written = await self._write(trunk, opened, max_tokens, self._settings.temperature)
+        skeleton = self._form.skeleton(self._settings, self._question, opened)
+        self._progress.plan_text(skeleton.begin)
+        written = await self._write(trunk, skeleton, max_tokens, self._settings.temperature)
         trunk.keep(written, 0)
-        plan = self._read(opened + written.text, mend=True, allow_decline=True)
-        return None if plan is None else Plan(preamble=preamble.strip(), steps=plan.steps)
+        plan = self._read(skeleton, written, mend=True)
+        return None if plan is None else plan.model_copy(update={"preamble": preamble.strip()})
 
     async def _write(
-        self, trunk: Trunk, opened: str, max_tokens: int, temperature: float
+        self, trunk: Trunk, skeleton: Skeleton, max_tokens: int, temperature: float
     ) -> Written:
         self._written += 1
-        form, settings = self._form, self._settings
         outline = Outline(
-            opened=opened,
-            grammar=form.grammar(settings, opened=bool(opened)),
-            end=form.end,
+            skeleton=skeleton,
             max_tokens=max_tokens,
             temperature=temperature,
             seed=derive_seed(self._seed, "plan", self._written),
-            close=form.close,
-            is_plan=form.is_plan,
-            has_steps=form.has_steps,
-            bounds=lambda: form.bounds(settings, opened, max_tokens),
-            guess=self._guess,
             on_text=self._progress.plan_text,
         )
         return await self._decoder.write_outline(trunk, outline)
 
-    def _read(self, text: str, *, mend: bool, allow_decline: bool = False) -> Plan | None:
-        """Read a skeleton; with `mend`, leave out the titles that repeat others."""
-        allow_decline = allow_decline or self._settings.allow_decline
-        most = self._settings.max_branches
+    def _read(self, skeleton: Skeleton, written: Written, *, mend: bool) -> Plan | None:
+        """Read a skeleton; with `mend`, leave out the titles that repeat others.
+
+        Raises:
+            PlanFormatError: it cannot be used, or the model would not have written it.
+        """
+        text = skeleton.begin + written.text
         try:
-            return self._form.read(text, max_branches=most, allow_decline=allow_decline)
+            plan = skeleton.read(text)
         except PlanFormatError:
-            plan = self._form.without_repeats(text) if mend else None
+            plan = skeleton.mend(text) if mend else None
             if plan is None:
                 raise
-            return plan
+        if plan is None:
+            return None
+        pressure, most = written.pressure, self._settings.max_pressure
+        if pressure is not None and most is not None and pressure > most:
+            raise PressureError(
+                f"the model would not have written it: pressure {pressure:.2f} nats a token, "
+                f"{most:.2f} allowed (max_pressure)",
+                text=text,
+            )
+        rounded = None if pressure is None else round(pressure, 4)
+        return plan.model_copy(update={"pressure": rounded})
 
-    def _settle_preamble(self, trunk: Trunk, written: Written, plan: Plan) -> None:
-        """The branches go on after the text before the steps, as the model wrote it."""
-        before = self._form.before_steps(written.raw)
-        trunk.keep(written, before or 0)
-        if before is None and plan.preamble:
-            trunk.settle(f"{plan.preamble}\n")
+
+class PressureError(PlanFormatError):
+    """A grammar went too much against the model; another attempt would do so again."""
+
+
+def _settle_preamble(trunk: Trunk, skeleton: Skeleton, written: Written, plan: Plan) -> None:
+    """The branches go on after the text before the steps, as the model wrote it."""
+    before = skeleton.before_steps(written.raw)
+    trunk.keep(written, before or 0)
+    if before is None and plan.preamble:
+        trunk.settle(f"{plan.preamble}\n")
 
 
 async def _at_once(seconds: float) -> None:
     """In place of a pause between attempts: the model is no busy server."""
 
 
-def given_plan(steps: Sequence[Step], max_branches: int) -> Plan:
+def _is_worth_another_attempt(error: BaseException) -> bool:
+    return isinstance(error, PlanFormatError) and not isinstance(error, PressureError)
+
+
+def given_plan(form: Form, steps: Sequence[Step], max_branches: int) -> Plan:
     """The plan of the steps that the caller gives.
 
     Raises:
@@ -175,7 +191,7 @@ def given_plan(steps: Sequence[Step], max_branches: int) -> Plan:
             f"{len(steps)} steps are given; allowed are 1 to {max_branches} (max_branches)"
         )
     try:
-        return Plan(steps=tuple(steps))
+        return form.given(steps)
     except ValidationError as error:
         messages = (e["msg"] for e in error.errors(include_url=False))
         wrong = "; ".join(message.removeprefix("Value error, ") for message in messages)

@@ -98,6 +98,7 @@ class ReasoningPrompts(BaseModel):
 
     Attributes:
         plan: asks for the outline, and says how steps and conclusion follow.
+        ask: asks for an answer that is a list, in one sentence.
         sequential: asks for the ordinary answer.
         retry: asks for the outline once more, after `{error}`.
         branch_schema: follows the plan prompt where every branch is to be JSON; `{schema}` is
@@ -107,6 +108,7 @@ class ReasoningPrompts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     plan: str = Field(min_length=1)
+    ask: str = "{question}"
     sequential: str = Field(min_length=1)
     retry: str = Field(min_length=1)
     branch_schema: str = ""
@@ -125,6 +127,10 @@ class ReasoningPrompts(BaseModel):
     def for_branch_schema(self, schema: str) -> str:
         """What follows the plan prompt when every branch is to be JSON of a schema."""
         return _fill(self.branch_schema, {"schema": schema})
+
+    def for_list(self, question: str) -> str:
+        """The prompt that asks for a list."""
+        return _fill(self.ask, {"question": question})
 
     def for_sequential(self, question: str) -> str:
         """The prompt of the ordinary way."""
@@ -146,12 +152,17 @@ _BRANCH_SCHEMA_CHINESE = """
 
 ENGLISH = ReasoningPrompts(
     plan=_PLAN_ENGLISH,
+    ask=(
+        "{question}\n\nTake each part in turn, as a numbered list with a bold title for each "
+        "entry, then conclude."
+    ),
     sequential="{question}",
     retry=_PLAN_ENGLISH + _RETRY_ENGLISH,
     branch_schema=_BRANCH_SCHEMA_ENGLISH,
 )
 CHINESE = ReasoningPrompts(
     plan=_PLAN_CHINESE,
+    ask="{question}\n\n请用编号列表逐项回答，每项以加粗的标题开头，最后给出结论。",
     sequential="{question}",
     retry=_PLAN_CHINESE + _RETRY_CHINESE,
     branch_schema=_BRANCH_SCHEMA_CHINESE,

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from langchain_pos.engine.seeds import derive_seed, request_seed
+from langchain_pos.engine.seeds import request_seed
 from langchain_pos.errors import ContextLengthError, InvalidRequestError, PlanFormatError
 from langchain_pos.reasoning.branch_schema import branch_schema_of
 from langchain_pos.reasoning.budget import LEAST_ROOM, Budget, no_gain
-from langchain_pos.reasoning.concluding import Concluder, Conclusion
+from langchain_pos.reasoning.concluding import Concluder, Conclusion, sequential_seed
 from langchain_pos.reasoning.decoder import NO_OPTIONS, AnswerOptions, Passage, Question
 from langchain_pos.reasoning.expanding import Expander
+from langchain_pos.reasoning.native_form import NATIVE
 from langchain_pos.reasoning.paper_form import PAPER
 from langchain_pos.reasoning.planning import Planner, given_plan
 from langchain_pos.reasoning.progress import Progress
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from langchain_pos.engine.scheduler.pending import Pending
     from langchain_pos.reasoning.decoder import Decoding, Messages, Trunk
+    from langchain_pos.reasoning.form import Form
     from langchain_pos.reasoning.settings import ReasoningSettings
 
 
@@ -115,16 +117,18 @@ class Reasoning:
         self.progress = progress
         self.options = options
         self.token_ids: tuple[int, ...] = ()
+        self.declined = "declined: the answer is no list whose entries could be written together"
         self.prompts = reasoner.prompts or prompts_for(ask.question)
         self.model_name = reasoner.model_name
         self.decoding = reasoner.decoding
         own = [step.temperature for step in ask.steps or ()]
         self.seed = request_seed(settings.seed, settings.temperature, *own)
+        self.form: Form = PAPER if _is_paper(settings, reasoner.prompts) else NATIVE
         self.given: Plan | None = None
         if ask.steps is not None and settings.mode == "parallel":
-            self.given = given_plan(ask.steps, settings.max_branches)
+            self.given = given_plan(self.form, ask.steps, settings.max_branches)
         self.schema = branch_schema_of(settings.branch_schema, self.given)
-        question = Question(ask, settings, options, PAPER, self.schema, progress)
+        question = Question(ask, settings, options, self.form, self.schema, progress)
         self.decoder = self.decoding.decoder(question)
         self.planner = Planner(self.decoder, question, self.seed)
         self.expander = Expander(self.decoder, question, self.seed)
@@ -148,17 +152,21 @@ class Reasoning:
         if self.settings.mode == "sequential":
             return await self.answer_sequentially(None)
 
-        # Stage 1. A plan, or the reason why there is none.
-        with self.progress.stage("plan"):
-            if self.given is None:
-                self.progress.open("plan", [])
-            plan, trunk, reason = await self.plan()
-            self.progress.close(plan)
-        if plan is None or trunk is None:
-            return await self.answer_sequentially(reason)
-
+        # Stage 1. A plan: the caller's, the model's outline, or a list that its answer begins.
         blocks: list[Block] = []
         conclusion = Conclusion("")
+        if self.given is not None or self.form.own_prompt:
+            with self.progress.stage("plan"):
+                if self.given is None:
+                    self.progress.open("plan", [])
+                plan, trunk, reason = await self.plan()
+                self.progress.close(plan)
+            if plan is None or trunk is None:
+                return await self.answer_sequentially(reason)
+        else:
+            trunk = self._open(self.plan_messages())
+            plan, conclusion = await self.write_on(trunk, blocks)
+
         while plan is not None:
             # Stage 2. All branches together.
             blocks.append(Block(plan=plan))
@@ -169,11 +177,13 @@ class Reasoning:
             blocks[-1] = Block(plan=plan, branches=branches)
             self.progress.close(blocks[-1])
             if not self.settings.conclude:
-                return self._result(blocks, conclusion, concluded=False)
+                return self._result(blocks, Conclusion(""), concluded=False)
 
-            # Stage 3. The conclusion. It may open a further block: back to stage 2.
-            plan, conclusion = await self.conclude(trunk, blocks)
-        return self._result(blocks, conclusion)
+            # Stage 3. Join, and write on. Another step opens a further block: back to stage 2.
+            with self.progress.stage("conclude"):
+                self.concluder.join(trunk, blocks[-1])
+            plan, conclusion = await self.write_on(trunk, blocks)
+        return self._result(blocks, conclusion, self.declined if not blocks else None)
 
     # ------------------------------------------------------------------ stage 1
 
@@ -202,39 +212,43 @@ class Reasoning:
         return plan, trunk, None
 
     async def plan_further(self, trunk: Trunk, so_far: Conclusion) -> Plan | None:
-        """The plan of a block that the conclusion has opened; None if it is none after all."""
+        """The plan of a block that text has opened; None if it is none after all."""
         max_tokens = self.decoder.budget.further_plan(trunk.count())
         if so_far.opened is None or not max_tokens:
             return None
-        title = so_far.opened.title
         try:
-            plan = await self.planner.plan_further(trunk, so_far.text, title, max_tokens)
+            plan = await self.planner.plan_further(trunk, so_far.text, so_far.opened, max_tokens)
             if plan is not None:
                 self.expander.lay_out(trunk, plan)
-        except (PlanFormatError, ContextLengthError):  # e.g. one title twice, or no room for all
+        except (PlanFormatError, ContextLengthError) as error:  # e.g. no room for all
+            self.declined = f"declined: {error}"
             return None
         return plan
 
     # ------------------------------------------------------------------ stage 3
 
-    async def conclude(self, trunk: Trunk, blocks: list[Block]) -> tuple[Plan | None, Conclusion]:
-        """Join the last block and write on, to the end or to where a further block begins."""
-        with self.progress.stage("conclude"):
-            self.concluder.join(trunk, blocks[-1])
-        conclusion, may_open = Conclusion(""), len(blocks) < self.settings.max_blocks
+    async def write_on(self, trunk: Trunk, blocks: list[Block]) -> tuple[Plan | None, Conclusion]:
+        """Write ordinary text after the trunk, to its end or to where a block begins.
+
+        After blocks it is the conclusion. Without any, it is how the answer begins, and all of it
+        where no block does.
+        """
+        text, may_open = Conclusion(""), len(blocks) < self.settings.max_blocks
         while True:
-            with self.progress.stage("conclude"):
-                self.progress.open("conclude", blocks, conclusion.text)
-                conclusion = await self.concluder.conclude(trunk, conclusion, may_open=may_open)
-                self.progress.close(conclusion)
-            if conclusion.opened is None:
-                return None, conclusion
+            with self.progress.stage("conclude" if blocks else "plan"):
+                self.progress.open("conclude", blocks, text.text)
+                text = await self.concluder.conclude(
+                    trunk, text, block=len(blocks), may_open=may_open
+                )
+                self.progress.close(text)
+            if text.opened is None:
+                return None, text
             with self.progress.stage("plan"):
-                self.progress.open("plan", blocks, conclusion.text)
-                plan = await self.plan_further(trunk, conclusion)
+                self.progress.open("plan", blocks, text.text)
+                plan = await self.plan_further(trunk, text)
                 self.progress.close(plan)
             if plan is not None:
-                return plan, conclusion
+                return plan, text
             may_open = False
 
     # ------------------------------------------------------------------ one text
@@ -251,7 +265,7 @@ class Reasoning:
                 trunk,
                 Passage(
                     max_tokens=self.decoder.budget.sequential,
-                    seed=derive_seed(self.seed, "sequential"),
+                    seed=sequential_seed(self.seed),
                     stop=self.settings.stop,
                     on_text=self.progress.conclusion_text,
                     options=self.options,
@@ -316,6 +330,12 @@ class Reasoning:
         schema = ""
         if self.schema is not None:
             schema = self.prompts.for_branch_schema(self.schema.json_schema)
+        if not self.form.own_prompt:
+            asks = self.settings.outline == "ask" and self.given is None
+            text = (
+                self.prompts.for_list(question) if asks else self.prompts.for_sequential(question)
+            )
+            return self._messages(text + schema)
         first = self._messages(self.prompts.for_plan(question, max_branches=most) + schema)
         if wrong is None:
             return first
@@ -331,6 +351,11 @@ class Reasoning:
 
     def _messages(self, text: str) -> Messages:
         return [*self.ask.messages[:-1], ("user", text)]
+
+
+def _is_paper(settings: ReasoningSettings, prompts: ReasoningPrompts | None) -> bool:
+    """Whether the paper's form is used: where it is set, or for a model that is trained for it."""
+    return settings.outline == "paper" or (settings.outline == "auto" and prompts is not None)
 
 
 def _bare(blocks: list[Block]) -> list[Block]:

@@ -12,6 +12,7 @@ from langchain_pos.results.data import Mode
 
 Visibility = Literal["isolated", "titles"]
 Join = Literal["reprefill", "reuse"]
+Outline = Literal["auto", "native", "ask", "paper"]
 
 
 class ReasoningSettings(BaseModel):
@@ -45,6 +46,14 @@ class ReasoningSettings(BaseModel):
     """Whether the model may say that a question does not fall into parts."""
     visibility: Visibility = "isolated"
     """"isolated": a branch sees the prompt and itself (the paper); "titles": the outline too."""
+    outline: Outline = "auto"
+    """How an answer gets its steps. "native": the model answers the bare question, and where it
+    begins a markdown list, the list's entries are written together; "ask": the same, with a
+    sentence that asks for a list; "paper": a prompt asks for the paper's `####title:......`;
+    "auto": "paper" for a model that brings prompts for it, "native" for all others."""
+    max_pressure: float | None = Field(default=0.9, gt=0)
+    """A skeleton that goes more against the model than this is dropped (`result.plan.pressure`, in
+    nats a token); None keeps all."""
     decline_without_gain: bool = True
     """Answer in the ordinary way where the plan's steps are too few and too short to gain by
     being written together."""

@@ -217,17 +217,22 @@ class RemoteDecoder:
     async def write_outline(self, trunk: Trunk, outline: Outline) -> Written:
         """See `Decoder`. Without a grammar the skeleton's end is a stop text."""
         trunk = _remote(trunk)
-        sink = SkeletonSink(outline, stop=() if self._constrained else (outline.end,))
+        sink = SkeletonSink(outline, stop=self._outline_stop(outline))
         call = Call(
             max_tokens=outline.max_tokens,
             temperature=outline.temperature,
             seed=outline.seed % _SEEDS,
             stop=sink.stop,
-            grammar=outline.grammar if self._constrained else None,
+            grammar=outline.skeleton.grammar if self._constrained else None,
         )
-        await self._write(sink, trunk, call, outline.opened)
+        await self._write(sink, trunk, call, outline.skeleton.begin)
         text = sink.whole()
         return Written(text, text, "stop", sink.usage, where=len(trunk.text))
+
+    def _outline_stop(self, outline: Outline) -> tuple[str, ...]:
+        """The text that ends a skeleton, where no grammar does."""
+        end = outline.skeleton.end
+        return () if self._constrained or not end else (end,)
 
     async def write_branches(
         self,
@@ -283,7 +288,8 @@ class RemoteDecoder:
         sink = TextSink(
             None if silent else task.on_text,
             stop=task.stop,
-            strip=task.schema is None,
+            strip=task.strip,
+            end=task.end,
             restartable=not self._progress.deltas,
         )
         call = Call(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from langchain_pos.engine.completion import FinishReason, TokenUsage
-from langchain_pos.engine.tokenization.stopping import StoppedText
+from langchain_pos.engine.tokenization.stopping import StoppedText, TextEnd
 from langchain_pos.errors import PlanFormatError
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ class TextSink(Sink):
     Args:
         tell: is told the pieces; None holds them back.
         stop: texts that end it; they are cut off here, whether or not the server has.
-        strip: leave out white space at both ends.
+        strip: see `StoppedText`.
+        end: a further rule by which it ends; then it is broken off.
         restartable: whether it may begin anew although something has been told.
     """
 
@@ -78,25 +79,27 @@ class TextSink(Sink):
         tell: Callable[[str], None] | None,
         *,
         stop: tuple[str, ...],
-        strip: bool = True,
+        strip: bool | str = True,
+        end: TextEnd | None = None,
         restartable: bool = False,
     ) -> None:
         super().__init__()
+        self._end = end
         self._tell = tell
         self._stop = stop
         self._strip = strip
         self._restartable = restartable
-        self._text = StoppedText(stop, strip=strip)
+        self._text = StoppedText(stop, strip=strip, end=end)
 
     def begin(self) -> None:
         """See `Sink`."""
         super().begin()
-        self._text = StoppedText(self._stop, strip=self._strip)
+        self._text = StoppedText(self._stop, strip=self._strip, end=self._end)
 
     def take(self, piece: str) -> bool:
         """See `Sink`."""
         self._say(self._text.push(piece))
-        return True
+        return self._end is None or self._text.stopped is None
 
     def close(self) -> str:
         """The whole text; nothing more comes."""
@@ -193,18 +196,18 @@ class SkeletonSink(Sink):
         Raises:
             PlanFormatError: the budget ended before two steps were there.
         """
-        outline, rest = self._outline, self._text.flush()
+        skeleton, rest = self._outline.skeleton, self._text.flush()
         text = self._text.text
-        full, end = outline.opened + text, ""
+        full, end = skeleton.begin + text, ""
         if self.written.finish_reason == "length" and self._text.stopped is None:
-            if not outline.is_plan(full):
+            if not skeleton.is_plan(full):
                 raise PlanFormatError("the skeleton was not closed within its budget", text=text)
-            end = outline.close(full)
-        elif not text.rstrip().endswith(outline.end) and (self.stop or not text):
+            end = skeleton.close(full)
+        elif not text.rstrip().endswith(skeleton.end) and (self.stop or not text):
             # Whether it was EOS or the terminator, a server need not say. A text that has no
             # steps, and is more than blanks, is no outline unless the terminator is seen.
             known = self._text.stopped or self.written.stop
-            end = outline.end if known or outline.has_steps(full) or not text.strip() else ""
+            end = skeleton.end if known or skeleton.has_steps(full) or not text.strip() else ""
         if rest or end:
-            outline.on_text(rest + end)
+            self._outline.on_text(rest + end)
         return text + end

@@ -9,6 +9,7 @@ ResultData         everything; `result.py` makes `ReasoningResult` and `Reasonin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
@@ -32,6 +33,14 @@ class _Frozen(BaseModel):
 
 def _unset(value: object) -> bool:
     return value is None or value == ()
+
+
+def _is_paper(form: str) -> bool:
+    return form == "paper"
+
+
+def _blank(text: str) -> bool:
+    return not text
 
 
 class Step(_Frozen):
@@ -72,16 +81,33 @@ GivenStep = Annotated[Step, BeforeValidator(_titled)]
 """A step as callers write it: a `Step`, a dict of its fields, or a bare title."""
 
 
+def _entry(head: str, body: str) -> str:
+    """An entry of a list; a body on the same line is set off by a space."""
+    on_its_own_line = head.endswith("\n") or body.startswith("\n")
+    return f"{head}{body}" if on_its_own_line or not body else f"{head} {body}"
+
+
 class Plan(_Frozen):
     """A parsed skeleton: what is said before the steps, and the steps.
 
     Attributes:
         preamble: the text before the first step, stripped.
         steps: at least one; titles differ (case and spaces aside).
+        form: how the answer is written: "paper" (`####title: body`) or "native", as a markdown list
+            with the model's own marks.
+        heads: in native form, each entry's text up to its body, such as `1. **title**:`.
+        gap: in native form, what stands between two entries.
+        pressure: how much the grammar that held the skeleton went against the model: the mean of
+            -log p, in nats, over the skeleton's tokens that the model chose, where p is the
+            probability that the model itself gave them; None where it is not known.
     """
 
     preamble: str = ""
     steps: tuple[Step, ...] = Field(min_length=1)
+    form: Literal["paper", "native"] = Field(default="paper", exclude_if=_is_paper)
+    heads: tuple[str, ...] = Field(default=(), exclude_if=_unset)
+    gap: str = Field(default="", exclude_if=_blank)
+    pressure: float | None = Field(default=None, exclude_if=_unset)
 
     @field_validator("steps")
     @classmethod
@@ -98,6 +124,14 @@ class Plan(_Frozen):
     def of(cls, titles: list[str] | tuple[str, ...], preamble: str = "") -> Self:
         """A plan from bare titles."""
         return cls(preamble=preamble, steps=tuple(Step(title=title) for title in titles))
+
+    def written(self, bodies: Sequence[str]) -> str:
+        """The steps with their bodies as the answer writes them, without the preamble."""
+        if self.form == "paper":
+            pairs = zip(self.titles, bodies, strict=True)
+            return "\n".join([*(f"{STEP_MARK}{t}: {body}" for t, body in pairs), END_MARK])
+        entries = zip(self.heads, bodies, strict=True)
+        return self.gap.join(_entry(head, body) for head, body in entries)
 
     @property
     def titles(self) -> tuple[str, ...]:
@@ -143,10 +177,11 @@ class Block(_Frozen):
 
     @property
     def text(self) -> str:
-        """The block as the paper joins it: preamble, `####title: body` lines, `####%%%%`."""
-        lines = [self.plan.preamble] if self.plan.preamble else []
-        lines += [f"{STEP_MARK}{b.title}: {b.text}" for b in self.branches]
-        return "\n".join([*lines, END_MARK])
+        """Preamble and steps as the answer writes them."""
+        bodies = {branch.index: branch.text for branch in self.branches}
+        written = self.plan.written([bodies.get(i, "") for i in range(len(self.plan.steps))])
+        gap = "\n" if self.plan.form == "paper" else "\n\n"
+        return f"{self.plan.preamble}{gap}{written}" if self.plan.preamble else written
 
 
 class StageTimings(_Frozen):
@@ -228,6 +263,7 @@ class ResultData(_Frozen):
 
     @property
     def text(self) -> str:
-        """The whole answer as one text, in the paper's form."""
+        """The whole answer as one text: markdown in native form, else as the paper writes it."""
         parts = [*(block.text for block in self.blocks), self.conclusion]
-        return "\n".join(part for part in parts if part)
+        native = any(block.plan.form == "native" for block in self.blocks)
+        return ("\n\n" if native else "\n").join(part for part in parts if part)

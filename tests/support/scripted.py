@@ -26,6 +26,7 @@ BARE = ReasoningPrompts(plan="{question}", sequential="{question}", retry="{ques
 """Prompts that say nothing but the question: tests of the stages stay small."""
 
 SMALL = {
+    "max_pressure": None,
     "max_branches": 8,
     "max_plan_tokens": 96,
     "max_preamble_tokens": 16,

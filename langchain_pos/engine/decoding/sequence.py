@@ -25,6 +25,7 @@ from langchain_pos.engine.decoding.drafts import (
 from langchain_pos.engine.forest.segments import Segment
 from langchain_pos.engine.repetition import PenaltyHistory
 from langchain_pos.engine.sampling import Logprobs, RowSampling, SamplingParams
+from langchain_pos.engine.tokenization.stopping import TextEnd
 from langchain_pos.engine.tokenization.text import (
     CONTEXT_TOKENS,
     TextStream,
@@ -108,7 +109,10 @@ class DecodingSequence:
         seed: the sequence's own seed.
         stop: texts that end it.
         constraint: a grammar's fresh state.
-        strip: leave out white space at both ends of the text.
+        strip: leave out white space at both ends of the text; see `StoppedText`.
+        end: a further rule by which the text ends.
+        first_step: place of its first token, where it goes on with a sequence that was cut here:
+            its tokens are drawn with the random numbers that they would have had there.
         context_ids: tokens before `prompt_ids`, for the repetition penalty and spacing.
         on_text: called with each piece of text once it is certain.
         lookup: what drafts are looked up in; None for no drafts.
@@ -129,7 +133,9 @@ class DecodingSequence:
         seed: int,
         stop: Sequence[str] = (),
         constraint: ConstraintState | None = None,
-        strip: bool = False,
+        strip: bool | str = False,
+        end: TextEnd | None = None,
+        first_step: int = 0,
         context_ids: Sequence[int] = (),
         on_text: Callable[[str], None] | None = None,
         lookup: PromptLookup | None = None,
@@ -167,7 +173,8 @@ class DecodingSequence:
         self._behind = self._context
         if constraint is not None:
             self._behind = whole_characters(tokenizer, self._context)
-        self._stream = TextStream(tokenizer, self._behind, stop, strip=strip)
+        self._stream = TextStream(tokenizer, self._behind, stop, strip=strip, end=end)
+        self._first_step = first_step
         self._on_text = on_text or (lambda piece: None)
 
     @property
@@ -181,7 +188,7 @@ class DecodingSequence:
         sampling = RowSampling(
             self._sampling,
             self._seed,
-            step=len(self.token_ids),
+            step=self._first_step + len(self.token_ids),
             history=self._history,
             constraint=self.constraint,
             logprobs=self._logprobs,

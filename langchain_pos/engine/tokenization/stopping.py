@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from langchain_pos.errors import InvalidRequestError
 
@@ -23,6 +24,16 @@ def check_stop(stop: Sequence[str]) -> None:
         )
 
 
+class TextEnd(Protocol):
+    """A rule by which a text ends, where no fixed stop sequence says it."""
+
+    def find(self, text: str) -> int | None:
+        """Where the text ends; None where it does not (yet)."""
+
+    def undecided(self, text: str) -> int:
+        """How many characters at its end may yet turn out to lie after that place."""
+
+
 class StoppedText:
     """Finds stop sequences in a text as it comes.
 
@@ -31,15 +42,20 @@ class StoppedText:
 
     Args:
         stop: texts that end the sequence; they and what follows are left out.
-        strip: leave out white space at both ends.
+        strip: leave out white space at both ends; of a text, these characters at the beginning, and
+            white space at the end.
+        end: a further rule by which the text ends.
 
     Attributes:
         text: what has become certain.
-        stopped: the stop sequence that has ended it.
+        stopped: the stop sequence that has ended it; empty where `end` has.
     """
 
-    def __init__(self, stop: Sequence[str] = (), *, strip: bool = False) -> None:
+    def __init__(
+        self, stop: Sequence[str] = (), *, strip: bool | str = False, end: TextEnd | None = None
+    ) -> None:
         check_stop(stop)
+        self._end = end
         self._stop = tuple(stop)
         self._strip = strip
         self._held = ""
@@ -52,6 +68,9 @@ class StoppedText:
             return ""
         self._held += piece
         found = [(at, stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        ended = None if self._end is None else self._end.find(self.text + self._held)
+        if ended is not None:
+            found.append((max(ended - len(self.text), 0), ""))
         if found:
             at, self.stopped = min(found)
             rest, self._held = self._held[:at], ""
@@ -70,6 +89,8 @@ class StoppedText:
     def _undecided(self) -> int:
         """Characters at the end that may yet be stripped or belong to a stop sequence."""
         keep = len(self._held) - len(self._held.rstrip()) if self._strip else 0
+        if self._end is not None:
+            keep = max(keep, min(self._end.undecided(self.text + self._held), len(self._held)))
         for stop in self._stop:
             for length in range(min(len(stop) - 1, len(self._held)), 0, -1):
                 if self._held.endswith(stop[:length]):
@@ -81,6 +102,6 @@ class StoppedText:
 
     def _emit(self, piece: str) -> str:
         if self._strip and not self.text:
-            piece = piece.lstrip()
+            piece = piece.lstrip(self._strip if isinstance(self._strip, str) else None)
         self.text += piece
         return piece

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from langchain_pos.engine.tokenization.stopping import StoppedText
+from langchain_pos.engine.tokenization.stopping import StoppedText, TextEnd
 from langchain_pos.errors import InvalidRequestError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ class TextStream(StoppedText):
         tokenizer: a fast tokenizer.
         context: tokens before the first one; some tokenizers write a space only between tokens.
         stop: texts that end the sequence; they and what follows are left out.
-        strip: leave out white space at both ends.
+        strip: see `StoppedText`.
+        end: see `StoppedText`.
     """
 
     def __init__(
@@ -120,9 +121,10 @@ class TextStream(StoppedText):
         context: Sequence[int] = (),
         stop: Sequence[str] = (),
         *,
-        strip: bool = False,
+        strip: bool | str = False,
+        end: TextEnd | None = None,
     ) -> None:
-        super().__init__(stop, strip=strip)
+        super().__init__(stop, strip=strip, end=end)
         self._tokenizer = tokenizer
         self.follow(context)
 

@@ -1,0 +1,207 @@
+"""Answers that turn out to be lists: written in parallel in the model's own marks."""
+
+from __future__ import annotations
+
+import re
+from functools import reduce
+from operator import add
+from typing import Any
+
+import pytest
+
+from langchain_pos import ParallelReasoningLLM, ReasoningResult
+from tests.support.scripted import TOKENIZERS, Script, random_llm, scripted_llm, without_clocks
+
+ASKED = "Who?\n\nAnswer:\n"
+LIST: dict[str, str | list[str]] = {
+    ASKED: "Some of them:\n\n1. **Ann**:",
+    "1. **Ann**:": " is tall\n   - and old.\n\n2. **Ben**:",
+    "2. **Ben**:": " is small.\n\nThat is all.",
+    "1. **Ann**: ...\n\n": "2. **Ben**: ...\n\nT",
+    "is small.": "\n\nThat is all.",
+}
+"""A model that writes a list of two and a sentence after it, in whichever way it is asked."""
+UNWILLING = {cue: text for cue, text in LIST.items() if "..." not in cue}
+"""The same model, which would not leave out a body."""
+WRITTEN = (
+    "Some of them:\n\n1. **Ann**: is tall\n   - and old.\n\n2. **Ben**: is small.\n\nThat is all."
+)
+NATIVE = {"outline": "native", "max_pressure": 0.9, "max_sequential_tokens": 120}
+
+
+def native_llm(
+    rules: dict[str, str | list[str]], **fields: Any
+) -> tuple[ParallelReasoningLLM, Script]:
+    """A runnable that answers in native form, and its script."""
+    return scripted_llm(rules, **{**NATIVE, **fields})
+
+
+class TestAList:
+    def test_its_entries_are_branches_and_the_answer_is_the_sequential_one(self) -> None:
+        """Lead-in, entries and what follows stand where sequential decoding writes them."""
+        llm, _ = native_llm(LIST)
+        result = llm.invoke("Who?")
+        assert result.mode == "parallel", result.fallback_reason
+        assert [(b.title, b.text) for b in result.branches] == [
+            ("Ann", "is tall\n   - and old."),
+            ("Ben", "is small."),
+        ]
+        assert (result.preamble, result.conclusion) == ("Some of them:", "That is all.")
+        assert result.text == WRITTEN == llm.invoke("Who?", mode="sequential").conclusion
+        assert result.plan is not None
+        assert result.plan.heads == ("1. **Ann**:", "2. **Ben**:")
+        assert result.plan.pressure == pytest.approx(0, abs=1e-3)
+
+    def test_a_branch_sees_the_question_the_lead_in_and_itself(self) -> None:
+        """The skeleton is cut away; nothing is said to the model but the question."""
+        llm, script = native_llm(LIST)
+        llm.invoke("Who?")
+        (ben,) = [f for feeds in script.passes for f in feeds if f.text == "2. **Ben**:"]
+        assert ben.seen == f"Question: {ASKED}Some of them:\n\n"
+        assert all("..." not in f.seen for f in script.passes[-1])
+
+    async def test_the_sum_of_a_stream_is_what_invoke_returns(self) -> None:
+        """Sync and async; and no piece of the first head is passed on as text."""
+        llm, _ = native_llm(LIST)
+        expected = without_clocks(llm.invoke("Who?"))
+        chunks = list(llm.stream("Who?"))
+        assert without_clocks(reduce(add, chunks).result()) == expected
+        lead = "".join(c.conclusion for c in chunks if not c.blocks and c.stage == "conclude")
+        assert lead.startswith("Some of them:")
+        assert "**" not in lead.removesuffix("That is all.")
+        achunks = [chunk async for chunk in llm.astream("Who?")]
+        assert without_clocks(reduce(add, achunks).result()) == expected
+
+    def test_an_answer_that_ends_with_its_list_needs_no_conclusion(self) -> None:
+        """For "compare X and Y" the branches are the answer."""
+        rules = {**LIST, "2. **Ben**:": " is small.", "is small.": ""}
+        llm, _ = native_llm(rules)
+        result = llm.invoke("Who?")
+        assert (result.mode, result.conclusion, result.error) == ("parallel", "", None)
+        assert result.text == WRITTEN.removesuffix("\n\nThat is all.")
+
+    def test_it_ends_where_a_title_repeats(self) -> None:
+        """What the model lists twice is written once."""
+        rules = {**LIST, "1. **Ann**: ...\n\n": "2. **Ben**: ...\n\n3. **ann**: ...\n\n4. **Cem"}
+        llm, _ = native_llm(rules)
+        assert [b.title for b in llm.invoke("Who?").branches] == ["Ann", "Ben"]
+
+    @pytest.mark.parametrize(
+        ("first", "second", "after"),
+        [
+            ("- **Ann**:", "- **Ben**:", ""),
+            ("* **Ann:**", "* **Ben:**", ""),
+            ("1) Ann:", "2) Ben:", ""),
+            ("### Ann\n", "### Ben\n", "\n\n## All"),
+            ("**Ann**\n", "**Ben**\n", ""),
+        ],
+    )
+    def test_it_keeps_the_marks_that_the_model_begins_with(
+        self, first: str, second: str, after: str
+    ) -> None:
+        """Numbers, bullets, headings, bold lines."""
+        gap = "" if first.endswith("\n") else " "
+        rules: dict[str, str | list[str]] = {
+            ASKED: f"Some:\n\n{first}",
+            first: f"{gap}is tall.\n\n{second}",
+            second: f"{gap}is small.{after}",
+            f"{first}{gap}...\n\n": f"{second}{gap}...\n\n",
+        }
+        llm, _ = native_llm(rules)
+        result = llm.invoke("Who?")
+        assert [(b.title, b.text) for b in result.branches] == [
+            ("Ann", "is tall."),
+            ("Ben", "is small."),
+        ], result.fallback_reason
+        assert result.plan is not None
+        assert result.plan.heads == (first, second)
+
+
+class TestDeclined:
+    def same_as_sequentially(self, llm: ParallelReasoningLLM, **settings: Any) -> ReasoningResult:
+        """Ask in both ways; the answers are equal."""
+        result = llm.invoke("Who?", **settings)
+        plain = llm.invoke("Who?", mode="sequential", **settings)
+        assert (result.mode, result.conclusion) == ("sequential", plain.conclusion)
+        assert result.finish_reason == plain.finish_reason
+        return result
+
+    def test_no_list_costs_nothing(self) -> None:
+        """The same tokens, the same passes, one prefill."""
+        llm, script = native_llm({ASKED: "Ben, I think."})
+        result = self.same_as_sequentially(llm)
+        assert "no list" in str(result.fallback_reason)
+        half = len(script.passes) // 2
+        assert [f.text for p in script.passes[:half] for f in p] == [
+            f.text for p in script.passes[half:] for f in p
+        ]
+
+    def test_pressure_drops_the_skeleton(self) -> None:
+        """Decoding resumes where the list began, and the result says why, with the figure."""
+        llm, _ = native_llm(UNWILLING)
+        result = self.same_as_sequentially(llm)
+        assert re.search(r"pressure \d+\.\d\d nats a token", str(result.fallback_reason))
+        assert result.conclusion == WRITTEN
+
+    def test_a_streamed_answer_that_is_declined_adds_up(self) -> None:
+        """What was held back while the list was tried is passed on once."""
+        llm, _ = native_llm(UNWILLING)
+        chunks = list(llm.stream("Who?"))
+        assert "".join(c.delta for c in chunks if c.stage == "conclude") == WRITTEN
+        assert reduce(add, chunks).conclusion == WRITTEN
+
+    @pytest.mark.parametrize("title", ["Step 1", "Introduction", "第一步"])
+    def test_steps_that_build_on_one_another_are_left_alone(self, title: str) -> None:
+        """Procedures and parts of one text are written one after the other."""
+        rules: dict[str, str | list[str]] = {
+            ASKED: f"### {title}\n",
+            f"### {title}\n": "Do.\n\n### Ben\n",
+            f"### {title}\n...\n\n": "### Ben\n...\n\n",
+            "### Ben\n": "Do on.",
+        }
+        if not title.isascii():
+            pytest.skip("the script is ASCII")
+        llm, _ = native_llm(rules)
+        assert "build on one another" in str(self.same_as_sequentially(llm).fallback_reason)
+
+    @pytest.mark.parametrize("tokenizer", TOKENIZERS)
+    @pytest.mark.parametrize("temperature", [0.0, 0.8])
+    def test_random_weights_answer_as_they_do_sequentially(
+        self, tokenizer: str, temperature: float
+    ) -> None:
+        """Also sampled: a text that is resumed draws the numbers that it would have drawn."""
+        llm = random_llm(TOKENIZERS[tokenizer](), outline="native", max_pressure=0.9)
+        for seed in range(3):
+            self.same_as_sequentially(llm, temperature=temperature, seed=seed)
+
+
+def test_given_steps_are_entries_of_a_numbered_list() -> None:
+    """They are never declined; the model writes on after each head."""
+    llm, _ = native_llm(UNWILLING)
+    result = llm.invoke({"question": "Who?", "steps": ["Ann", "Ben"]})
+    assert result.mode == "parallel"
+    assert [b.text for b in result.branches] == ["is tall\n   - and old.", "is small."]
+    assert result.text == WRITTEN.removeprefix("Some of them:\n\n")
+
+
+def test_a_list_may_be_asked_for() -> None:
+    """One sentence more, in the question's language."""
+    prompts = {"plan": "{question}", "sequential": "{question}", "retry": "{question}"}
+    from langchain_pos import ReasoningPrompts
+
+    llm, script = native_llm(
+        {"in turn.\n\nAnswer:\n": "Ben"},
+        outline="ask",
+        prompts=ReasoningPrompts(**prompts, ask="{question} All in turn."),
+    )
+    assert llm.invoke("Who?").conclusion == "Ben"
+    assert script.passes[0][0].text == "Question: Who? All in turn.\n\nAnswer:\n"
+
+
+def test_the_form_is_native_unless_the_model_brings_prompts() -> None:
+    """`outline="auto"`: the paper's form is for models that are trained for it."""
+    llm, _ = native_llm(LIST, outline="auto", prompts=None)
+    result = llm.invoke("Who?")
+    assert result.plan is not None
+    assert result.plan.form == "native"
+    assert random_llm().invoke("Who?").plan.form == "paper"  # type: ignore[union-attr]
