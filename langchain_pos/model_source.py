@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic.json_schema import SkipJsonSchema
 
 from langchain_pos.errors import ModelLoadError
+from langchain_pos.loading_bar import loading_bar
 from langchain_pos.reasoning.prompts import ReasoningPrompts, load_prompts
 from langchain_pos.remote.engine import OpenAICompletionsEngine
 
@@ -44,7 +45,7 @@ class EngineCache:
         """The engine of a model.
 
         Args:
-            name: folder or hub name; None for the shipped model, or for a given one.
+            name: folder, GGUF file or hub name; None for the shipped model, or for a given one.
             options: for `Engine.load`.
 
         Raises:
@@ -62,7 +63,8 @@ class EngineCache:
                 )
             from langchain_pos.engine.engine import Engine
 
-            engine = Engine.load(name or shipped_model(), **options)
+            with loading_bar():
+                engine = Engine.load(name or shipped_model(), **options)
             self._engines.append((name, options, engine))
             return engine
 
@@ -93,7 +95,8 @@ class ModelSource(BaseModel):
     )
 
     model: str | None = None
-    """Folder or Hugging Face hub name; None is the model that ships with the package."""
+    """A folder, a `.gguf` file, a Hugging Face hub name, or `hub-name:file.gguf`; None is the model
+    that ships with the package."""
     dtype: str = "auto"
     """"auto" (the checkpoint's) or a torch dtype's name."""
     device: str = "auto"

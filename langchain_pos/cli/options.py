@@ -19,7 +19,9 @@ EXIT_FAILED, EXIT_USAGE, EXIT_MODEL, EXIT_FAULT, EXIT_INTERRUPTED = 1, 2, 3, 4, 
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Folder or hub name; without it, the shipped model."),
+    typer.Option(
+        "--model", "-m", help="Folder, .gguf file or hub name; without it, the shipped model."
+    ),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; chosen if left out.")]
 DtypeOption = Annotated[

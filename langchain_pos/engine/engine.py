@@ -433,8 +433,10 @@ class Engine:
         config = self.forward.config
         apart = ", in parts" if self.forward.in_parts else ""
         attention = f"{config._attn_implementation} ({self.forward.mask_form} mask{apart})"
+        origin = getattr(self.model, "unpacked_from", None)
         return {
             "model": str(getattr(self.model, "name_or_path", "") or config.model_type),
+            **({"gguf": origin} if origin else {}),
             "architecture": type(self.model).__name__,
             "parameters": f"{self.parameters:,}",
             "device": str(self.forward.device),

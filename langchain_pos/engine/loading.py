@@ -24,6 +24,8 @@ from langchain_pos.engine.cpu.threads import limit_threads
 from langchain_pos.engine.forest.segments import Ledger
 from langchain_pos.engine.forest.slots import PAGE
 from langchain_pos.engine.forward.forward_pass import ForwardPass, MaskForm
+from langchain_pos.engine.gguf import unpack
+from langchain_pos.engine.sources import Source, explain, locate
 from langchain_pos.errors import ModelLoadError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -68,7 +70,8 @@ def load(
     """Load a causal language model and its tokenizer.
 
     Args:
-        name: a folder, or a name on the Hugging Face hub.
+        name: a folder, a GGUF file, a name on the Hugging Face hub, or `hub-name:file.gguf`.
+            A GGUF file is unpacked first, which takes minutes once; see `engine/gguf.py`.
         dtype: "auto" (the checkpoint's, but float32 on a processor that does not compute in
             bfloat16), or a torch dtype's name such as "bfloat16".
         device: see `choose_device`. Not looked at when `device_map` is given.
@@ -79,12 +82,13 @@ def load(
 
     Raises:
         ModelLoadError: nothing can be loaded from there, with the reason and the remedy.
+        MissingExtraError: a GGUF file is to be unpacked, and a package is missing.
         UnsupportedModelError: its architecture cannot isolate branches.
     """
-    source, is_folder = _source(name)
-    if is_folder and use_safetensors and not list(Path(source).glob("*.safetensors")):
+    source = locate(name, revision)
+    if source.is_folder and use_safetensors and not list(Path(source.name).glob("*.safetensors")):
         raise ModelLoadError(
-            f"{source} holds no *.safetensors file. Save the weights with "
+            f"{source.name} holds no *.safetensors file. Save the weights with "
             "model.save_pretrained(folder), or pass use_safetensors=False if you trust pickled "
             "weights (loading them can run code)"
         )
@@ -95,23 +99,41 @@ def load(
             "'bfloat16' and 'float16'"
         )
     placed = None if "device_map" in model_kwargs else choose_device(device)
+    unpacked = None
+    if source.gguf is not None:
+        unpacked = unpack(source.gguf, beside=not source.from_hub, check=refuse_state)
+        if unpacked.folder is None and model_kwargs:
+            raise ModelLoadError(
+                f"{', '.join(model_kwargs)} cannot be used on {source.gguf}, whose unpacked form "
+                "could be kept nowhere; make room on the disk, or set XDG_CACHE_HOME to a folder "
+                "that can be written"
+            )
+        source, revision = Source(str(unpacked.folder or source.gguf), is_folder=True), None
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(source, **common)
-        refuse_state(config)
-        tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        quantised = getattr(config, "quantization_config", model_kwargs.get("quantization_config"))
-        if dtype == "auto" and placed == torch.device("cpu") and quantised is None:
-            dtype = dtype_on_a_cpu(getattr(config, "dtype", None))
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=dtype,
-            use_safetensors=True if use_safetensors else None,  # None: either kind
-            output_loading_info=True,
-            **common,
-            **model_kwargs,
-        )
-        model, report = loaded
+        if unpacked is not None and unpacked.folder is None:
+            model, tokenizer, missing = unpacked.model, unpacked.tokenizer, set()
+            if dtype == "auto" and placed == torch.device("cpu"):
+                dtype = dtype_on_a_cpu(model.dtype)
+            model.to(dtype=model.dtype if dtype == "auto" else getattr(torch, dtype))
+        else:
+            config = AutoConfig.from_pretrained(source.name, **common)
+            refuse_state(config)
+            tokenizer = AutoTokenizer.from_pretrained(source.name, **common)
+            quantised = getattr(
+                config, "quantization_config", model_kwargs.get("quantization_config")
+            )
+            if dtype == "auto" and placed == torch.device("cpu") and quantised is None:
+                dtype = dtype_on_a_cpu(getattr(config, "dtype", None))
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source.name,
+                dtype=dtype,
+                use_safetensors=True if use_safetensors else None,  # None: either kind
+                output_loading_info=True,
+                **common,
+                **model_kwargs,
+            )
+            model, missing = loaded[0], loaded[1]["missing_keys"]
         if placed is not None:
             model.to(placed)
         if model.device.type == "cpu":
@@ -119,49 +141,19 @@ def load(
     except UnsupportedModelError:
         raise
     except Exception as error:  # transformers, safetensors and the hub raise a dozen kinds
-        raise ModelLoadError(_explain(source, is_folder, error)) from error
+        raise ModelLoadError(explain(source, error)) from error
     # What is missing, transformers fills with random weights and an empty tokenizer.
-    if missing := sorted(report["missing_keys"]):
-        reason = f"{', '.join(missing[:3])} ({len(missing)} in all) missing from the weights"
-        raise ModelLoadError(_explain(source, is_folder, ValueError(reason)))
+    if missing:
+        names = sorted(missing)
+        reason = f"{', '.join(names[:3])} ({len(names)} in all) missing from the weights"
+        raise ModelLoadError(explain(source, ValueError(reason)))
     if not set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()):
         reason = "there is no tokenizer, or an empty one"
-        raise ModelLoadError(_explain(source, is_folder, ValueError(reason)))
+        raise ModelLoadError(explain(source, ValueError(reason)))
+    if unpacked is not None:
+        model.name_or_path = model.config._name_or_path = name
+        model.unpacked_from = unpacked.origin
     return model, tokenizer
-
-
-def _source(name: str) -> tuple[str, bool]:
-    """What to load from, and whether it is a folder.
-
-    Raises:
-        ModelLoadError: the name can be neither a folder nor a hub name.
-    """
-    where = Path(name).expanduser()
-    if name and where.is_dir():
-        return str(where), True
-    is_path = name.startswith((".", "~")) or name.count("/") > 1 or where.is_absolute()
-    if not name or where.is_file() or is_path:
-        raise ModelLoadError(
-            f"model={name!r} is no folder; give a folder with config.json, or a hub name such as "
-            "'Qwen/Qwen2.5-7B-Instruct'"
-        )
-    return name, False
-
-
-def _explain(source: str, is_folder: bool, error: Exception) -> str:
-    reason = " ".join(str(error).split())
-    kind = f"the folder {source}" if is_folder else f"the hub name {source!r}"
-    remedy = (
-        "check that config.json, tokenizer.json and *.safetensors are there and whole"
-        if is_folder
-        else "check the spelling and the network, or give a local folder"
-    )
-    if "trust_remote_code" in reason:
-        remedy = "it needs its own code: pass trust_remote_code=True if you trust its authors"
-    elif isinstance(error, torch.OutOfMemoryError):
-        remedy = "it does not fit: take a smaller model, dtype='bfloat16' or another device"
-    short = reason[:300] + ("…" if len(reason) > 300 else "")
-    return f"cannot load a model from {kind}: {type(error).__name__}: {short}. Remedy: {remedy}"
 
 
 def refuse_state(config: Any) -> None:
