@@ -1,7 +1,7 @@
-"""Every error that langchain-pos raises, each with what to do about it.
+"""Every error that langchain-pos raises, each with its remedy.
 
-All of them derive from `ParallelReasoningError`, so `except ParallelReasoningError` catches what
-is ours and nothing else. The message says what was given, what is allowed and what to do.
+All derive from `ParallelReasoningError`, so `except ParallelReasoningError` catches our errors and
+no others. Messages say what was given, what is allowed and what to do.
 This module imports nothing, so that the engine and the LangChain side share one family.
 """
 
@@ -20,12 +20,12 @@ class InvalidRequestError(ParallelReasoningError, ValueError):
 class PlanFormatError(ParallelReasoningError, ValueError):
     """A text is not a usable skeleton.
 
-    `PlanParser` raises it for a text without steps, and the reasoner when
+    Raised by `PlanParser` for a text without steps, and by the reasoner when
     `on_plan_failure="raise"` and every attempt failed. Remedy: a higher `max_plan_attempts`, a
     larger `max_plan_tokens`, or the default `on_plan_failure="sequential"`, which answers anyway.
 
     Attributes:
-        text: what the model wrote.
+        text: as written by the model.
     """
 
     def __init__(self, message: str, *, text: str = "") -> None:
@@ -36,8 +36,8 @@ class PlanFormatError(ParallelReasoningError, ValueError):
 class ModelLoadError(ParallelReasoningError):
     """A model or tokenizer could not be loaded: unknown name, missing or corrupt files.
 
-    Remedy: the message names the folder or the hub name, the file that is wrong, and the setting
-    that allows it where one does.
+    Remedy: the message names the folder or hub name, the faulty file, and the setting that allows
+    it if there is one.
     """
 
 
@@ -50,7 +50,7 @@ class UnsupportedModelError(ParallelReasoningError):
 
 
 class ContextLengthError(ParallelReasoningError, ValueError):
-    """The prompt and the budgets need more positions than the model has been built for.
+    """The prompt and the budgets need more positions than the model supports.
 
     Remedy: a shorter question, smaller budgets, or a model with a longer context.
     """
@@ -59,31 +59,31 @@ class ContextLengthError(ParallelReasoningError, ValueError):
 class OutOfSlotsError(ParallelReasoningError, MemoryError):
     """The request needs more KV-cache slots than the engine may hold.
 
-    Raised before any work when it can never fit, while decoding when memory runs out all the
-    same. Remedy: smaller budgets, a larger `max_slots`, or more memory.
+    Raised before any work if it can never fit, or while decoding if memory runs out. Remedy:
+    smaller budgets, a larger `max_slots`, or more memory.
     """
 
 
 class NonFiniteLogitsError(ParallelReasoningError, ArithmeticError):
     """The model returned NaN or only minus infinity for a token.
 
-    Mostly a model run in a dtype that overflows (float16 with bfloat16 weights). Remedy: another
+    Usually a model in a dtype that overflows (float16 with bfloat16 weights). Remedy: another
     `dtype`; otherwise the weights are damaged.
     """
 
 
 class MissingExtraError(ParallelReasoningError, ImportError):
-    """Something optional is used whose package is not installed.
+    """An optional feature needs a package that is not installed.
 
     Remedy: install the extra that the message names, for instance `langchain-pos[plot]`.
     """
 
 
 class ServerError(ParallelReasoningError, ConnectionError):
-    """A server that answers for the engine cannot be reached, refuses, or breaks off.
+    """A server used as an engine cannot be reached, refuses, or breaks off.
 
-    Remedy: the message says what the server said. Look at its address, its log and the API key;
-    what is worth trying again has been tried `max_retries` times.
+    Remedy: the message quotes the server. Check its address, its log and the API key; failures
+    that may be temporary have been retried `max_retries` times.
 
     Attributes:
         status: HTTP status, None when there was none.
@@ -95,11 +95,11 @@ class ServerError(ParallelReasoningError, ConnectionError):
 
 
 class AnswerTimeoutError(ParallelReasoningError, TimeoutError):
-    """An answer took longer than the `timeout` of the chat model; what it held is free again.
+    """An answer took longer than the `timeout` of the chat model; its slots are free again.
 
     Remedy: a longer `timeout`, or smaller budgets.
     """
 
 
 class RequestCancelled(ParallelReasoningError):
-    """The request was cancelled while another thread still waited for it."""
+    """The request was cancelled while another thread was waiting for it."""

@@ -76,7 +76,7 @@ def ask(
 
 
 def _read_question(argument: str | None, file: Path | None) -> str:
-    """The question from where it was given; stdin when nowhere else."""
+    """The question from the argument, the file or, failing both, stdin."""
     if argument not in (None, "-") and file is not None:
         raise InvalidRequestError("a question and --file were both given; give one of them")
     if file is not None:
@@ -88,5 +88,5 @@ def _read_question(argument: str | None, file: Path | None) -> str:
     else:
         text = sys.stdin.read()
     if not text.strip():
-        raise InvalidRequestError("the question is empty; write what is to be answered")
+        raise InvalidRequestError("the question is empty; write a question")
     return text.strip()

@@ -36,7 +36,7 @@ def batch(
         bool, typer.Option("--retry-failed", help="Ask questions that failed before again.")
     ] = False,
     max_concurrency: Annotated[
-        int, typer.Option(min=1, help="Most questions that are answered at once.")
+        int, typer.Option(min=1, help="Maximum number of questions answered at once.")
     ] = 16,
     max_branch_tokens: BudgetOption = None,
     temperature: TemperatureOption = None,
@@ -47,7 +47,7 @@ def batch(
 ) -> None:
     """Answer many questions together.
 
-    Rows that OUT.JSONL already has are skipped, so the same command goes on where it was stopped.
+    Rows already in OUT.JSONL are skipped, so the same command continues where it was stopped.
     A question that fails keeps its row, with its error.
     """
     with exit_codes(debug):

@@ -1,14 +1,14 @@
-"""The files of `langchain-pos batch`: which rows are to be answered, and where answers go.
+"""The files of `langchain-pos batch`: the rows to answer, and where the answers go.
 
 A row of the input has `question` or `prompt`, and optionally `id` (otherwise its line number) and
 `steps`. A row of the output has
 
     id       the input row's
-    text     the whole answer; null when there is none
-    error    what went wrong; null when nothing did
-    result   the `ReasoningResult`; null when there is none
+    text     the whole answer; null if there is none
+    error    what went wrong; null if nothing did
+    result   the `ReasoningResult`; null if there is none
 
-Rows are appended as they are finished, so their order is not the input's.
+Rows are appended as they finish, so their order differs from the input's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 RowId = str | int
 
 ROW_START = b'{"id": '
-"""How every row of the output begins, whole or cut short."""
+"""The beginning of every row of the output, complete or cut short."""
 
 
 @dataclass
@@ -43,8 +43,8 @@ class Row:
 
     Attributes:
         id: the row's own, or its line number.
-        request: what the runnable is asked; None when the row is not usable.
-        error: why the row is not usable.
+        request: the runnable's input; None if the row is unusable.
+        error: why the row is unusable.
     """
 
     id: RowId
@@ -54,13 +54,13 @@ class Row:
 
 @dataclass
 class BatchFile:
-    """What is to be answered, and the file that takes the answers.
+    """The rows to answer, and the file that collects the answers.
 
     Attributes:
         target: the output file.
-        todo: rows that the output does not have yet.
-        errors: by id, the error of every row of the input that has an answer line; None where it
-            was answered.
+        todo: rows that the output lacks.
+        errors: by id, the error of every input row that has an output row; None if it was
+            answered.
     """
 
     target: Path
@@ -70,18 +70,18 @@ class BatchFile:
 
     @classmethod
     def open(cls, source: Path, target: Path, *, retry_failed: bool = False) -> BatchFile:
-        """Read both files and find what is left to do.
+        """Read both files and determine what is left to do.
 
         Args:
             source: the questions.
             target: the answers so far; need not exist.
-            retry_failed: take lines with an error out of the output and ask again.
+            retry_failed: remove rows with an error from the output and ask again.
 
         Raises:
             InvalidRequestError: a file cannot be used, or two rows have the same id.
         """
         if source.resolve() == target.resolve():
-            raise InvalidRequestError(f"input and output are the same file, {source}; name two")
+            raise InvalidRequestError(f"input and output are the same file, {source}; choose two")
         rows = _read_rows(source)
         done = _read_answers(target)
         if retry_failed:
@@ -96,23 +96,23 @@ class BatchFile:
 
     @property
     def failed(self) -> int:
-        """How many rows of the input have an error, those of earlier runs included."""
+        """Number of input rows with an error, including earlier runs."""
         return sum(error is not None for error in self.errors.values())
 
     def summary(self) -> str:
-        """One line: what was done, what failed, where it is."""
+        """One line: counts of answers and failures, and the file."""
         answered = len(self.errors) - self.failed
         parts = [f"{answered} answered", f"{self.failed} failed"]
         if self.skipped:
             parts.append(f"{self.skipped} of them before")
         if self.failed:
-            parts.append("--retry-failed asks those again")
+            parts.append("--retry-failed asks them again")
         return f"{', '.join(parts)}: {self.target}"
 
     def answer(
         self, llm: ParallelReasoningLLM, console: Console, mode: Mode, max_concurrency: int
     ) -> None:
-        """Answer every row of `todo` together and append each as it is finished."""
+        """Answer all rows of `todo` together and append each as it finishes."""
         asked = [(row, row.request) for row in self.todo if row.request is not None]
         progress = Progress(
             TextColumn("{task.description}"),
@@ -163,7 +163,7 @@ def _answer(row_id: RowId, outcome: ReasoningResult | Exception | str) -> dict[s
 
 
 def _read_rows(source: Path) -> list[Row]:
-    """The input's rows; blank lines are skipped, unusable ones say why."""
+    """The input's rows; blank lines are skipped, unusable ones carry the reason."""
     rows: dict[RowId, Row] = {}
     for number, line in enumerate(read_text(source).split("\n"), start=1):
         if not line.strip():
@@ -172,11 +172,11 @@ def _read_rows(source: Path) -> list[Row]:
         if row.id in rows:
             raise InvalidRequestError(
                 f"{source} line {number}: the id {row.id!r} was used before; "
-                "give every row its own, or none any (their line numbers are taken then)"
+                "give every row its own, or omit all ids to use line numbers"
             )
         rows[row.id] = row
     if not rows:
-        raise InvalidRequestError(f"{source} has no rows; write one JSON object a line")
+        raise InvalidRequestError(f"{source} has no rows; write one JSON object per line")
     return list(rows.values())
 
 
@@ -202,7 +202,7 @@ def _read_row(number: int, line: str) -> Row:
 
 
 def _read_answers(target: Path) -> list[dict[str, Any]]:
-    """The output's rows so far; a last line that an interruption cut short is taken out."""
+    """The output's rows so far, without a last line cut short by an interruption."""
     try:
         with target.open("ab+") as out:
             out.seek(0)
@@ -230,12 +230,12 @@ def _read_answer(target: Path, number: int, line: bytes) -> dict[str, Any]:
 
 def _not_ours(target: Path, number: int) -> InvalidRequestError:
     return InvalidRequestError(
-        f"{target} line {number} is not an answer of an earlier run; name another file"
+        f"{target} line {number} is not an answer from an earlier run; choose another file"
     )
 
 
 def _rewrite(target: Path, answers: list[dict[str, Any]]) -> None:
-    """Write the whole output anew; it is never half there."""
+    """Rewrite the whole output atomically."""
     fresh = target.with_name(target.name + ".new")
     text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
     fresh.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`langchain-pos bench`: what parallel gains on this machine, and with how many branches."""
+"""`langchain-pos bench`: the gain of parallel decoding on this machine, by number of branches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def bench(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all measurements to this file.")
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Answers in each way; medians are shown.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="Answers per mode; medians are shown.")] = 3,
     debug: DebugOption = False,
 ) -> None:
     """Measure parallel against sequential on this machine; recommend max_parallel_branches."""
@@ -39,7 +39,7 @@ def bench(
         from langchain_pos.cli.bench_measuring import measure
         from langchain_pos.embedded.demo import demo_question
 
-        # The question is asked again and again, and each time its prefill shall count.
+        # The question is asked repeatedly, and its prefill should count every time.
         llm = load(model=model, device=device, dtype=dtype, prefix_cache_tokens=0)
         result = measure(llm, demo_question(), runs=runs)
         show(new_console(), result)
@@ -82,18 +82,16 @@ def show(console: Console, result: BenchResult) -> None:
         console.print(table)
         console.print()
     if reason := result.answers[-1].fallback_reason:
-        console.print(
-            f"Parallel fell back to the ordinary way: {reason}", markup=False, soft_wrap=True
-        )
+        console.print(f"Parallel fell back to sequential: {reason}", markup=False, soft_wrap=True)
     console.print(recommendation(result), markup=False, soft_wrap=True)
 
 
 def recommendation(result: BenchResult) -> str:
-    """What the figures say about `max_parallel_branches`, and about room for drafts."""
+    """What the figures imply for `max_parallel_branches` and for drafts."""
     most = result.recommended_branches
-    why = "more rows bring hardly more tokens per second"
+    why = "more rows hardly increase tokens per second"
     if most == result.steps[-1].rows:
-        why = "the widest pass that was measured; tokens per second still grow"
+        why = "the widest pass measured; tokens per second still grow"
     return (
         f"Recommended: max_parallel_branches={most} ({why}). Up to {result.free_rows} rows, a pass "
         "takes at most 1.3 times as long as one with a single row."

@@ -1,10 +1,10 @@
-"""What parallel decoding gains on this machine, and how many branches a pass should carry.
+"""The gain of parallel decoding on this machine, and how many branches a pass should carry.
 
-Two measurements. One question answered in parallel and sequentially, in turn. And the time of a
-decoding step at 1, 2, 4, … rows: it stays nearly the same while reading the weights takes longest,
-and grows with the rows once computing does. `recommended_branches` looks for that place.
+Two measurements: one question answered in parallel and sequentially, in turn; and the time of a
+decoding step at 1, 2, 4, … rows, which is nearly constant while reading the weights dominates and
+grows with the rows once computing does. `recommended_branches` looks for that point.
 
-The clock is wall time around whole passes (scheduling, model, sampling, text), as a user waits.
+Times are wall time around whole passes (scheduling, model, sampling, text), as a user sees it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from langchain_pos.runnables.parallel_reasoning import ParallelReasoningLLM
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
-"""Rows of a decoding step that are measured."""
+"""Numbers of rows that are measured."""
 NEARLY_FREE = 1.3
-"""A step whose rows are nearly free takes at most this many times as long as one of one row; the
-engine judges by the same when it measures how far drafts may fill a pass."""
+"""Rows are nearly free while a step takes at most this many times as long as with one row; the
+engine uses the same limit when it measures how far drafts may fill a pass."""
 ENOUGH = 0.9
 """Share of the best tokens per second that the recommended number of branches reaches."""
 _PREFIX = 512
@@ -36,7 +36,7 @@ _SECONDS_EACH = 2.0
 
 @dataclass(frozen=True)
 class StepTime:
-    """One decoding step with so many rows.
+    """The time of a decoding step with a given number of rows.
 
     Attributes:
         rows: sequences that each get a token.
@@ -57,10 +57,10 @@ class AnswerTime:
     """One way of answering the question.
 
     Attributes:
-        way: what it is called.
+        way: its name.
         seconds: wall time of each run.
         tokens: written.
-        forward_passes: that followed one another.
+        forward_passes: one after another.
         fallback_reason: why a question meant for parallel was answered sequentially.
     """
 
@@ -78,11 +78,11 @@ class AnswerTime:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """All that was measured.
+    """All measurements.
 
     Attributes:
         engine: model, device, dtype and limits.
-        answers: the ways of answering; parallel is the last one.
+        answers: the ways of answering; parallel comes last.
         steps: by rows, ascending.
         prefix: tokens that the rows of `steps` shared.
     """
@@ -115,18 +115,16 @@ def measure(llm: ParallelReasoningLLM, question: str, *, runs: int = 3) -> Bench
 
     Args:
         llm: with its settings; only mode and drafts are changed. Without `prefix_cache_tokens=0`,
-            only its first answers pay for their prefill.
-        question: one that falls into parts.
-        runs: of each way.
+            only the first answers include their prefill.
+        question: one that can be split into parts.
+        runs: per way.
     """
     ways: dict[str, dict[str, Any]] = {
         "sequential, no drafts": {"mode": "sequential", "drafts": False},
         "sequential": {"mode": "sequential"},
         "parallel": {"mode": "parallel"},
     }
-    llm.invoke(
-        question, max_branch_tokens=1, max_conclusion_tokens=1
-    )  # sets up what is set up once
+    llm.invoke(question, max_branch_tokens=1, max_conclusion_tokens=1)  # one-time setup
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     results = {}
     for _ in range(runs):
@@ -156,13 +154,13 @@ def step_times(
     """Median seconds of a decoding step, by rows.
 
     Every width is measured in two rounds, ascending each time, so that a disturbance does not
-    hit one width alone.
+    affect a single width.
 
     Args:
-        engine: nothing else should run on it meanwhile.
+        engine: nothing else should run on it in the meantime.
         prefix: tokens that all rows see.
-        widths: rows; those that the engine's slots have no room for are left out.
-        steps: steps of a round; fewer when they take longer than two seconds together.
+        widths: numbers of rows; those that exceed the engine's slots are left out.
+        steps: steps of a round; fewer if they take longer than two seconds together.
     """
     room = (engine.forward.forest.max_slots - prefix) // (steps + 1)
     fitting = [width for width in widths if width <= min(room, engine.scheduler.budget.max_rows)]
@@ -184,7 +182,7 @@ def step_times(
                         ]
                     )
                     now = time.perf_counter()
-                    if step:  # the first one sets up what this width needs
+                    if step:  # the first one includes the setup for this width
                         found[width].append(now - before)
                     before = now
                     if step > 1 and now - began > _SECONDS_EACH:
@@ -200,8 +198,8 @@ def recommended_branches(steps: Sequence[StepTime]) -> int:
     """Branches that a pass should carry: a good `max_parallel_branches`.
 
     The knee: the fewest measured rows that reach 90% of the best tokens per second. Below it,
-    another branch costs less than it brings, so carrying more of them ends an answer sooner. Above
-    it a pass takes as much longer as it has more rows: nothing is gained, and every other request
+    another branch costs less than it brings, so carrying more of them finishes an answer sooner.
+    Above it, time grows in proportion to the rows: nothing is gained, and every other request
     waits longer for its pass.
     """
     best = max(step.tokens_per_second for step in steps)

@@ -38,7 +38,7 @@ def demo(
         live = is_live(console)
         typer.echo(question + "\n")
         llm = load(model=model, device=device, dtype=dtype)
-        # Not shown: the first question also pays for what is set up once.
+        # Not shown: the first question includes the one-time setup.
         llm.invoke(question, max_branch_tokens=1, max_conclusion_tokens=1)
         results: dict[Mode, ReasoningResult] = {}
         for mode in MODES:

@@ -1,4 +1,4 @@
-"""`langchain-pos doctor`: what this machine has, and whether a model can be served on it."""
+"""`langchain-pos doctor`: what this machine offers, and whether a model can be served on it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def doctor(
     dtype: DtypeOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Say what this machine has, and whether a model passes the probe on it."""
+    """Show what this machine offers, and whether a model passes the probe on it."""
     with exit_codes(debug):
         for key, value in _machine().items():
             typer.echo(f"{key:16} {value}")

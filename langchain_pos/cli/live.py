@@ -1,4 +1,4 @@
-"""An answer on the terminal while it is written, and what is said about it afterwards."""
+"""An answer on the terminal while it is written, and the remarks printed afterwards."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 
 REFRESHES_PER_SECOND = 8
-"""Few enough that drawing takes no time from decoding."""
+"""Few enough that drawing does not slow down decoding."""
 
 
 def show_stream(
     console: Console, chunks: Iterator[ReasoningChunk], *, live: bool
 ) -> ReasoningResult:
-    """Show an answer while it is written, then print it whole.
+    """Show an answer while it is written, then print all of it.
 
     Args:
-        console: where to.
-        chunks: the stream; closed whatever happens, so that an interrupted answer is cancelled.
+        console: where to print.
+        chunks: the stream; always closed, so that an interrupted answer is cancelled.
         live: redraw while it is written (a terminal); otherwise plain text at the end.
 
     Returns:
@@ -69,7 +69,7 @@ def print_answer(console: Console, result: ReasoningResult, *, live: bool) -> No
 
 
 def faults(result: ReasoningResult) -> list[str]:
-    """What went wrong in an answer, a line each; empty when nothing did."""
+    """What went wrong in an answer, one line each; empty if nothing did."""
     failed = [
         f"step {branch.title!r} failed: {branch.error or 'no reason is known'}"
         for branch in result.branches
@@ -83,7 +83,7 @@ def faults(result: ReasoningResult) -> list[str]:
 
 
 def remarks(result: ReasoningResult) -> list[str]:
-    """What should be known about an answer that is not wrong, a line each."""
+    """What a user should know about an answer without errors, one line each."""
     lines = []
     if result.fallback_reason:
         lines.append(f"answered sequentially ({result.fallback_reason})")
@@ -96,7 +96,7 @@ def remarks(result: ReasoningResult) -> list[str]:
 
 
 def closing_line(result: ReasoningResult) -> str:
-    """Forward passes and seconds by stage, and tokens a pass; one token at a time is 1."""
+    """Forward passes and seconds by stage, and tokens per pass; one token at a time is 1."""
     passes, seconds = result.forward_passes, result.timings
     stages = [
         f"{stage} {getattr(passes, stage)} passes {getattr(seconds, stage):.2f} s"
@@ -104,7 +104,7 @@ def closing_line(result: ReasoningResult) -> str:
         if getattr(passes, stage)
     ]
     tokens = result.usage.output_tokens
-    rate = f", {tokens / passes.total:.1f} a pass (one at a time: 1.0)" if passes.total else ""
+    rate = f", {tokens / passes.total:.1f} per pass (one at a time: 1.0)" if passes.total else ""
     total = f"total {passes.total} passes {seconds.total:.2f} s"
     return f"{result.mode}: {' · '.join([*stages, total])} · {tokens} tokens{rate}"
 

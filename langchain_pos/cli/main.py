@@ -4,13 +4,13 @@ Exit codes:
 
     0    every question was answered
     1    a question, or a step of one, failed
-    2    the command line or its input is not usable
+    2    the command line or its input is unusable
     3    the model cannot be loaded, or cannot be served
     4    a fault in langchain-pos itself; run again with --debug and report it
     130  interrupted
 
-Errors are one line on stderr; `--debug` shows tracebacks. torch and transformers are imported by
-the commands that need them, so `--help` is quick.
+Errors are one line on stderr; `--debug` shows tracebacks. torch and transformers are imported only
+by the commands that need them, so `--help` is fast.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the commands share: their options, exit codes, and one line on stderr."""
+"""Shared by the commands: options, exit codes, and one-line errors on stderr."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ ModelOption = Annotated[
         "--model", "-m", help="Folder, .gguf file or hub name; without it, the shipped model."
     ),
 ]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; chosen if left out.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; chosen if omitted.")]
 DtypeOption = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float16; chosen if left out.")
+    str | None, typer.Option(help="float32, bfloat16 or float16; chosen if omitted.")
 ]
 BudgetOption = Annotated[
-    int | None, typer.Option(min=1, help="Most tokens that one branch may write.")
+    int | None, typer.Option(min=1, help="Maximum number of tokens per branch.")
 ]
 TemperatureOption = Annotated[
-    float | None, typer.Option(min=0.0, help="0, the default, always takes the likeliest token.")
+    float | None, typer.Option(min=0.0, help="0, the default, always takes the most likely token.")
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Seed, for a temperature above 0.")]
 SequentialOption = Annotated[
-    bool, typer.Option("--sequential", help="Answer the ordinary way, one token after another.")
+    bool, typer.Option("--sequential", help="Answer sequentially, one token at a time.")
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
@@ -46,19 +46,19 @@ def say(message: str) -> None:
 
 
 def quiet_libraries() -> None:
-    """Let transformers and the hub say nothing but what a user waits for."""
+    """Silence transformers and the hub, except for download progress."""
     from huggingface_hub.utils.logging import set_verbosity_error
     from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # of reading weights; that of a download is wanted
+    disable_progress_bar()  # of reading weights; that of a download stays
     enable_progress_bars()
-    set_verbosity_error()  # its retries; the last one's error is ours to tell
+    set_verbosity_error()  # its retries; we report the last one's error
 
 
 @contextmanager
 def exit_codes(debug: bool) -> Iterator[None]:
-    """Turn errors into one line and an exit code; with `debug`, let them through."""
+    """Turn errors into one line and an exit code; with `debug`, let them propagate."""
     try:
         yield
     except KeyboardInterrupt:

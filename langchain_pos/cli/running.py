@@ -1,4 +1,4 @@
-"""What the commands do alike: load the model, read a file, print, and report what failed."""
+"""Shared steps of the commands: load the model, read a file, print, report failures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def make_llm(settings: dict[str, Any]) -> ParallelReasoningLLM:
-    """The runnable with the settings that were given; the one place that tests replace."""
+    """The runnable with the given settings; the one place that tests replace."""
     from langchain_pos.runnables.parallel_reasoning import ParallelReasoningLLM
 
     quiet_libraries()
@@ -29,11 +29,11 @@ def make_llm(settings: dict[str, Any]) -> ParallelReasoningLLM:
 
 
 def load(**settings: Any) -> ParallelReasoningLLM:
-    """The runnable with its model loaded; settings of None stay at the runnable's defaults."""
+    """The runnable with its model loaded; settings of None keep the runnable's defaults."""
     if sys.stderr.isatty():
         typer.echo("Loading the model …", err=True)
     llm = make_llm({name: value for name, value in settings.items() if value is not None})
-    llm.engine  # noqa: B018  # loads the model, so that its errors come before any work
+    llm.engine  # noqa: B018  # loads the model, so that its errors precede any work
     return llm
 
 
@@ -50,12 +50,12 @@ def read_text(path: Path) -> str:
 
 
 def mode_of(sequential: bool) -> Mode:
-    """The mode that the option `--sequential` stands for."""
+    """The mode selected by `--sequential`."""
     return "sequential" if sequential else "parallel"
 
 
 def new_console(*, stderr: bool = False) -> Console:
-    """A console that colours nothing by itself."""
+    """A console without automatic highlighting."""
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False, soft_wrap=False)
@@ -67,7 +67,7 @@ def is_live(console: Console) -> bool:
 
 
 def report(results: Iterable[ReasoningResult]) -> None:
-    """Say what should be known about answers; leave with an exit code if one has failed."""
+    """Print remarks on answers; exit with an error code if one has failed."""
     from langchain_pos.cli.live import faults, remarks
 
     results = list(results)

@@ -1,4 +1,4 @@
-"""`langchain-pos serve`: the chat model behind an OpenAI-compatible HTTP server."""
+"""`langchain-pos serve`: the chat model as an OpenAI-compatible HTTP server."""
 
 from __future__ import annotations
 
@@ -23,43 +23,44 @@ from langchain_pos.errors import InvalidRequestError
 def serve(
     model: ModelOption = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; any but this machine's wants an API key.")
+        str, typer.Option(help="Address to listen on; any but a local one requires an API key.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000,
     api_key: Annotated[
         str | None,
         typer.Option(
             envvar="LANGCHAIN_POS_API_KEY",
             show_default=False,
-            help="What clients must send; several, with commas between, for callers that take "
-            "turns. The environment hides it from `ps`.",
+            help="Key that clients must send; several, separated by commas, for callers that "
+            "take turns. The environment hides it from `ps`.",
         ),
     ] = None,
     served_model_name: Annotated[
-        str | None, typer.Option(help="What clients call the model; by default its name.")
+        str | None, typer.Option(help="Model name for clients; by default its own.")
     ] = None,
     max_concurrency: Annotated[
-        int, typer.Option(min=1, help="Requests answered at once; further ones wait.")
+        int, typer.Option(min=1, help="Requests answered at once; others wait.")
     ] = 16,
-    max_queue: Annotated[int, typer.Option(min=0, help="Requests that wait at most.")] = 64,
+    max_queue: Annotated[int, typer.Option(min=0, help="Most requests that may wait.")] = 64,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens of an answer's text that may be asked for.")
+        int, typer.Option(min=1, help="Most tokens of text that a request may ask for.")
     ] = 4096,
-    max_body_bytes: Annotated[int, typer.Option(min=1024, help="Bytes of a request.")] = 2 * 2**20,
+    max_body_bytes: Annotated[int, typer.Option(min=1024, help="Largest request, in bytes.")] = 2
+    * 2**20,
     request_seconds: Annotated[
-        float, typer.Option(min=0.001, help="From a request to the end of its answer.")
+        float, typer.Option(min=0.001, help="Seconds allowed for a whole answer.")
     ] = 600,
     drain_seconds: Annotated[
-        float, typer.Option(min=0, help="For answers under way when told to end.")
+        float, typer.Option(min=0, help="Seconds to finish running answers on shutdown.")
     ] = 30,
     max_branches: Annotated[int, typer.Option(min=2, help="Most steps of one plan.")] = 64,
     max_branch_tokens: BudgetOption = None,
     max_slots: Annotated[
-        int | None, typer.Option(min=1, help="KV-cache slots; half of the free memory if left out.")
+        int | None, typer.Option(min=1, help="KV-cache slots; half of the free memory if omitted.")
     ] = None,
     page: Annotated[
         bool,
-        typer.Option("--page/--no-page", help="At /: ask, and watch the branches being written."),
+        typer.Option("--page/--no-page", help="A page at / to ask and watch branches grow."),
     ] = True,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -68,26 +69,26 @@ def serve(
         typer.Option(help="auto, balanced, …: transformers spreads a model over several GPUs."),
     ] = None,
     ray: Annotated[
-        bool, typer.Option("--ray", help="Several replicas of the model, on Ray Serve.")
+        bool, typer.Option("--ray", help="Run several replicas of the model on Ray Serve.")
     ] = False,
     replicas: Annotated[
-        int | None, typer.Option(min=1, help="One a GPU if left out; a fixed number otherwise.")
+        int | None, typer.Option(min=1, help="Fixed number of replicas; one per GPU if omitted.")
     ] = None,
     min_replicas: Annotated[
-        int | None, typer.Option(min=1, help="Replicas follow the load, from this number …")
+        int | None, typer.Option(min=1, help="Scale replicas with the load, from this number …")
     ] = None,
     max_replicas: Annotated[int | None, typer.Option(min=1, help="… to this one.")] = None,
     gpus_per_replica: Annotated[
-        float | None, typer.Option(min=0, help="1 if left out, where there are GPUs.")
+        float | None, typer.Option(min=0, help="GPUs per replica; 1 if omitted and there are GPUs.")
     ] = None,
     ray_address: Annotated[
-        str | None, typer.Option(help="A Ray cluster that runs; one on this machine if left out.")
+        str | None, typer.Option(help="A running Ray cluster; one on this machine if omitted.")
     ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Serve the model over HTTP, as OpenAI's API: /v1/chat/completions, /v1/models.
+    """Serve the model over HTTP with OpenAI's API: /v1/chat/completions, /v1/models.
 
-    SIGTERM or Ctrl+C refuses new requests and finishes those under way; a second one ends at once.
+    SIGTERM or Ctrl+C refuses new requests and finishes running ones; a second one stops at once.
     """
     with exit_codes(debug):
         from langchain_pos.chat_models.base import ChatParallelReasoning
@@ -104,7 +105,7 @@ def serve(
         scaling = {name: value for name, value in scaling.items() if value is not None}
         if scaling and not ray:
             named = ", ".join("--ray-address" if n == "address" else _option(n) for n in scaling)
-            raise InvalidRequestError(f"{named} is for several replicas; give --ray as well")
+            raise InvalidRequestError(f"{named} applies to replicas; add --ray")
         quiet_libraries()
         given = {
             "model": model,

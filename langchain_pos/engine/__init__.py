@@ -1,6 +1,6 @@
 """Parallel decoding in one sequence: token ids in, token ids out.
 
-`Engine` is the front. This package imports torch only when one of its names is used.
+`Engine` is the entry point. This package imports torch only when one of its names is used.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,20 +1,20 @@
-"""What the engine returns: plain frozen data, no tensors and no torch."""
+"""The engine's output: plain frozen data, no tensors and no torch."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
-"""How a sequence ended: by itself (EOS, a stop sequence, a completed grammar), at its token
-budget, by cancellation, or by an error."""
+"""How a sequence ended: normally (EOS, a stop sequence, a completed grammar), at its token budget,
+by cancellation, or by an error."""
 
 
 @dataclass(frozen=True)
 class TokenUsage:
-    """Tokens of a prompt and of what was written after it.
+    """Tokens of a prompt and of the text written after it.
 
     Attributes:
-        input_tokens: tokens that were given (prompt; for a branch, its opening).
-        output_tokens: tokens that were written, text forced by a grammar included.
+        input_tokens: tokens given (prompt; for a branch, its opening).
+        output_tokens: tokens written, including text forced by a grammar.
     """
 
     input_tokens: int = 0
@@ -33,10 +33,10 @@ class TokenUsage:
 
 @dataclass(frozen=True)
 class DraftUsage:
-    """Tokens guessed ahead, and how many of the guesses were right.
+    """Tokens guessed ahead, and how many of them were accepted.
 
     Attributes:
-        drafted: tokens of drafts that were verified.
+        drafted: draft tokens that were verified.
         accepted: those that were right; each has saved a forward pass.
     """
 
@@ -49,13 +49,13 @@ class DraftUsage:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """How likely the model held one token of a completion to be.
+    """How likely one token of a completion was to the model.
 
     Attributes:
         token_id: the token.
         logprob: natural logarithm of its probability, before temperature, penalties and grammar;
-            0 for a token that a grammar wrote without asking the model.
-        top: the likeliest tokens at this place with theirs, the likeliest first.
+            0 for a token that a grammar forced without running the model.
+        top: the most likely tokens at this place with theirs, in descending order.
     """
 
     token_id: int
@@ -68,15 +68,15 @@ class Completion:
     """One finished sequence.
 
     Attributes:
-        token_ids: the tokens written, without the prompt and without a final EOS. Those of the
-            stop sequence that ended it are there.
-        text: their text, cut before the stop sequence that ended it; special tokens left out.
+        token_ids: the tokens written, without the prompt and a final EOS, but with those of the
+            stop sequence that ended it.
+        text: their text, cut before the stop sequence that ended it; without special tokens.
         finish_reason: how it ended.
         usage: tokens of the prompt (or opening) and of the completion.
         forward_passes: forward passes from its first token fed to its last token sampled.
-        drafts: tokens guessed, and guessed right.
-        stop: the stop sequence that ended it, None when something else did.
-        error: what went wrong when `finish_reason` is "error".
+        drafts: tokens guessed, and accepted.
+        stop: the stop sequence that ended it, None if something else did.
+        error: what went wrong if `finish_reason` is "error".
     """
 
     token_ids: tuple[int, ...]

@@ -1,8 +1,7 @@
-"""One token from many logits: the likeliest one, or the one that a random number falls on.
+"""One token from many logits: the most likely one, or the one that a random number selects.
 
-A vocabulary has 150,000 tokens, and a pass 30 rows of them: what goes number by number, sorts or
-adds up one after the other takes longer than the model. So each function first looks at blocks of
-logits, and then into one block.
+With 150,000 tokens in a vocabulary and 30 rows in a pass, scalar loops, sorting and running sums
+take longer than the model. So each function first looks at blocks of logits, then into one block.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch
 
 _BLOCK = 128  # logits
 _BINS = 4096
-_BINS_PER_NAT = 128.0  # the last bin holds all tokens that are 32 nats or more below the likeliest
+_BINS_PER_NAT = 128.0  # the last bin holds all tokens 32 nats or more below the most likely
 
 
 def uniform(seed: int, step: int) -> float:
@@ -23,10 +22,10 @@ def uniform(seed: int, step: int) -> float:
 
 
 def likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each row's largest logit and its token, the first one of several: as `argmax`.
+    """Each row's largest logit and the first token that has it, like `argmax`.
 
-    On a CPU `argmax` over a vocabulary goes number by number (3 ms for 30 rows of 150,000), the
-    maximum alone goes vector by vector. So the maxima of blocks are found first.
+    On a CPU, `argmax` over a vocabulary is scalar (3 ms for 30 rows of 150,000), while the maximum
+    alone is vectorised. So the maxima of blocks are found first.
 
     Args:
         logits: `[R, vocabulary]` in any floating dtype.
@@ -51,12 +50,12 @@ def likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def inverse_cdf(weights: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """Draw tokens by inverting the cumulative distribution, in the order of the tokens.
 
-    The sums of blocks say which block the draw falls into; only that block is added up token by
-    token. What is drawn never has the weight 0, unless the whole row has.
+    The sums of blocks show which block the draw falls into; only that block is summed token by
+    token. A token of weight 0 is never drawn, unless the whole row is 0.
 
     Args:
         weights: float32 `[R, vocabulary]`: probabilities, up to a factor of each row.
-        u: `[R]` in [0, 1), of a dtype that the device knows: see `precise_dtype`.
+        u: `[R]` in [0, 1), in a dtype that the device supports: see `precise_dtype`.
 
     Returns:
         int64 `[R]`: the first token whose cumulative probability exceeds `u`.
@@ -76,12 +75,12 @@ def inverse_cdf(weights: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
 
 
 def precise_dtype(device: torch.device) -> torch.dtype:
-    """What sums over a vocabulary are kept in: float64; Apple's GPUs know float32 only."""
+    """The dtype of sums over a vocabulary: float64; Apple's GPUs support only float32."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _first_beyond(weights: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the cumulative sum first exceeds a share of the whole sum, and how far into it.
+    """Where the cumulative sum first exceeds a share of the total, and how far into that weight.
 
     Args:
         weights: `[R, N]`.
@@ -92,7 +91,7 @@ def _first_beyond(weights: torch.Tensor, share: torch.Tensor) -> tuple[torch.Ten
     """
     cumulative = weights.cumsum(dim=-1)
     total = cumulative[:, -1:]
-    # Just below the sum at most: so the first place that exceeds it has a weight.
+    # At most just below the sum, so that the first place exceeding it has a weight.
     target = torch.minimum(share[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
     place = torch.searchsorted(cumulative, target, right=True).clamp_(max=weights.shape[-1] - 1)
     weight = weights.gather(1, place)
@@ -101,9 +100,9 @@ def _first_beyond(weights: torch.Tensor, share: torch.Tensor) -> tuple[torch.Ten
 
 
 def top_k_of(logits: torch.Tensor, k: int) -> torch.Tensor:
-    """The k likeliest tokens of `[vocabulary]` logits, in the order of the tokens.
+    """The k most likely tokens of `[vocabulary]` logits, in the order of the tokens.
 
-    As transformers' `TopKLogitsWarper`: those that are as likely as the last one are kept as well.
+    Like transformers' `TopKLogitsWarper`, keeps all tokens as likely as the last one.
     """
     if k >= len(logits):
         return torch.arange(len(logits), device=logits.device)
@@ -111,11 +110,11 @@ def top_k_of(logits: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def drop_all_but_top_p(weights: torch.Tensor, p: float) -> None:
-    """Set the weights of the unlikeliest tokens to 0, in place: what is left makes up p, or more.
+    """Set the weights of the least likely tokens to 0, in place; the rest add up to at least p.
 
-    As transformers' `TopPLogitsWarper`, of equally likely tokens the first ones go first; but
-    nothing is sorted except what lies where the line is drawn. Bins of likelihood, each with the
-    sum of its tokens, tell where that is.
+    Like transformers' `TopPLogitsWarper`, drops the first of equally likely tokens first; but only
+    the tokens around the threshold are sorted. Bins of likelihood, each with the sum of its
+    tokens, show where that is.
 
     Args:
         weights: float32 `[vocabulary]` on the CPU; the largest is 1.
@@ -123,7 +122,7 @@ def drop_all_but_top_p(weights: torch.Tensor, p: float) -> None:
     """
     bins = weights.log().mul_(-_BINS_PER_NAT).clamp_(max=_BINS - 1).int()
     masses = torch.bincount(bins, weights=weights.double(), minlength=_BINS)
-    # A token stays if the likelier ones make up less than p.
+    # A token is kept if the more likely ones add up to less than p.
     until = masses.cumsum(dim=0)
     before, limit = torch.cat([until.new_zeros(1), until[:-1]]), p * until[-1]
     line = int((before < limit).sum()) - 1

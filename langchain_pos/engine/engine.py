@@ -1,4 +1,4 @@
-"""The engine's front: token ids in, token ids out. It knows no prompt and no LangChain."""
+"""The engine's entry point: token ids in, token ids out. No prompts and no LangChain."""
 
 from __future__ import annotations
 
@@ -47,24 +47,24 @@ class Engine:
         model: transformers causal language model; its attention implementation is set.
         tokenizer: its fast tokenizer.
         attn_implementation: "auto", or one of transformers' names ("sdpa", "eager").
-        max_slots: KV-cache slots to hold at most; None takes what fits in half of the memory
-            that is available now.
-        max_rows: tokens fed in one forward pass at most.
-        draft_rows: rows that a pass may have when drafts fill it up; None measures how many cost
-            little more than one, and lets requests that run together draft more where it pays.
-        prefix_cache_tokens: tokens of prompts whose keys and values are kept for later prompts that
-            begin alike, at most, and at most a quarter of the slots; 0 keeps none.
-        cuda_graphs: record small passes as CUDA graphs; None does so where the whole model lies on
-            one CUDA device. Elsewhere True runs the same fixed shapes unrecorded, for tests.
-        pack_weights: rewrite the weights in place for faster steps on the CPU, where that gains
-            anything; the model can then neither be saved nor moved. See `engine/cpu`.
+        max_slots: most KV-cache slots to hold; None takes what fits in half of the memory
+            available now.
+        max_rows: most tokens fed in one forward pass.
+        draft_rows: rows up to which drafts may fill a pass; None measures how many cost little
+            more than one, and lets concurrent requests draft more where it pays.
+        prefix_cache_tokens: most prompt tokens whose keys and values are kept for later prompts
+            that begin alike, and at most a quarter of the slots; 0 keeps none.
+        cuda_graphs: record small passes as CUDA graphs; None does so if the whole model is on one
+            CUDA device. Elsewhere True runs the same fixed shapes unrecorded, for tests.
+        pack_weights: rewrite the weights in place for faster steps on the CPU, where that helps;
+            the model can then neither be saved nor moved. See `engine/cpu`.
         rope_factors: for models with two sets of RoPE frequencies, such as Phi-3: "short" for texts
-            as long as those it was first trained on, "long" for its whole context. The set is
-            fixed in the model: see `engine/rope.py`.
+            as long as in its original training, "long" for its whole context. The set is fixed in
+            the model: see `engine/rope.py`.
 
     Raises:
         UnsupportedModelError: the model cannot keep branches apart.
-        PackedModelError: it cannot with packed weights; without them it may.
+        PackedModelError: it does not work with packed weights, but may without.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Engine:
         )
         self.eos_token_ids = _eos_token_ids(model, tokenizer, self.forward.vocabulary)
         self._constraints: ConstraintCompiler | None = None
-        give_back_workers()  # the thread that loads a model need not be one that drives it
+        give_back_workers()  # the thread that loads a model is not the one that drives it
 
     @classmethod
     def load(
@@ -140,7 +140,7 @@ class Engine:
     ) -> Self:
         """Load a folder or hub name; see `langchain_pos.engine.loading.load`.
 
-        A model that nobody else holds may have its weights packed, so that is the default here.
+        Nothing else holds this model, so packing its weights is safe and the default here.
         """
 
         def loaded(*, packed: bool) -> Any:
@@ -172,7 +172,7 @@ class Engine:
             engine = loaded(packed=False)
         return engine
 
-    # -------------------------------------------------------------- whole answers
+    # ---------------------------------------------------------- whole completions
 
     def generate(
         self,
@@ -192,13 +192,13 @@ class Engine:
             sampling: how tokens are chosen.
             constraint: the language that the completion must belong to.
             stop: texts that end it.
-            drafts: guess by prompt look-up; the tokens are the same, the passes fewer.
+            drafts: guess by prompt look-up: the same tokens in fewer passes.
 
         Raises:
-            InvalidRequestError: empty prompt, budget or stop text, unreadable constraint.
+            InvalidRequestError: empty prompt, budget or stop text, invalid constraint.
             ContextLengthError: prompt and budget exceed the model's positions.
             OutOfSlotsError: they exceed the slots.
-            NonFiniteLogitsError: the model broke down.
+            NonFiniteLogitsError: the model returned unusable logits.
         """
         self.check(prompt_ids, max_new_tokens)
         check_stop(stop)
@@ -247,18 +247,18 @@ class Engine:
             prefix_ids: the tokens that all branches see; at least one.
             openings: the first tokens of each branch; at least one each.
             max_new_tokens: each branch's budget in tokens.
-            sampling: how tokens are chosen; branch i has a seed of its own, made from the seed
-                and i, so it draws the same tokens whatever runs beside it.
+            sampling: how tokens are chosen; branch i has its own seed, derived from the seed and
+                i, so it draws the same tokens whatever runs beside it.
             stop: texts that end a branch.
-            max_parallel: branches decoded at the same time; the others wait and follow.
-            drafts: guess by prompt look-up; the tokens are the same, the passes fewer.
+            max_parallel: branches decoded at the same time; the others wait.
+            drafts: guess by prompt look-up: the same tokens in fewer passes.
 
         Returns:
-            a completion for each opening, in their order. One that failed has the finish reason
-            "error" and says why; the others are whole.
+            a completion for each opening, in order. One that failed has the finish reason "error"
+            and the reason; the others are complete.
 
         Raises:
-            InvalidRequestError: as `generate`, and so on, for what concerns all branches.
+            InvalidRequestError: like `generate`, as are the other errors that concern all branches.
         """
         longest = max((len(opening) for opening in openings), default=0)
         if not openings or not all(openings):
@@ -302,7 +302,7 @@ class Engine:
         expected = len(prefix_ids) + together * longest + ROOM
         return self.run(steps, reserve=reserve, expected=expected)
 
-    # ------------------------------------------------- parts to write requests from
+    # ------------------------------------------------- building blocks of requests
 
     def run(
         self,
@@ -374,7 +374,7 @@ class Engine:
 
     @property
     def constraints(self) -> ConstraintCompiler:
-        """Grammars for this tokenizer; made when first asked for."""
+        """Grammars for this tokenizer; created when first needed."""
         if self._constraints is None:
             self._constraints = ConstraintCompiler(
                 self.tokenizer,
@@ -393,9 +393,9 @@ class Engine:
 
     @property
     def context_length(self) -> int | None:
-        """Positions that a request may have; None where the model names no limit.
+        """Positions that a request may have; None if the model specifies no limit.
 
-        Those that the model has been built for, or fewer: as many as its RoPE frequencies cover.
+        The model's own limit, or fewer if its RoPE frequencies cover less.
         """
         if self._rope.positions is not None:
             return self._rope.positions
@@ -403,7 +403,7 @@ class Engine:
         return int(limit) if limit else None
 
     def check(self, prompt_ids: Sequence[int], max_new_tokens: int) -> None:
-        """Refuse what cannot be served, before any work."""
+        """Refuse requests that cannot be served, before any work."""
         if not prompt_ids:
             raise InvalidRequestError("the prompt has no tokens; give at least one")
         if max_new_tokens < 1:
@@ -419,17 +419,17 @@ class Engine:
 
     @property
     def slots_in_use(self) -> int:
-        """Slots that live requests hold now; 0 when there is none."""
+        """Slots that live requests hold now."""
         return self.forward.forest.slots_in_use
 
     def _computes_in(self) -> str:
-        """Which dtypes are fast here: why a bfloat16 checkpoint is loaded as float32, or not."""
+        """Which dtypes are fast here: why a bfloat16 checkpoint may be loaded as float32."""
         if self.forward.device.type != "cpu":
             return str(self.forward.device)
         return "computes in bfloat16" if computes_in_bfloat16() else "computes in float32 only"
 
     def describe(self) -> dict[str, str]:
-        """What a user asks first: model, device, dtype, attention path, limits."""
+        """The basics: model, device, dtype, attention, limits."""
         config = self.forward.config
         apart = ", in parts" if self.forward.in_parts else ""
         attention = f"{config._attn_implementation} ({self.forward.mask_form} mask{apart})"
@@ -460,17 +460,17 @@ def _eos_token_ids(
     configured = getattr(model.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     known = [i for i in [*ids, tokenizer.eos_token_id] if i is not None]
-    return frozenset(i for i in known if i < vocabulary)  # tokenizers may add one of their own
+    return frozenset(i for i in known if i < vocabulary)  # tokenizers may add some of their own
 
 
 def _can_record(model: PreTrainedModel) -> bool:
-    """Whether the whole model lies on one CUDA device."""
+    """Whether the whole model is on one CUDA device."""
     devices = {parameter.device for parameter in model.parameters()}
     return len(devices) == 1 and next(iter(devices)).type == "cuda"
 
 
 def _pass_seconds(forward: ForwardPass) -> Callable[[int], float]:
-    """What runs a pass of so many rows, all of them sampled, and says how long it took."""
+    """A function that runs a pass of n rows, all of them sampled, and returns its seconds."""
 
     def seconds(rows: int) -> float:
         root = forward.forest.root(Ledger())
@@ -486,5 +486,5 @@ def _pass_seconds(forward: ForwardPass) -> Callable[[int], float]:
 
 
 def _slots_that_fit(model: PreTrainedModel, slot_bytes: int) -> int:
-    """Slots whose keys and values fill half of the memory that is available now."""
+    """Slots whose keys and values fill half of the memory available now."""
     return max(available_memory(model.device) // 2 // slot_bytes, 1024)

@@ -1,4 +1,4 @@
-"""Memory that can still be used, on each kind of device."""
+"""Available memory, on each kind of device."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from langchain_pos.engine.cpu import cgroups
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can be used on a device without anything else being swapped out or ended.
+    """Bytes that can be used on a device without anything else being swapped out or killed.
 
     Args:
-        device: a CPU's counts what its container may use, too; Apple's GPU shares its memory.
+        device: a CPU's respects the container's limit; Apple's GPU shares the CPU's memory.
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])

@@ -1,4 +1,4 @@
-"""The tokens that a repetition penalty makes less likely, kept up while a sequence grows."""
+"""The tokens that a repetition penalty makes less likely, tracked while a sequence grows."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 class PenaltyHistory:
     """The distinct tokens of a sequence so far, prompt included.
 
-    They lie on the device that they were last asked for on, and grow there: a step costs what is
-    new, not what is long known.
+    They are kept on the device where they were last requested, and grow there: a step costs only
+    its new tokens.
 
     Args:
-        token_ids: the tokens that it begins with.
+        token_ids: the initial tokens.
     """
 
     def __init__(self, token_ids: Iterable[int] = ()) -> None:
@@ -27,16 +27,16 @@ class PenaltyHistory:
         return len(self._seen)
 
     def extend(self, token_ids: Iterable[int]) -> None:
-        """Take in further tokens."""
+        """Add further tokens."""
         for token_id in token_ids:
             if token_id not in self._seen:
                 self._seen.add(token_id)
                 self._new.append(token_id)
 
     def ids(self, device: torch.device, ahead: Sequence[int] = ()) -> torch.Tensor:
-        """The tokens, and those of a draft that nobody has accepted yet; int64 `[n]`.
+        """The tokens, and those of a draft not yet accepted; int64 `[n]`.
 
-        A token may occur twice in it, once as a draft's.
+        A token may occur twice, once as a draft's.
         """
         if self._new or self._ids.device != device:
             new = torch.tensor(self._new, dtype=torch.int64, device=device)
@@ -47,12 +47,12 @@ class PenaltyHistory:
 
 
 def penalise(logits: torch.Tensor, token_ids: torch.Tensor, penalty: float) -> None:
-    """Make tokens less likely, in place: as transformers' `RepetitionPenaltyLogitsProcessor`.
+    """Make tokens less likely, in place, like transformers' `RepetitionPenaltyLogitsProcessor`.
 
     Args:
         logits: `[vocabulary]`.
         token_ids: int64 `[n]`; one that occurs twice is penalised once.
-        penalty: above 1 makes them less likely, below 1 likelier.
+        penalty: above 1 makes them less likely, below 1 more likely.
     """
     scores = logits[token_ids]
     logits[token_ids] = torch.where(scores < 0, scores * penalty, scores / penalty)

@@ -1,11 +1,11 @@
 """One set of RoPE frequencies for all requests of an engine.
 
-The RoPE types `longrope` (Phi-3, 3.5 and 4 mini) and `dynamic` have two sets of frequencies, or
-more: for texts of the length that the model was trained on, and for longer ones. transformers
-chooses by the largest position of the forward pass. In an engine that pass holds many requests, so
-a short one would change its logits because a longer one runs beside it. Its own text would also
-change under way: the keys in its cache were turned with other frequencies. Hence one set is chosen
-when a model is loaded, and the context ends where that set does, as in vLLM.
+The RoPE types `longrope` (Phi-3, 3.5 and 4 mini) and `dynamic` have two or more sets of
+frequencies: for texts of the length that the model was trained on, and for longer ones.
+transformers chooses by the largest position of the forward pass. Here a pass holds many requests,
+so a short request's logits would change because a longer one runs beside it, and halfway through
+its own text the keys in the cache would no longer match. Hence one set is chosen when a model is
+loaded, and the context is limited to what that set covers, as in vLLM.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ RopeFactors = Literal["short", "long"]
 
 @dataclass(frozen=True)
 class RopeRange:
-    """What the chosen frequencies cover.
+    """The range of the chosen frequencies.
 
     Attributes:
-        positions: how many; None where the model has one set of frequencies and sets no limit here.
-        note: which set it is and how to get the other one; empty where there is one only.
+        positions: covered; None if the model has one set of frequencies and no limit applies.
+        note: which set it is and how to get the other; empty if there is only one.
     """
 
     positions: int | None = None
@@ -42,9 +42,9 @@ def fix_frequencies(model: PreTrainedModel, factors: RopeFactors) -> RopeRange:
     """Fix the frequencies of a model whose RoPE would choose them by the longest request.
 
     Args:
-        model: changed in place; models with one set of frequencies are left alone.
-        factors: "short", as the model was trained at first; or "long", which reaches further and
-            is less exact for short texts.
+        model: changed in place; models with one set of frequencies are left unchanged.
+        factors: "short", as in the model's original training; or "long", which reaches further
+            and is less exact for short texts.
 
     Raises:
         InvalidRequestError: `factors` is neither.
@@ -84,7 +84,7 @@ def _fix(
         most = int(config.max_position_embeddings)
         reach = most, int(most * rope.get("factor", 1.0))
     frequencies = getattr(module, f"{prefix}original_inv_freq")
-    if "long_mscale" in rope:  # Phi-MoE, which scales by the longest request as well
+    if "long_mscale" in rope:  # Phi-MoE, which also scales by the longest request
         if factors == "long":
             raise UnsupportedModelError(
                 f"{config.model_type} cannot be fixed to its long RoPE factors; leave rope_factors "
@@ -101,7 +101,7 @@ def _fix(
     with torch.no_grad():
         current = getattr(module, f"{prefix}inv_freq")
         module.register_buffer(f"{prefix}inv_freq", frequencies.to(current.device), False)
-    # What chooses the frequencies anew in each pass looks at the type.
+    # transformers chooses the frequencies anew in each pass for certain types only.
     fixed = f"fixed {factors} factors"
     module.rope_type = fixed if layer_type is None else {**module.rope_type, layer_type: fixed}
     return reach

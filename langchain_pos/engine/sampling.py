@@ -1,9 +1,8 @@
 """Logits to token ids, every row with its own parameters and seed.
 
-The distribution is that of transformers' warpers. Randomness is one number in [0, 1) for each
-token, made from the row's seed and the token's place alone, and turned into a token by inverting
-the cumulative distribution. So a branch draws the same tokens whatever runs beside it, on any
-device.
+The distribution is that of transformers' warpers. Randomness is one number in [0, 1) per token,
+derived only from the row's seed and the token's place, and turned into a token by inverting the
+cumulative distribution. So a branch draws the same tokens whatever runs beside it, on any device.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ class SamplingParams:
 
     Attributes:
         temperature: 0 is greedy; higher is more random.
-        top_k: keep the k likeliest tokens; None keeps all.
-        top_p: keep the likeliest tokens whose probabilities add up to p.
-        min_p: drop tokens less likely than this share of the likeliest one; None drops none.
+        top_k: keep the k most likely tokens; None keeps all.
+        top_p: keep the most likely tokens whose probabilities add up to p.
+        min_p: drop tokens less likely than this share of the most likely one; None drops none.
         repetition_penalty: above 1 makes tokens of the prompt and completion less likely.
         seed: same seed, same tokens. None draws a new one for each request.
     """
@@ -68,12 +67,12 @@ class SamplingParams:
         ):
             if not valid:
                 raise InvalidRequestError(
-                    f"{name}={getattr(self, name)} cannot be sampled with: it must be {allowed}"
+                    f"{name}={getattr(self, name)} is out of range: it must be {allowed}"
                 )
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is always taken: below 1e-5 float32 would overflow."""
+        """Whether the most likely token is always taken: below 1e-5 float32 would overflow."""
         return self.temperature < 1e-5
 
     def warpers(self) -> LogitsProcessorList:
@@ -104,9 +103,9 @@ class Logprobs:
         self._seen: dict[int, TokenLogprob] = {}  # by the token's place
 
     def note(self, step: int, token_id: int, logprobs: torch.Tensor) -> None:
-        """Keep what `[vocabulary]` log-probabilities say of the token sampled at a place.
+        """Record, from `[vocabulary]` log-probabilities, the token sampled at a place.
 
-        A place that is sampled once more, behind a rejected draft, is overwritten.
+        A place sampled again, after a rejected draft, is overwritten.
         """
         values, ids = logprobs.topk(min(self.top, len(logprobs)))
         top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
@@ -132,16 +131,16 @@ class Logprobs:
 
 @dataclass(frozen=True)
 class RowSampling:
-    """What one row of logits is sampled with.
+    """How one row of logits is sampled.
 
     Attributes:
         params: the sequence's parameters.
         seed: the sequence's seed.
         step: the token's place in its completion, from 0.
         history: tokens so far, prompt included, for the repetition penalty; None without one.
-        ahead: a draft's tokens before this row, which the penalty counts as well.
+        ahead: a draft's tokens before this row, which the penalty includes.
         constraint: the grammar's state, None for free text.
-        logprobs: told how likely the token was; None where nobody asks.
+        logprobs: records how likely the token was; None if not requested.
     """
 
     params: SamplingParams
@@ -154,12 +153,12 @@ class RowSampling:
 
     @property
     def plain(self) -> bool:
-        """Whether the likeliest token is simply taken."""
+        """Whether the most likely token is taken as it is."""
         return self.params.greedy and self.constraint is None and not self.penalised
 
     @property
     def penalised(self) -> bool:
-        """Whether there are tokens that a repetition penalty makes less likely."""
+        """Whether a repetition penalty applies to any tokens."""
         return self.params.repetition_penalty != 1 and bool(self.history or self.ahead)
 
 
@@ -169,19 +168,19 @@ def sample(logits: torch.Tensor, rows: Sequence[RowSampling]) -> list[int | NonF
 
     Args:
         logits: `[R, vocabulary]` in any floating dtype.
-        rows: what each row is sampled with.
+        rows: how each row is sampled.
 
     Returns:
         a token id for each row, or the error for a row without a single usable logit.
     """
     asked = [index for index, row in enumerate(rows) if row.logprobs is not None]
     logprobs = logits[asked].float().log_softmax(dim=-1) if asked else None
-    # 1. The likeliest token is all that most rows want. The model's own failures show here too,
-    #    before a grammar turns logits into minus infinity.
+    # 1. Most rows need only the most likely token. The model's own failures show here too, before
+    #    a grammar turns logits into minus infinity.
     best, tokens = likeliest(logits)
     broken = best.isfinite().logical_not_()
 
-    # 2. The others are worked on in float32, and only they.
+    # 2. Only the others are processed, in float32.
     special = [index for index, row in enumerate(rows) if not row.plain]
     if special:
         where = torch.tensor(special, device=logits.device)
@@ -198,7 +197,7 @@ def sample(logits: torch.Tensor, rows: Sequence[RowSampling]) -> list[int | NonF
                 sink.note(rows[index].step, chosen_tokens[index], told)
     return [
         NonFiniteLogitsError(
-            "the model returned NaN or infinite logits, or none for what the grammar allows; try "
+            "the model returned NaN or infinite logits, or none that the grammar allows; try "
             "another dtype (float32 always works), or check the weights"
         )
         if failed
@@ -208,17 +207,17 @@ def sample(logits: torch.Tensor, rows: Sequence[RowSampling]) -> list[int | NonF
 
 
 def _rows_of(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Some of the rows; where all are asked for, the logits themselves, for they are large."""
+    """The given rows; for all of them, the logits themselves, without a copy."""
     return logits if len(rows) == len(logits) else logits.index_select(0, rows)
 
 
 def _warp(
     logits: torch.Tensor, rows: Sequence[RowSampling], tokens: torch.Tensor, where: torch.Tensor
 ) -> torch.Tensor:
-    """Penalties, grammars, sampling: writes the chosen tokens into `tokens[where]`.
+    """Apply penalties and grammars, sample, and write the chosen tokens into `tokens[where]`.
 
     Returns:
-        bool `[R]`: rows for which the grammar leaves nothing.
+        bool `[R]`: rows for which the grammar allows no token.
     """
     for index, row in enumerate(rows):
         if row.penalised:
@@ -242,27 +241,27 @@ def _warp(
 
 
 def probabilities(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
-    """What each row's token is drawn from: transformers' warpers, then a softmax.
+    """The distribution of each row's token: transformers' warpers, then a softmax.
 
     Args:
         logits: float32 `[R, vocabulary]`; may be written to.
-        params: of each row; none of them greedy.
+        params: of each row; none is greedy.
 
     Returns:
         float32 `[R, vocabulary]`: probabilities, on a CPU up to a factor of each row.
     """
     if logits.device.type == "cpu":
         for row, its in zip(logits, params, strict=True):
-            if row.amax().isfinite():  # else there is nothing to draw, and the caller says so
+            if row.amax().isfinite():  # else there is nothing to draw, and the caller raises
                 _weigh(row, its)
         return logits
     return _warp_groups(logits, params)
 
 
 def _warp_groups(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
-    """The same by the warpers themselves: a GPU sorts a vocabulary in no time.
+    """The same with the warpers themselves: a GPU sorts a vocabulary quickly.
 
-    Rows with equal parameters go together; nothing waits for the device.
+    Rows with equal parameters are processed together, without waiting for the device.
     """
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, its in enumerate(params):
@@ -275,9 +274,9 @@ def _warp_groups(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torc
 
 
 def _weigh(row: torch.Tensor, params: SamplingParams) -> None:
-    """Turn logits `[vocabulary]` on a CPU into weights, in place; the likeliest token weighs 1.
+    """Turn logits `[vocabulary]` on a CPU into weights, in place; the largest becomes 1.
 
-    The same as the warpers in their order, row by row: a row fits into the processor's cache.
+    Equivalent to the warpers in order, row by row: a row fits into the processor's cache.
     """
     if params.top_k is not None:
         some = top_k_of(row, params.top_k)

@@ -7,16 +7,16 @@ import secrets
 
 
 def derive_seed(seed: int, *path: int | str) -> int:
-    """A seed of its own for each part of a request, the same in every run: 63 bits."""
+    """A separate seed for each part of a request, the same in every run: 63 bits."""
     digest = hashlib.blake2b(repr((seed, *path)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def request_seed(given: int | None, *temperatures: float | None) -> int:
-    """The seed of a request: the one given; else a new one where its caller wants sampling.
+    """The seed of a request: the given one, else a new one if it is sampled.
 
-    Without a temperature the likeliest tokens are wanted, and the same ones every time. What is
-    sampled all the same, such as the last attempt at a plan, then follows one seed.
+    Without a temperature, output should be the same every time. Parts that are sampled all the
+    same, such as the last attempt at a plan, then use a fixed seed.
     """
     if given is not None:
         return given

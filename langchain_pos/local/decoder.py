@@ -1,4 +1,4 @@
-"""A decoder over this package's own engine; the stages are stepped by the engine's scheduler."""
+"""A decoder over this package's own engine; its scheduler steps the stages."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class LocalDecoding:
 
     @property
     def folder(self) -> Path | None:
-        """The folder that the model was loaded from; None where it was none."""
+        """The folder that the model was loaded from; None if it was not a folder."""
         name = self._name
         return Path(name) if name and Path(name).is_dir() else None
 
     @property
     def model_name(self) -> str:
-        """The folder's name, or the hub name; empty where the model has none."""
+        """The folder's name or the hub name; empty if the model has neither."""
         return self.folder.name if self.folder is not None else self._name
 
     @property
@@ -76,7 +76,7 @@ class LocalDecoding:
         budget: Budget | None,
         caller: Hashable | None,
     ) -> Pending[ReasoningResult]:
-        """See `Decoding`. Raises `OutOfSlotsError` where the question can never fit."""
+        """See `Decoding`. Raises `OutOfSlotsError` if the question can never fit."""
         if budget is None:
             raise ValueError("a local question has a budget before it is queued")
         return self.engine.scheduler.submit(reason, reserve=budget.reserve, caller=caller)
@@ -87,7 +87,7 @@ class LocalDecoder:
 
     Args:
         engine: the model.
-        question: what is asked. Its grammars are compiled here, while others decode.
+        question: to answer. Its grammars are compiled here, while others decode.
     """
 
     model_name = ""
@@ -116,11 +116,11 @@ class LocalDecoder:
         self._request: Request[ReasoningResult]  # from `start` on
         self._branches: list[DecodingSequence] = []  # of the last block, for a join that reuses
 
-    # -------------------------------------------------------------- what it takes
+    # ------------------------------------------------------------------- its size
 
     @property
     def limit(self) -> int:
-        """See `Decoder`: the model's positions, or the engine's slots where they are fewer."""
+        """See `Decoder`: the model's positions, or the engine's slots if fewer."""
         slots = self._engine.forward.forest.max_slots
         return min(self._engine.context_length or slots, slots)
 
@@ -181,7 +181,7 @@ class LocalDecoder:
         before = list(self._request.ledger.segments)
         token_ids = self.encode(messages)
         root = self._engine.scheduler.root(self._request, token_ids)
-        for segment in before:  # after the new root is there: what they share is not parked
+        for segment in before:  # after the new root exists: what they share is not parked
             self._engine.release(segment)
         if not self.input_tokens:
             self.input_tokens = len(token_ids)
@@ -248,7 +248,7 @@ class LocalDecoder:
             close, choice = encode(closing), encode(closing[:1])
             if len(choice) != 1 or len(token_ids) >= most:
                 break
-            # The model chooses the first character; what it forces is written, and encoded, as one.
+            # The model chooses the first character; what that forces is encoded as one text.
             token_ids += close
             expected += [choice[0], *[None] * (len(close) - 1)]
         if not token_ids:
@@ -267,8 +267,8 @@ class LocalDecoder:
     ) -> None:
         """See `Decoder`.
 
-        One that has ended is no longer fed, and one that waits takes its place at once; until then
-        it holds no slots.
+        A branch that has ended is no longer fed, and a waiting one takes its place at once; a
+        waiting branch holds no slots.
         """
         trunk = _local(trunk)
         outline = trunk.encode(seen) if seen else []
@@ -318,14 +318,14 @@ class LocalDecoder:
                 written = replace(written, closed=True)
             on_end(index, written)
 
-        # What of the trunk is not fed yet goes along with the openings, in the same pass.
+        # The part of the trunk not fed yet goes along with the openings, in the same pass.
         unfed = [*trunk.unfed, *outline]
         first = [Feed(trunk.segment, unfed)] if unfed else []
         await decode(sequences(), first=first, max_parallel=fit, on_end=ended)
         self._engine.truncate(trunk.segment, trunk.end)
 
     def join(self, trunk: Trunk, joined: str, tail: str, bodies: Sequence[str]) -> None:
-        """See `Decoder`. With `join="reuse"` nothing of the branches is fed again."""
+        """See `Decoder`. With `join="reuse"`, the branches are not fed again."""
         trunk = _local(trunk)
         if self._branches:
             reuse(self._engine, trunk, joined, tail, bodies, self._branches)
@@ -377,7 +377,7 @@ class LocalDecoder:
             where=where,
         )
 
-    # -------------------------------------------------------------------- the rest
+    # -------------------------------------------------------------------- internals
 
     def _raw(self, trunk: LocalTrunk, token_ids: Sequence[int]) -> str:
         stream = TextStream(self._engine.tokenizer, trunk.token_ids)

@@ -1,7 +1,7 @@
 """`join="reuse"`: the conclusion sees the branches where they lie, and nothing is fed again.
 
-The branches stay in their segments, side by side: they share positions, as they did while they
-were written. The conclusion's segment is a child of all of them and begins behind the longest one.
+The branches stay in their segments: they share positions, as they did while they were written.
+The conclusion's segment is a child of all of them and begins after the longest one.
 
     positions   0 … P-1 │ P … P+5
     trunk       ■■■■■■■ │
@@ -31,26 +31,26 @@ def reuse(
     bodies: Sequence[str],
     branches: Sequence[DecodingSequence],
 ) -> None:
-    """Let the trunk go on after finished branches that stay where they are.
+    """Continue the trunk after finished branches that stay where they are.
 
-    What has to be fed along with the conclusion's first token is left in `trunk.feeds`: the little
-    of the branches that the model has written and not read, such as a last token at the budget's
-    end.
+    `trunk.feeds` then holds what must be fed along with the conclusion's first token: the tokens
+    of branches that the model has written but not read, such as the last one at the end of a
+    budget.
 
     Args:
         engine: holds the segments.
-        trunk: what the branches stand on; goes on in a new segment.
-        joined: the branches as one text, `tail` included.
+        trunk: parent of the branches; continues in a new segment.
+        joined: the branches as one text, including `tail`.
         tail: the text after the last body.
-        bodies: what the branches say.
-        branches: how they were decoded, in the same order.
+        bodies: the branches' texts.
+        branches: their sequences, in the same order.
     """
     end = trunk.end
     for body, sequence in zip(bodies, branches, strict=True):
         segment = sequence.segment
         kept, rest = _body(engine, body, sequence)
         token_ids = [*sequence.prompt_ids, *sequence.token_ids[:kept], *rest]
-        # A branch that failed may have left keys that are no numbers; it is fed once more.
+        # A failed branch may have left NaN keys; it is fed once more.
         fed = 0 if sequence.error else segment.end - segment.start
         seen = min(fed, len(sequence.prompt_ids) + kept)
         engine.truncate(segment, segment.start + seen)
@@ -58,7 +58,7 @@ def reuse(
             trunk.feeds.append(Feed(segment, token_ids[seen:]))
         end = max(end, segment.start + len(token_ids))
     segment = engine.join([sequence.segment for sequence in branches], at=end)
-    # Drafts are looked up in the text, so the trunk's tokens say what the branches said.
+    # Drafts are looked up in the text, so the trunk's tokens include the branches' text.
     trunk.settle(joined.removesuffix(tail))
     trunk.segment, trunk.shift = segment, len(trunk.token_ids) - end
     trunk.settle(tail)
@@ -67,8 +67,8 @@ def reuse(
 def _body(engine: Engine, body: str, sequence: DecodingSequence) -> tuple[int, list[int]]:
     """How many of the written tokens are the branch's text, and tokens for the rest of it.
 
-    What was stripped, and the stop sequence, is not. A token that reaches into it is not kept; its
-    text before it is the rest.
+    Stripped whitespace and the stop sequence do not count. A token that reaches into them is not
+    kept; the part of its text before them is the rest.
     """
     stream = TextStream(engine.tokenizer, sequence.prompt_ids)
     text, kept, length, lead = "", 0, 0, 0

@@ -1,4 +1,4 @@
-"""The text that all stages stand on, as tokens in a segment of the forest."""
+"""The text shared by all stages, as tokens in a segment of the forest."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class LocalTrunk:
     """Settled tokens of one answer, in one segment; see `reasoning.decoder.Trunk`.
 
-    The model may have read less (tokens not fed yet) or more (it wrote on, and what it wrote was
-    dropped); the trunk knows what has to be fed.
+    The model may have read less (tokens not fed yet) or more (it wrote text that was dropped); the
+    trunk keeps track of what must be fed.
 
     Attributes:
         tokenizer: of the model.
@@ -29,8 +29,8 @@ class LocalTrunk:
         segment: where the tokens lie.
         token_ids: all settled tokens, prompt first.
         lead: settled text whose tokens depend on what follows it; less than a token.
-        shift: by how much the tokens of `segment` stand later in `token_ids` than in the model's
-            positions. Branches share positions, so after reused ones the two differ.
+        shift: index in `token_ids` minus the model's position, for the tokens of `segment`.
+            Branches share positions, so after reused ones the two differ.
         feeds: what must be fed along with the next tokens, in other segments.
     """
 
@@ -58,7 +58,7 @@ class LocalTrunk:
         return self.token_ids[: self.segment.end + self.shift]
 
     def encode(self, text: str, *, after: str = "") -> list[int]:
-        """Tokens of a text that goes on from here, or from the end of the text `after`."""
+        """Tokens of a text that continues from here, or from the end of the text `after`."""
         return encode_continuation(self.tokenizer, text if after else self.lead + text)
 
     def count(self, text: str = "") -> int:
@@ -71,17 +71,17 @@ class LocalTrunk:
         self.lead = ""
 
     def keep(self, written: Written, length: int) -> None:
-        """See `Trunk`. A token that reaches beyond `length` is not kept: its text is the lead."""
+        """See `Trunk`. A token that extends beyond `length` is dropped: its text is the lead."""
         del self.token_ids[written.where :]
         kept, self.lead = self._tokens_of(written.token_ids, length)
         self.token_ids.extend(kept)
         self.forest.truncate(self.segment, self.end)
 
     def _tokens_of(self, token_ids: Sequence[int], length: int) -> tuple[Sequence[int], str]:
-        """Those of the tokens that lie in the first `length` characters, and the rest of these."""
+        """The tokens within the first `length` characters, and the remaining text of these."""
         stream = TextStream(self.tokenizer, self.token_ids)
         text = ""
-        ends: list[tuple[int, int]] = [(0, 0)]  # tokens, and characters that they are the whole of
+        ends: list[tuple[int, int]] = [(0, 0)]  # tokens, and the characters they spell completely
         for count, token_id in enumerate(token_ids, start=1):
             text += stream.decode(token_id)
             if not stream.unfinished:  # a character may begin in one token and end in the next

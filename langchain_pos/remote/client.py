@@ -1,4 +1,4 @@
-"""Completions over HTTP, through the `openai` client: streamed, bounded, tried again."""
+"""Completions over HTTP, through the `openai` client: streamed, bounded, retried."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from langchain_pos.errors import (
 try:
     import httpx
     import openai
-except ImportError as error:  # pragma: no cover - a test takes it away
+except ImportError as error:  # pragma: no cover - a test removes it
     raise MissingExtraError(
-        "a server as engine needs the openai client: pip install 'langchain-pos[openai]'"
+        "a server as an engine needs the openai client: pip install 'langchain-pos[openai]'"
     ) from error
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ _TOO_LONG = re.compile(
 
 
 class _BrokenStreamError(Exception):
-    """The stream ended, or turned into nonsense, before the completion did."""
+    """The stream ended or became invalid before the completion was finished."""
 
 
 _TRANSPORT = (openai.APIConnectionError, httpx.HTTPError, _BrokenStreamError)
@@ -65,9 +65,9 @@ class CompletionsClient:
         base_url: up to `/v1`.
         api_key: sent as bearer token.
         headers: sent with every request.
-        timeout: seconds without news from the server, at any moment.
-        max_retries: how often a request is tried again.
-        max_concurrency: requests under way at once.
+        timeout: seconds without any data from the server.
+        max_retries: how often a request is retried.
+        max_concurrency: requests in progress at once.
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class CompletionsClient:
         self._slots = asyncio.Semaphore(max_concurrency)
         self._asking = asyncio.Lock()
         self._models: list[Any] | None = None
-        # The pool must not be what bounds: a request that waits in it would run into its timeout.
+        # The pool must not be the limit: a request that waits in it would time out.
         self._client = openai.AsyncOpenAI(
             base_url=base_url,
             api_key=api_key,
             default_headers=headers,
             timeout=timeout,
-            max_retries=0,  # tried again here, once for all kinds of failure
+            max_retries=0,  # retried here, in one place for all kinds of failure
         )
 
     async def close(self) -> None:
@@ -99,18 +99,18 @@ class CompletionsClient:
         await self._client.close()
 
     async def models(self) -> list[Any]:
-        """What `/v1/models` lists; asked once. Nothing where the server has no such list.
+        """The models listed at `/v1/models`; asked once. Empty if the server has no such list.
 
         Raises:
-            ServerError: it cannot be reached, or refuses.
+            ServerError: it cannot be reached or refuses.
         """
 
         async def ask() -> list[Any]:
             try:
                 return list((await self._client.models.list()).data)
             except openai.APIStatusError as error:
-                # The list is a help, not a need: `transformers serve` fails over it (500) where
-                # there is no hub cache, and gateways may not have it.
+                # The list helps but is not required: `transformers serve` fails with 500 if there
+                # is no hub cache, and gateways may lack it.
                 if error.status_code in _AGAIN or error.status_code in (401, 403):
                     raise
                 return []
@@ -122,14 +122,14 @@ class CompletionsClient:
             return self._models
 
     async def write(self, sink: Sink, fields: dict[str, Any]) -> None:
-        """Ask for one completion and follow it to its end.
+        """Request one completion and follow it to its end.
 
         Args:
-            sink: takes it; what is there when an error is raised, was written.
-            fields: of the request; `remote_dialects.fields_of`, with model and prompt.
+            sink: receives it; keeps what was written when an error is raised.
+            fields: of the request; `dialects.fields_of`, with model and prompt.
 
         Raises:
-            ServerError: the server failed, and trying again did not help.
+            ServerError: the server failed, and retrying did not help.
             ContextLengthError, InvalidRequestError, ModelLoadError: it refuses the request.
         """
 
@@ -141,7 +141,7 @@ class CompletionsClient:
                     if not _take(sink, chunk):
                         return
             if sink.written.finish_reason is None:
-                raise _BrokenStreamError("the stream ended before the completion did")
+                raise _BrokenStreamError("the stream ended before the completion was finished")
 
         async with self._slots:
             await self._retried(once, lambda: sink.may_restart)
@@ -156,31 +156,31 @@ class CompletionsClient:
         try:
             return await retrying(once)
         except (*_TRANSPORT, openai.APIError, json.JSONDecodeError) as error:
-            raise self._told(error) from error
+            raise self._translated(error) from error
 
-    def _told(self, error: Exception) -> ParallelReasoningError:
-        """An error of the client in our words, with what to do."""
+    def _translated(self, error: Exception) -> ParallelReasoningError:
+        """An error of the client as one of ours, with a remedy."""
         at = f"the server at {self.base_url}"
         said = _said(error)
         if isinstance(error, openai.APITimeoutError | httpx.TimeoutException):
             return ServerError(
-                f"{at} was silent for too long ({said}); look whether it is busy or hangs, or "
+                f"{at} was silent for too long ({said}); check whether it is busy or hangs, or "
                 "give the engine a longer timeout"
             )
         if isinstance(error, openai.APIStatusError):
             return _refused(at, error.status_code, said)
         if isinstance(error, openai.APIConnectionError | httpx.ConnectError):
             return ServerError(
-                f"{at} cannot be reached ({said}); look whether it runs, and whether base_url is "
+                f"{at} cannot be reached ({said}); check that it is running, and that base_url is "
                 "its address with /v1"
             )
         if _TOO_LONG.search(said):
             return _refused(at, 400, said)
-        return ServerError(f"{at} broke off ({said}); its log says why")
+        return ServerError(f"{at} broke off ({said}); see its log for the reason")
 
 
 def _take(sink: Sink, chunk: Completion) -> bool:
-    """Give the sink what a chunk brings; says whether to go on."""
+    """Pass a chunk on to the sink; returns whether to continue."""
     written = sink.written
     if chunk.usage is not None:
         usage = chunk.usage
@@ -190,11 +190,11 @@ def _take(sink: Sink, chunk: Completion) -> bool:
     for choice in chunk.choices or ():
         reason = cast("str | None", choice.finish_reason)
         if reason == "abort":  # SGLang's
-            raise _BrokenStreamError("the server has aborted the completion")
+            raise _BrokenStreamError("the server aborted the completion")
         if reason is not None:
             written.finish_reason = "length" if reason == "length" else "stop"
-            told = choice.model_extra or {}
-            stop = told.get("stop_reason", told.get("matched_stop"))  # vLLM's, SGLang's
+            extra = choice.model_extra or {}
+            stop = extra.get("stop_reason", extra.get("matched_stop"))  # vLLM's, SGLang's
             written.stop = stop if isinstance(stop, str) else None
         if choice.text:
             written.chunks += 1
@@ -205,32 +205,32 @@ def _take(sink: Sink, chunk: Completion) -> bool:
 
 
 def _refused(at: str, status: int, said: str) -> ParallelReasoningError:
-    told = f"{at} answers {status}: {said}"
+    answered = f"{at} answers {status}: {said}"
     if status in (401, 403):
-        return ServerError(f"{told}; give the engine the api_key that it wants", status=status)
+        return ServerError(f"{answered}; give the engine a valid api_key", status=status)
     if status == 429 or status >= 500:
         return ServerError(
-            f"{told}; it is overloaded or has failed. Ask less at once (max_concurrency), try "
-            "longer (max_retries), or look at its log",
+            f"{answered}; it is overloaded or has failed. Ask less at once (max_concurrency), "
+            "retry longer (max_retries), or see its log",
             status=status,
         )
     if _TOO_LONG.search(said):
         return ContextLengthError(
-            f"{told}; shorten the question, ask for smaller budgets, or start the server with a "
+            f"{answered}; shorten the question, use smaller budgets, or start the server with a "
             "longer context"
         )
     if status == 404 or (status == 400 and re.search(r"model|pinned to", said)):
         return ModelLoadError(
-            f"{told}; model must be a name that GET /v1/models lists, and the server must offer "
+            f"{answered}; model must be a name listed at GET /v1/models, and the server must offer "
             "/v1/completions"
         )
     return InvalidRequestError(
-        f"{told}; it may not know a parameter: compare the engine's server=… and extra_body"
+        f"{answered}; it may not know a parameter: check the engine's server=… and extra_body"
     )
 
 
 def _said(error: Exception) -> str:
-    """What the other side said, in one line."""
+    """The server's message, on one line."""
     body = getattr(error, "body", None)
     said = body if isinstance(body, str) else ""
     if isinstance(body, dict):
@@ -252,7 +252,7 @@ _backoff = wait_exponential(multiplier=0.5, max=8) + wait_random(0, 0.5)
 
 
 def _wait(state: RetryCallState) -> float:
-    """Seconds before the next try: as the server says (`Retry-After`), else longer and longer."""
+    """Seconds before the next attempt: from `Retry-After` if given, else growing."""
     error = state.outcome.exception() if state.outcome is not None else None
     if isinstance(error, openai.APIStatusError):
         asked = retry_after(error.response.headers.get("retry-after"))
@@ -262,7 +262,7 @@ def _wait(state: RetryCallState) -> float:
 
 
 def retry_after(header: str | None) -> float | None:
-    """Seconds that a `Retry-After` header asks for: a number of them, or a date (RFC 9110)."""
+    """Seconds until a `Retry-After` header, which gives a number or a date (RFC 9110)."""
     if header is None:
         return None
     if re.fullmatch(r"\s*\d+(\.\d+)?\s*", header):

@@ -1,8 +1,8 @@
-"""A decoder over an OpenAI-compatible server: texts as prompts, one HTTP request for each text.
+"""A decoder over an OpenAI-compatible server: prompts as text, one HTTP request per text.
 
 All branches of a question begin with the same text, which a server with a prefix cache reads once.
-Where the server holds texts to a grammar, skeletons and schemas are under one; elsewhere a skeleton
-is read as models write it, and a branch that does not meet its schema is tried again.
+If the server can enforce a grammar, skeletons and schemas are under one; otherwise a skeleton is
+parsed as models write it, and a branch that does not match its schema is retried.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from langchain_pos.results.result import ReasoningResult
 
 _SEEDS = 1 << 32
-"""Seeds that every server takes lie below this."""
+"""Upper bound of the seeds that every server accepts."""
 
 
 class RemoteDecoding:
@@ -46,7 +46,7 @@ class RemoteDecoding:
 
     Args:
         engine: the server.
-        model: what the server calls the model; None takes the engine's.
+        model: the model's name on the server; None takes the engine's.
     """
 
     def __init__(self, engine: OpenAICompletionsEngine, model: str | None = None) -> None:
@@ -55,7 +55,7 @@ class RemoteDecoding:
 
     @property
     def model_name(self) -> str:
-        """What the server calls the model, as far as that is known before it is asked."""
+        """The model's name on the server, as far as known before asking it."""
         return self.model or self.engine.model or self.engine.base_url
 
     def decoder(self, question: Question) -> RemoteDecoder:
@@ -69,18 +69,18 @@ class RemoteDecoding:
         budget: Budget | None,
         caller: Hashable | None,
     ) -> Pending[ReasoningResult]:
-        """See `Decoding`. Whose turn it is, is the server's to say."""
+        """See `Decoding`. The server decides the order."""
         return self.engine.scheduler.submit(reason)
 
 
 @dataclass
 class TextTrunk:
-    """The text that all stages stand on; see `reasoning.decoder.Trunk`.
+    """The text shared by all stages; see `reasoning.decoder.Trunk`.
 
     Attributes:
         decoder: counts its tokens.
-        head: the prompt: text, or token ids where the server would read its text otherwise.
-        text: what of the answer is settled.
+        head: the prompt: text, or token ids where the server would tokenize its text differently.
+        text: the settled part of the answer.
     """
 
     decoder: RemoteDecoder
@@ -101,20 +101,20 @@ class TextTrunk:
 
 
 class RemoteDecoder:
-    """Asks a server on behalf of one question; see `reasoning.decoder.Decoder`.
+    """Calls a server on behalf of one question; see `reasoning.decoder.Decoder`.
 
     Args:
         engine: the server.
-        model: what the server calls the model; None takes the engine's.
-        question: what is asked.
+        model: the model's name on the server; None takes the engine's.
+        question: to answer.
 
     Attributes:
-        model_name: what the server calls the model; known once it has been asked.
+        model_name: the model's name on the server; known once it has been asked.
         input_tokens: tokens of all prompts, as the server reports them.
-        cached_tokens: those of them that it had read before.
+        cached_tokens: those of them that were in its prefix cache.
 
     Raises:
-        InvalidRequestError: something is asked for that needs a local model.
+        InvalidRequestError: the question needs a local model.
         ModelLoadError: the tokenizer cannot be loaded.
         MissingExtraError: the client is not installed.
     """
@@ -127,15 +127,15 @@ class RemoteDecoder:
     ) -> None:
         if question.settings.join == "reuse":
             raise InvalidRequestError(
-                "join='reuse' goes on with the branches' own keys and values, and those are the "
-                "server's; leave it out"
+                "join='reuse' continues from the branches' own keys and values, which stay on the "
+                "server; omit it"
             )
         if question.options != NO_OPTIONS:
             raise InvalidRequestError(
-                "tools, schemas of the whole answer and log-probabilities need the model in this "
-                "process; over a server, ask for plain answers"
+                "tools, schemas of the whole answer and log-probabilities need a model in this "
+                "process; ask a server for plain answers"
             )
-        import langchain_pos.remote.client  # noqa: F401  # says which extra is missing
+        import langchain_pos.remote.client  # noqa: F401  # its error names the missing extra
 
         self.budget: Budget
         self.model_name = ""
@@ -152,11 +152,11 @@ class RemoteDecoder:
         self._connection: Connection  # from `start` on
         self._limit: int | None = None
 
-    # -------------------------------------------------------------- what it takes
+    # ------------------------------------------------------------------- its size
 
     @property
     def limit(self) -> int | None:
-        """See `Decoder`: the server's context, where it is known and tokens can be counted."""
+        """See `Decoder`: the server's context, if it is known and tokens can be counted."""
         return self._limit
 
     def too_long(self, prompt: int, room: int) -> ParallelReasoningError:
@@ -176,7 +176,7 @@ class RemoteDecoder:
         return len(self._encode(text))
 
     def length(self, trunk: TextTrunk, more: str = "") -> int:
-        """Tokens of a trunk and what follows it; 0 where they cannot be counted."""
+        """Tokens of a trunk and what follows it; 0 if they cannot be counted."""
         if self._tokenizer is None:
             return 0
         if isinstance(trunk.head, str):
@@ -189,7 +189,7 @@ class RemoteDecoder:
     # -------------------------------------------------------------------- writing
 
     async def start(self, pending: Pending[ReasoningResult]) -> None:
-        """See `Decoder`. Asks the server what it is, unless that is known."""
+        """See `Decoder`. Asks the server for its models, unless they are known."""
         self._connection = await self._engine.connect(self._model)
         self.model_name = self._connection.model
         if self._tokenizer is not None:
@@ -200,7 +200,7 @@ class RemoteDecoder:
 
         Raises:
             InvalidRequestError: the chat template refuses the messages; or a text spells a special
-                token, and the server can only read it as one.
+                token, which the server would take for one.
         """
         tokenizer = self._tokenizer
         texts = [*(text for _, text in messages), *self._also]
@@ -209,13 +209,13 @@ class RemoteDecoder:
         if not self._constrained:
             raise InvalidRequestError(
                 "the question spells one of the model's special tokens, which a server that takes "
-                "prompts as text alone would read as one; take it out of the question. vLLM and "
+                "prompts only as text would read as one; remove it from the question. vLLM and "
                 "SGLang take token ids (server='vllm', 'sglang')"
             )
         return TextTrunk(self, encode_prompt(tokenizer, messages))
 
     async def write_outline(self, trunk: Trunk, outline: Outline) -> Written:
-        """See `Decoder`. Without a grammar the skeleton's end is a stop text."""
+        """See `Decoder`. Without a grammar, the skeleton's terminator is a stop text."""
         trunk = _remote(trunk)
         sink = SkeletonSink(outline, stop=self._outline_stop(outline))
         call = Call(
@@ -257,16 +257,16 @@ class RemoteDecoder:
         running = [asyncio.create_task(branch(index)) for index in range(len(tasks))]
         try:
             await asyncio.gather(*running)
-        finally:  # cancelled; or one has failed in a way that is not its own
+        finally:  # cancelled, or one has failed in a way that concerns all
             for each in running:
                 each.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
     async def _branch(self, trunk: TextTrunk, task: BranchTask) -> Written:
-        """One branch. What goes wrong with it stays in it.
+        """One branch. Its failures are recorded in it and affect no other.
 
-        Where the server holds nothing to a schema, one that is not met is tried again, and no text
-        is passed on before it is.
+        If the server cannot enforce a schema, a branch that does not match is retried, and none of
+        its text is passed on before it matches.
         """
         schema = task.schema
         again = schema is not None and not self._constrained
@@ -312,7 +312,7 @@ class RemoteDecoder:
         trunk.settle(joined)
 
     async def write(self, trunk: Trunk, passage: Passage) -> Written:
-        """See `Decoder`. Where a block opens, the request is broken off."""
+        """See `Decoder`. Where a block opens, the request is aborted."""
         trunk = _remote(trunk)
         sink = PassageSink(
             passage.on_text,
@@ -346,18 +346,18 @@ class RemoteDecoder:
 
     @property
     def _constrained(self) -> bool:
-        """Whether the server holds texts to a grammar."""
+        """Whether the server can enforce a grammar."""
         return constrains(self._connection.dialect)
 
     async def _write(self, sink: Sink, trunk: TextTrunk, call: Call, more: str = "") -> None:
-        """Ask for one completion after a trunk and follow it.
+        """Request one completion after a trunk and follow it.
 
         Args:
-            sink: takes it. Its `usage` is what the server reports; counted here where the server
-                does not, or where the sink has broken it off.
-            trunk: what it goes on from.
+            sink: receives it. Its `usage` is as reported by the server, or counted here if the
+                server reports none or the sink has stopped early.
+            trunk: the text to continue.
             call: budget, sampling, constraint.
-            more: what stands between the trunk and the completion.
+            more: text between the trunk and the completion.
 
         Raises:
             ParallelReasoningError: see `CompletionsClient.write`.

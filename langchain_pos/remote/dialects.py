@@ -1,6 +1,6 @@
-"""What servers understand beyond OpenAI's own parameters, and how they are told.
+"""What servers understand beyond OpenAI's own parameters, and in which fields.
 
-| dialect | grammar | JSON schema | usage with every chunk | names itself |
+| dialect | grammar | JSON schema | usage with every chunk | recognised by |
 |---|---|---|---|---|
 | "vllm" | `structured_outputs` | `structured_outputs` | yes | `owned_by: vllm` |
 | "vllm-guided" (vLLM up to 0.11) | `guided_grammar` | `guided_json` | yes | as "vllm" |
@@ -8,7 +8,7 @@
 | "plain" | no | no | no | anything else |
 
 Fields as in vLLM's `CompletionRequest` and its page on structured outputs (which also says that
-`guided_*` went with 0.12), and in SGLang's `CompletionRequest`.
+`guided_*` was removed in 0.12), and in SGLang's `CompletionRequest`.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ Dialect = Literal["plain", "vllm", "vllm-guided", "sglang"]
 
 @dataclass(frozen=True)
 class Call:
-    """One completion to ask for.
+    """The parameters of one completion.
 
     Attributes:
         max_tokens: its budget.
         temperature: of its tokens.
         seed: of its tokens.
         stop: texts that end it.
-        grammar: the language that it must belong to, in xgrammar's EBNF.
-        json_schema: the schema that it must be an object of, as JSON text.
+        grammar: that it must match, in xgrammar's EBNF.
+        json_schema: that it must match, as JSON text.
     """
 
     max_tokens: int
@@ -47,14 +47,14 @@ class Call:
 
 
 def dialect_of(owned_by: str) -> Dialect:
-    """The dialect of a server, by what it says of its models."""
+    """The dialect of a server, from the `owned_by` of its models."""
     if owned_by == "vllm":
         return "vllm"
     return "sglang" if owned_by == "sglang" else "plain"
 
 
 def constrains(dialect: Dialect) -> bool:
-    """Whether the server holds a text to a grammar or schema."""
+    """Whether the server can enforce a grammar or schema."""
     return dialect != "plain"
 
 
@@ -62,18 +62,18 @@ def fields_of(call: Call, settings: ReasoningSettings, dialect: Dialect) -> dict
     """A call as arguments of the OpenAI client, without model and prompt.
 
     Raises:
-        InvalidRequestError: the server does not know a setting that is wanted.
+        InvalidRequestError: the server does not support a requested setting.
     """
     extra: dict[str, Any] = {}
     options: dict[str, Any] = {"include_usage": True}
     if dialect == "plain":
         _check_plain(settings)
     else:
-        # Said in every call, because these servers fall back on defaults of the model's folder.
+        # Given in every call, because these servers fall back on defaults of the model's folder.
         extra["top_k"] = -1 if settings.top_k is None else settings.top_k
         extra["min_p"] = settings.min_p or 0.0
         extra["repetition_penalty"] = settings.repetition_penalty
-        options["continuous_usage_stats"] = True  # for what is broken off
+        options["continuous_usage_stats"] = True  # for completions that are aborted
         extra |= _constraint(call, dialect)
     return {
         "max_tokens": call.max_tokens,
@@ -114,6 +114,6 @@ def _check_plain(settings: ReasoningSettings) -> None:
     if unknown := [name for name, is_given in given.items() if is_given]:
         raise InvalidRequestError(
             f"{', '.join(unknown)}: OpenAI's completions have no such parameter, and the server is "
-            "not known to; leave it out, say server='vllm' or 'sglang' if it is one, or give it "
-            "in the server's own words by extra_body"
+            "not known to; omit it, set server='vllm' or 'sglang' if it is one, or pass it under "
+            "the server's own name in extra_body"
         )

@@ -1,8 +1,8 @@
-"""`OpenAICompletionsEngine`: a server that answers in place of a local model.
+"""`OpenAICompletionsEngine`: a server that answers instead of a local model.
 
-vLLM and SGLang keep the prefixes of what they have read and decode many requests together. So a
-branch can be a request of its own there: it begins with the same text as its siblings, which is
-read once, and is decoded beside them. What the mask does in one process, they do with a cache.
+vLLM and SGLang cache the prefixes that they have read and decode many requests together. There, a
+branch can be its own request: it begins with the same text as its siblings, which is read once,
+and is decoded alongside them. Their cache replaces our mask.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class OpenAICompletionsEngine(BaseModel):
     """An OpenAI-compatible server with `/v1/completions`: vLLM, SGLang, `transformers serve`.
 
-    Given to `ParallelReasoningLLM` or `ChatParallelReasoning` as `engine`. Needs the extra
-    `langchain-pos[openai]`. Nothing is asked before the first question. One engine serves many
+    Pass it to `ParallelReasoningLLM` or `ChatParallelReasoning` as `engine`. Needs the extra
+    `langchain-pos[openai]`. Nothing is sent before the first question. One engine serves many
     threads and tasks, and several runnables.
 
     Examples:
@@ -43,32 +43,32 @@ class OpenAICompletionsEngine(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     base_url: str
-    """Of the server, with `/v1`."""
+    """The server's address, with `/v1`."""
     model: str | None = None
-    """What the server calls the model; None takes the only one that it lists."""
+    """The model's name on the server; None takes the only one listed."""
     tokenizer: str | None = None
     """Folder or hub name of the model's tokenizer: for its chat template, and to count tokens.
-    None: questions are put as plain text, which instruction-tuned models answer less well."""
+    None: questions are sent as plain text, which instruction-tuned models answer less well."""
     api_key: SecretStr | None = Field(default=None)
-    """Sent as bearer token; None sends none that means anything. The environment is not looked at:
-    another server's key is nobody else's business."""
+    """Sent as bearer token; None sends a placeholder. Environment variables are not read, so that
+    another server's key is never sent."""
     server: Literal["auto", "vllm", "vllm-guided", "sglang", "plain"] = "auto"
-    """What the server understands beyond OpenAI's parameters; "auto" looks at what it lists.
-    "vllm-guided" is vLLM up to 0.11, "plain" any other one."""
+    """What the server understands beyond OpenAI's parameters; "auto" infers it from the list of
+    models. "vllm-guided" is vLLM up to 0.11, "plain" any other server."""
     context_length: int | None = Field(default=None, ge=1)
-    """Tokens of prompt and answer together; None takes what the server tells, or else what the
-    tokenizer does. Where nobody knows, it is the server that refuses what is too long."""
+    """Tokens of prompt and answer together; None takes the server's figure, or else the
+    tokenizer's. If neither is known, the server refuses prompts that are too long."""
     max_concurrency: int = Field(default=32, ge=1)
-    """Requests to the server under way at once, over all questions; further ones wait."""
+    """Requests to the server in progress at once, over all questions; others wait."""
     max_retries: int = Field(default=4, ge=0)
-    """How often a request is tried again that could not be made, or was answered with 408, 429,
-    502, 503 or 504. `Retry-After` is honoured up to a minute."""
+    """How often a request is retried that could not be sent, or was answered with 408, 429, 502,
+    503 or 504. `Retry-After` is honoured up to a minute."""
     timeout: float = Field(default=600.0, gt=0)
-    """Seconds without any news from the server, after which a request has failed."""
+    """Seconds without any data from the server after which a request has failed."""
     default_headers: dict[str, str] = Field(default_factory=dict)
     """Sent with every request."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
-    """Further fields of every completion request, in the server's own words."""
+    """Further fields of every completion request, under the server's own names."""
 
     _shared: _Shared = PrivateAttr(default_factory=lambda: _Shared())
 
@@ -77,7 +77,7 @@ class OpenAICompletionsEngine(BaseModel):
     def _is_an_address(cls, base_url: str) -> str:
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(
-                f"base_url={base_url!r} is no address; it looks like http://localhost:8000/v1"
+                f"base_url={base_url!r} is not an address; give one like http://localhost:8000/v1"
             )
         return base_url.rstrip("/")
 
@@ -88,20 +88,20 @@ class OpenAICompletionsEngine(BaseModel):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What an answer depends on, for cache keys."""
+        """Everything that an answer depends on, for cache keys."""
         return self.model_dump(
             include={"base_url", "model", "tokenizer", "server", "context_length", "extra_body"}
         )
 
     def close(self) -> None:
-        """Close all connections and end the thread; questions under way are cancelled."""
+        """Close all connections and end the thread; questions in progress are cancelled."""
         self._shared.scheduler.close()
 
     # --------------------------------------------------------------------- tokens
 
     @property
     def tokenizer_or_none(self) -> PreTrainedTokenizerBase | None:
-        """The tokenizer, loaded when it is first needed; None where none is named.
+        """The tokenizer, loaded when first needed; None if none is named.
 
         Raises:
             ModelLoadError: it cannot be loaded.
@@ -120,20 +120,20 @@ class OpenAICompletionsEngine(BaseModel):
         if tokenizer is None:
             raise InvalidRequestError(
                 "the engine has no tokenizer, so tokens cannot be counted here; give it "
-                "tokenizer=… (folder or hub name of the model that the server runs)"
+                "tokenizer=… (folder or hub name of the server's model)"
             )
         return tokenizer
 
     @property
     def prompts(self) -> ReasoningPrompts | None:
-        """The wording that the tokenizer's folder brings along, if it is one and does."""
+        """The prompts in the tokenizer's folder, if it is a folder and has any."""
         folder = Path(self.tokenizer).expanduser() if self.tokenizer else None
         return load_prompts(folder) if folder is not None and folder.is_dir() else None
 
     # ----------------------------------------------------------------- the server
 
     async def connect(self, model: str | None = None) -> Connection:
-        """What is known of the server; it is asked once. For the scheduler's loop.
+        """The server's properties; it is asked once. For use on the scheduler's loop.
 
         Raises:
             ServerError: it cannot be reached.
@@ -141,23 +141,23 @@ class OpenAICompletionsEngine(BaseModel):
         """
         client = self._shared.client_of(self)
         listed = await client.models()
-        wanted = model or self.model
-        if wanted is None:
+        name = model or self.model
+        if name is None:
             if len(listed) != 1:
                 names = ", ".join(repr(card.id) for card in listed) or "none"
                 raise ModelLoadError(
                     f"the server at {self.base_url} lists {names}; name the model (model=…)"
                 )
-            wanted = str(listed[0].id)
-        # A server may serve what it does not list (`transformers serve`); it refuses the rest.
-        card = next((card for card in listed if card.id == wanted), None)
-        told = (getattr(card, "model_extra", None) or {}).get("max_model_len")
+            name = str(listed[0].id)
+        # A server may serve models that it does not list (`transformers serve`).
+        card = next((card for card in listed if card.id == name), None)
+        reported = (getattr(card, "model_extra", None) or {}).get("max_model_len")
         owner = str(getattr(card or next(iter(listed), None), "owned_by", ""))
         dialect = dialect_of(owner) if self.server == "auto" else self.server
-        length = self.context_length or (int(told) if told else self._told_by_tokenizer())
-        return Connection(client, wanted, dialect, length)
+        length = self.context_length or (int(reported) if reported else self._tokenizer_length())
+        return Connection(client, name, dialect, length)
 
-    def _told_by_tokenizer(self) -> int | None:
+    def _tokenizer_length(self) -> int | None:
         tokenizer = self.tokenizer_or_none
         if tokenizer is None:
             return None
@@ -168,13 +168,13 @@ class OpenAICompletionsEngine(BaseModel):
 
 
 class Connection:
-    """A server that has been asked what it is.
+    """A server with its known properties.
 
     Attributes:
-        client: asks it.
-        model: its name there.
-        dialect: what it understands.
-        context_length: tokens of prompt and answer; None where nobody knows.
+        client: sends the requests.
+        model: the model's name on the server.
+        dialect: the fields that it understands.
+        context_length: tokens of prompt and answer; None if unknown.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class Connection:
 
 
 class _Shared:
-    """What the copies of an engine share, and no other process does."""
+    """State shared by the copies of an engine within one process."""
 
     def __init__(self) -> None:
         self._http = _Http()
@@ -216,8 +216,8 @@ class _Shared:
                 except (OSError, ValueError) as error:
                     raise ModelLoadError(
                         f"the tokenizer {name!r} cannot be loaded "
-                        f"({str(error).splitlines()[0]}); name the folder or hub name of the model "
-                        "that the server runs, or leave tokenizer out"
+                        f"({str(error).splitlines()[0]}); give the folder or hub name of the "
+                        "server's model, or omit tokenizer"
                     ) from error
             return self._tokenizers[name]
 
@@ -229,7 +229,7 @@ class _Shared:
 
 
 class _Http:
-    """The client, made on the loop that uses it. Holds no scheduler, so that one can be freed."""
+    """The client, created on the loop that uses it. Does not keep the scheduler alive."""
 
     def __init__(self) -> None:
         self._client: CompletionsClient | None = None

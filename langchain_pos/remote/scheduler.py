@@ -1,7 +1,7 @@
-"""Runs questions whose model answers over HTTP: tasks on an event loop in a thread of its own.
+"""Runs questions to a model over HTTP: tasks on an event loop in its own thread.
 
-All callers share one loop, and thereby one pool of connections, whether they are threads or tasks
-of loops that come and go.
+All callers share one loop, and thus one connection pool, whether they are threads or tasks of
+short-lived loops.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class RemoteRequest(Pending[T]):
-    """A question on its way. When it is `done`, its connections are closed."""
+    """A question in progress. When it is `done`, its connections are closed."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class RemoteRequest(Pending[T]):
         if self.done:
             return
         self._cancelled = True
-        with suppress(RuntimeError):  # the loop is closed; what was under way has been cancelled
+        with suppress(RuntimeError):  # the loop is closed, and everything on it was cancelled
             self._loop.call_soon_threadsafe(self._cancel_task)
 
     def _cancel_task(self) -> None:
@@ -76,14 +76,14 @@ class RemoteScheduler:
         self._end: weakref.finalize[Any, Any] | None = None
 
     def submit(self, make: Callable[[Pending[T]], Coroutine[Any, Any, T]]) -> RemoteRequest[T]:
-        """Start a question. It runs whether or not somebody waits for it."""
+        """Start a question. It runs whether or not a caller waits for it."""
         loop = self._running()
         request: RemoteRequest[T] = RemoteRequest(loop)
         loop.call_soon_threadsafe(request.start, make)
         return request
 
     def close(self) -> None:
-        """End the thread. Questions under way are cancelled; the next one starts it anew."""
+        """End the thread. Questions in progress are cancelled; the next one restarts it."""
         with self._lock:
             end, self._loop, self._end = self._end, None, None
         if end is not None:
@@ -93,8 +93,8 @@ class RemoteScheduler:
         with self._lock:
             if self._loop is None:
                 loop = asyncio.new_event_loop()
-                # A daemon must not keep the process alive; `finalize` ends it in an orderly way
-                # when the engine is no longer used, or the process ends.
+                # A daemon does not keep the process alive; `finalize` ends it properly when the
+                # engine is no longer used, or the process ends.
                 thread = threading.Thread(
                     target=_run, args=(loop, self._on_close), name="langchain-pos-http", daemon=True
                 )
@@ -110,7 +110,7 @@ def _run(
     asyncio.set_event_loop(loop)
     try:
         loop.run_forever()
-        loop.run_until_complete(asyncio.sleep(0))  # what was about to start has a task then
+        loop.run_until_complete(asyncio.sleep(0))  # so that everything about to start has a task
         while tasks := asyncio.all_tasks(loop):
             for task in tasks:
                 task.cancel()

@@ -1,4 +1,4 @@
-"""What becomes of a completion as it comes from a server: cut, told, looked at."""
+"""Receivers of completions as they arrive from a server: cut, passed on, inspected."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Written:
     """One completion as the server wrote it.
 
     Attributes:
-        text: as it came; some servers leave the stop text at its end.
-        finish_reason: "stop" or "length"; None while it is being written, or where the caller broke
-            it off.
-        stop: the stop text that ended it, where the server tells; None also for EOS.
-        usage: as the server tells it; None where it has not.
-        cached_tokens: tokens of the prompt that the server had read before.
-        chunks: pieces of text that came.
+        text: as received; some servers leave the stop text at its end.
+        finish_reason: "stop" or "length"; None while it is being written, or if the caller stopped
+            early.
+        stop: the stop text that ended it, if the server reports it; None also for EOS.
+        usage: as reported by the server; None if it has not been.
+        cached_tokens: tokens of the prompt that were in the server's prefix cache.
+        chunks: pieces of text received.
     """
 
     text: str = ""
@@ -38,11 +38,11 @@ class Written:
 
 
 class Sink:
-    """Takes one completion as it comes.
+    """Receives one completion as it arrives.
 
     Attributes:
-        written: what came since the last `begin`.
-        usage: what it has cost in the end.
+        written: received since the last `begin`.
+        usage: the final token counts.
     """
 
     def __init__(self) -> None:
@@ -50,33 +50,33 @@ class Sink:
         self.usage = TokenUsage()
 
     def begin(self) -> None:
-        """A completion begins, for the first time or anew."""
+        """A completion begins, for the first time or again."""
         self.written = Written()
 
     def take(self, piece: str) -> bool:
-        """Take a piece of text; says whether to go on."""
+        """Take a piece of text; returns whether to continue."""
         raise NotImplementedError
 
     @property
     def may_restart(self) -> bool:
-        """Whether it may still begin anew, because nobody has been told of what was written."""
+        """Whether it may still restart, because no text has been passed on."""
         return not self.written.chunks
 
 
 class TextSink(Sink):
-    """Takes the text of a branch, or of an ordinary answer.
+    """Receives the text of a branch, or of a sequential answer.
 
     Args:
-        tell: is told the pieces; None holds them back.
-        stop: texts that end it; they are cut off here, whether or not the server has.
+        on_text: receives the pieces; None holds them back.
+        stop: texts that end it; they are cut off here, whether or not the server does.
         strip: see `StoppedText`.
-        end: a further rule by which it ends; then it is broken off.
-        restartable: whether it may begin anew although something has been told.
+        end: a further rule by which it ends; then the request is cancelled.
+        restartable: whether it may restart although text has been passed on.
     """
 
     def __init__(
         self,
-        tell: Callable[[str], None] | None,
+        on_text: Callable[[str], None] | None,
         *,
         stop: tuple[str, ...],
         strip: bool | str = True,
@@ -85,7 +85,7 @@ class TextSink(Sink):
     ) -> None:
         super().__init__()
         self._end = end
-        self._tell = tell
+        self._on_text = on_text
         self._stop = stop
         self._strip = strip
         self._restartable = restartable
@@ -102,14 +102,14 @@ class TextSink(Sink):
         return self._end is None or self._text.stopped is None
 
     def close(self) -> str:
-        """The whole text; nothing more comes."""
+        """End the text and return all of it."""
         self._say(self._text.flush())
         return self._text.text
 
     @property
     def may_restart(self) -> bool:
         """See `Sink`."""
-        return self._restartable or self._tell is None or not self._text.text
+        return self._restartable or self._on_text is None or not self._text.text
 
     @property
     def finish_reason(self) -> FinishReason:
@@ -119,17 +119,17 @@ class TextSink(Sink):
         return self.written.finish_reason or "stop"
 
     def _say(self, piece: str) -> None:
-        if piece and self._tell is not None:
-            self._tell(piece)
+        if piece and self._on_text is not None:
+            self._on_text(piece)
 
 
 class PassageSink(TextSink):
-    """Takes a conclusion or a sequential answer, and breaks it off where it opens a block.
+    """Receives a conclusion or a sequential answer, and stops it where it opens a block.
 
     Args:
-        tell: is told the pieces.
+        on_text: receives the pieces.
         stop: texts that end it.
-        strip: leave out white space at both ends.
+        strip: remove whitespace at both ends.
         restartable: see `TextSink`.
         opens: given the text so far, the step in it that opens a block; None where none may.
 
@@ -139,14 +139,14 @@ class PassageSink(TextSink):
 
     def __init__(
         self,
-        tell: Callable[[str], None],
+        on_text: Callable[[str], None],
         *,
         stop: tuple[str, ...],
         strip: bool,
         restartable: bool,
         opens: Callable[[str], OpenedStep | None] | None,
     ) -> None:
-        super().__init__(tell, stop=stop, strip=strip, restartable=restartable)
+        super().__init__(on_text, stop=stop, strip=strip, restartable=restartable)
         self._opens = opens
         self.opened: OpenedStep | None = None
 
@@ -164,11 +164,11 @@ class PassageSink(TextSink):
 
 
 class SkeletonSink(Sink):
-    """Takes a skeleton. May begin anew at any time: what is told of it is raw text, not the plan.
+    """Receives a skeleton. May restart at any time: it passes on raw text, not the plan.
 
     Args:
-        outline: what is written.
-        stop: the terminator, where the server does not know where a skeleton ends.
+        outline: the plan's form and bounds.
+        stop: the terminator, if the server does not know where a skeleton ends.
     """
 
     may_restart = True
@@ -186,15 +186,15 @@ class SkeletonSink(Sink):
 
     def take(self, piece: str) -> bool:
         """See `Sink`."""
-        if told := self._text.push(piece):
-            self._outline.on_text(told)
+        if text := self._text.push(piece):
+            self._outline.on_text(text)
         return True
 
     def whole(self) -> str:
-        """The skeleton with its end: the terminator, which servers cut off, or which is missing.
+        """The skeleton with its terminator, which servers cut off or models omit.
 
         Raises:
-            PlanFormatError: the budget ended before two steps were there.
+            PlanFormatError: the budget ended before two steps were complete.
         """
         skeleton, rest = self._outline.skeleton, self._text.flush()
         text = self._text.text
@@ -204,8 +204,8 @@ class SkeletonSink(Sink):
                 raise PlanFormatError("the skeleton was not closed within its budget", text=text)
             end = skeleton.close(full)
         elif not text.rstrip().endswith(skeleton.end) and (self.stop or not text):
-            # Whether it was EOS or the terminator, a server need not say. A text that has no
-            # steps, and is more than blanks, is no outline unless the terminator is seen.
+            # A server need not say whether it was EOS or the terminator. A nonblank text without
+            # steps is not an outline unless the terminator is seen.
             known = self._text.stopped or self.written.stop
             end = skeleton.end if known or skeleton.has_steps(full) or not text.strip() else ""
         if rest or end:

@@ -1,4 +1,4 @@
-"""What comes out: plan, branches, conclusion, result, and how they are shown."""
+"""The output: plan, branches, conclusion, result, and how they are displayed."""
 
 from typing import TYPE_CHECKING
 

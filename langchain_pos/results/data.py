@@ -1,10 +1,10 @@
-"""The data of a question's way: plan, branches, conclusion, result. Frozen, JSON round-trips.
+"""Requests, plans, branches and results as data. Frozen; JSON round-trips.
 
-ReasoningRequest   what is asked
-Plan of Steps      stage 1, what the model means to do
-BranchResult       stage 2, one for each step
+ReasoningRequest   the question
+Plan of Steps      stage 1, what the model intends to do
+BranchResult       stage 2, one per step
 Block              one plan with its branches; an answer may have several
-ResultData         everything; `result.py` makes `ReasoningResult` and `ReasoningChunk` of it
+ResultData         everything; `result.py` builds `ReasoningResult` and `ReasoningChunk` on it
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ def _blank(text: str) -> bool:
 
 
 class Step(_Frozen):
-    """One independent step of a plan. All but the title is for steps that the caller gives.
+    """One independent step of a plan. Only steps given by the caller set more than the title.
 
     Attributes:
-        title: what the step is about; one line, without `####`.
-        prompt: an instruction that this step's branch reads and nobody else.
-        max_tokens: of its branch, in place of `max_branch_tokens`.
-        temperature: of its branch; None takes the setting.
-        seed: of its branch; None derives one from the question's seed and the step's place.
-        stop: texts that end its branch, besides those of the setting.
+        title: the step's subject; one line, without `####`.
+        prompt: an instruction that only this step's branch reads.
+        max_tokens: of its branch, instead of `max_branch_tokens`.
+        temperature: of its branch; None uses the setting.
+        seed: of its branch; None derives one from the question's seed and the step's index.
+        stop: texts that end its branch, in addition to the setting's.
     """
 
     title: str = Field(min_length=1)
@@ -78,7 +78,7 @@ def _titled(step: Any) -> Any:
 
 
 GivenStep = Annotated[Step, BeforeValidator(_titled)]
-"""A step as callers write it: a `Step`, a dict of its fields, or a bare title."""
+"""A step as callers may give it: a `Step`, a dict of its fields, or a bare title."""
 
 
 def _entry(head: str, body: str) -> str:
@@ -88,7 +88,7 @@ def _entry(head: str, body: str) -> str:
 
 
 class Plan(_Frozen):
-    """A parsed skeleton: what is said before the steps, and the steps.
+    """A parsed skeleton: the text before the steps, and the steps.
 
     Attributes:
         preamble: the text before the first step, stripped.
@@ -140,22 +140,22 @@ class Plan(_Frozen):
 
 
 class BranchResult(_Frozen):
-    """What one branch wrote.
+    """The outcome of one branch.
 
     Attributes:
-        index: its place among the steps of its block, from 0.
+        index: of its step within the block, from 0.
         title: the step's title.
-        text: the body, stripped of white space at both ends.
+        text: the body, stripped of surrounding whitespace.
         finish_reason: "stop", "length" (its token budget), "cancelled" or "error".
         usage: `input_tokens` counts its opening, `output_tokens` its body.
         started: seconds from the request's start to its first token fed.
         ended: seconds from the request's start to its last token.
-        error: what went wrong: `finish_reason` is "error", or the text is not what `branch_schema`
-            asks for. None when nothing did.
-        parsed: the text as an object of `branch_schema`: a pydantic model or dataclass when that
-            is one, else plain data. None without a schema, and where `error` says why. In JSON it
-            is plain data, and stays so when a result is read back:
-            `Model.model_validate(branch.parsed)` makes the object again.
+        error: what went wrong: `finish_reason` is "error", or the text does not match
+            `branch_schema`. None if nothing did.
+        parsed: the text as an object of `branch_schema`: a pydantic model or dataclass if the
+            schema is one, else plain data. None without a schema, and where `error` says why. JSON
+            holds plain data, also when a result is read back:
+            `Model.model_validate(branch.parsed)` restores the object.
     """
 
     index: int
@@ -199,7 +199,7 @@ class StageTimings(_Frozen):
 
 
 class StagePasses(_Frozen):
-    """Forward passes by stage. A pass that other requests shared counts for each of them."""
+    """Forward passes by stage. A pass shared by several requests counts for each of them."""
 
     plan: int = 0
     expand: int = 0
@@ -212,10 +212,10 @@ class StagePasses(_Frozen):
 
 
 class ReasoningRequest(_Frozen):
-    """A question with what may be set for it alone.
+    """A question with the settings of its own.
 
     Attributes:
-        question: what is asked, or the last human message of `messages`.
+        question: its text, or the last human message of `messages`.
         messages: a chat history that ends with the question, as `(role, text)` pairs; empty for
             a bare question.
         steps: given by the caller, as titles or as `Step`s; stage 1 is skipped.
@@ -227,7 +227,7 @@ class ReasoningRequest(_Frozen):
 
 
 class ResultData(_Frozen):
-    """The fields of a `ReasoningResult`, which adds how it shows itself; see there."""
+    """The fields of a `ReasoningResult`, which documents them and adds how it is displayed."""
 
     question: str = ""
     blocks: tuple[Block, ...] = ()
@@ -253,7 +253,7 @@ class ResultData(_Frozen):
 
     @property
     def preamble(self) -> str:
-        """What was said before the first steps."""
+        """The text before the first step."""
         return self.blocks[0].plan.preamble if self.blocks else ""
 
     @property

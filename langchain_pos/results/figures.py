@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from langchain_pos.results.data import ResultData
 
 COLOURS = {"plan": "#8a6fb0", "expand": "#2a9d8f", "conclude": "#3d7ea6"}
-"""Of the stages; what lies between two blocks is a mixture."""
+"""Colours of the stages; the time between two blocks belongs to two of them."""
 _MIXED = "#64779f"
 _ENDINGS = {"length": "#d49b1f", "cancelled": "#d49b1f", "error": "#d1495b"}
 _LONGEST_LABEL = 32
 _MOST_NUMBERED = 100
-"""Slots; with more of them the numbers would overlap."""
+"""Slots; with more, the numbers would overlap."""
 
 
 def plot_timeline(result: ResultData) -> Figure:
-    """Stages and branches as bars over the seconds that were measured.
+    """Stages and branches as bars over measured seconds.
 
     Args:
         result: a result with timings.
@@ -69,22 +69,22 @@ def plot_mask(
     max_prompt_tokens: int | None = 16,
     max_branch_tokens: int | None = 6,
 ) -> Figure:
-    """Who saw whom while the branches of a block were decoded.
+    """Which tokens saw which while the branches of a block were decoded.
 
-    The segments, their lengths and the fork are the result's; who sees whom is computed by the
-    engine's own mask rule (`engine/segments.py`). The slots stand in the order of a run that
-    feeds one token of every branch in a pass; with drafts, or where branches wait for their turn,
-    they lie in another order, in which the same tokens see one another. The preamble, which all
-    branches see like the prompt, is not drawn: a result does not say how many tokens it has.
+    The segments, their lengths and the fork come from the result; visibility is computed by the
+    engine's own mask rule (`engine/forest/segments.py`). Slots are drawn in the order of a run
+    that feeds one token of every branch per pass; drafts and waiting branches change that order,
+    but not which tokens see each other. The preamble, which all branches see like the prompt, is
+    not drawn: a result does not record how many tokens it has.
 
     Args:
         result: a result with branches.
         block: which block.
-        granularity: "token": a row for each token that asks, a column for each slot it may see.
+        granularity: "token": a line for each query token, a column for each slot it may see.
             "segment": the share of a segment's tokens that another's last token sees.
-        max_prompt_tokens: the prompt's last tokens to draw; None draws all.
-        max_branch_tokens: each branch's first tokens to draw; None draws all. Memory grows with
-            the square of what is drawn.
+        max_prompt_tokens: how many of the prompt's last tokens to draw; None draws all.
+        max_branch_tokens: how many of each branch's first tokens to draw; None draws all. Memory
+            grows with the square of the tokens drawn.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -114,12 +114,12 @@ def plot_mask(
 def tokens_figure(
     picture: MaskPicture, names: list[str], *, ahead: int = 0, title: str = ""
 ) -> Figure:
-    """The mask token by token: rows ask, columns are slots, a cell has its branch's colour.
+    """The mask token by token: one line per query, one column per slot, coloured by branch.
 
     Args:
         picture: the mask.
         names: of the trunk and the branches.
-        ahead: tokens before the first one drawn; counts in the positions.
+        ahead: tokens before the first one drawn; added to the positions.
         title: above the figure.
     """
     size = len(picture.owners)
@@ -151,7 +151,7 @@ def tokens_figure(
         axes.set_yticks(middles, numbers, fontsize=6)
     axes.tick_params(length=0)
     axes.set_xlabel("slots, in the order they are filled; numbers are positions")
-    axes.set_ylabel("the token that asks")
+    axes.set_ylabel("query token")
     patches = [
         matplotlib.patches.Patch(color=palette[number + 1], label=name)
         for number, name in enumerate(names[:33])
@@ -164,7 +164,7 @@ def tokens_figure(
 
 
 def _segments_figure(picture: MaskPicture, names: list[str]) -> Figure:
-    """The mask segment by segment: the share that the last token of a row's segment sees."""
+    """The mask segment by segment: the share that the last token of each segment sees."""
     count = len(names)
     slots: list[list[int]] = [[] for _ in names]
     for slot, owner in enumerate(picture.owners):
@@ -188,7 +188,7 @@ def _segments_figure(picture: MaskPicture, names: list[str]) -> Figure:
     axes.set_xticks(middles, names, rotation=90, fontsize=7, parse_math=False)
     axes.set_yticks(middles, names, fontsize=7, parse_math=False)
     axes.tick_params(length=0)
-    axes.set_xlabel("is seen by the last token of the row's segment: dark wholly, white not at all")
+    axes.set_xlabel("seen by the last token of the segment on the left: dark all, white none")
     return figure
 
 
@@ -202,7 +202,7 @@ def _label(title: str) -> str:
 
 
 def _plain(texts: list[Any]) -> None:
-    """A dollar sign in a title is no formula."""
+    """Keep a dollar sign in a title from being read as a formula."""
     for text in texts:
         text.set_parse_math(False)
 
@@ -217,20 +217,20 @@ def _branch_colours(count: int) -> list[str]:
 
 
 def _matplotlib() -> Any:
-    """The package with its submodules; pyplot, which keeps global state, is not among them."""
+    """The package with its submodules, but not pyplot, which keeps global state."""
     try:
         for module in ("colors", "figure", "patches"):
             import_module(f"matplotlib.{module}")
         return import_module("matplotlib")
     except ImportError as error:
         raise MissingExtraError(
-            "figures need matplotlib, which is not installed here; install it with "
+            "figures need matplotlib, which is not installed; install it with "
             "`pip install 'langchain-pos[plot]'`"
         ) from error
 
 
 def _figure(width: float, height: float) -> Figure:
-    """A figure that belongs to no global state of pyplot, and that notebooks show."""
+    """A figure outside pyplot's global state that notebooks display."""
     matplotlib = _matplotlib()
 
     class NotebookFigure(matplotlib.figure.Figure):  # type: ignore[misc,name-defined]

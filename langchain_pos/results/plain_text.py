@@ -6,5 +6,5 @@ _CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) 
 
 
 def strip_control_characters(text: str) -> str:
-    """`text` without control characters, so that no model steers the terminal."""
+    """`text` without control characters, so that no model can control the terminal."""
     return text.translate(_CONTROLS)

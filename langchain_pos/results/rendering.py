@@ -1,8 +1,8 @@
-"""A result to look at: HTML and Markdown for notebooks; for the terminal see `terminal.py`.
+"""Results as HTML and Markdown for notebooks; for the terminal see `terminal.py`.
 
-Everything that a model or a user wrote is shown as text, whatever it contains: it is escaped in
-HTML, escaped in Markdown, and stripped of control characters on the terminal. The HTML needs no
-script and no outside asset, and takes its colours from the page around it.
+Everything written by a model or a user is shown as text, whatever it contains: escaped in HTML
+and Markdown, stripped of control characters on the terminal. The HTML needs no scripts and no
+external assets, and inherits the colours of its page.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ENDINGS = {
     "cancelled": "cancelled",
     "error": "failed",
 }
-"""How a text ended that did not end by itself."""
+"""How a text that was cut short ended."""
 
 _CSS = """
 .lcpos{max-width:100%;line-height:1.45;overflow-wrap:anywhere;text-align:left}
@@ -50,7 +50,7 @@ _CSS = """
 """
 
 
-# ------------------------------------------------------------------------------- what is said
+# ------------------------------------------------------------------------------------- lines
 
 
 def figures(result: ResultData) -> str:
@@ -77,36 +77,36 @@ def stage_figures(result: ResultData) -> list[str]:
 
 
 def estimate_line(result: ResultData) -> str:
-    """What sequential decoding would have cost, and how that is computed; empty if unknown."""
+    """What sequential decoding would have cost and how that is estimated; empty if unknown."""
     estimate = SequentialEstimate.of(result)
     if estimate is None:
         return ""
     return (
-        f"One token after the other: {estimate.tokens} forward passes instead of "
-        f"{result.forward_passes.total}. Estimate, not run: {estimate.tokens} tokens × "
-        f"{estimate.seconds_per_pass * 1000:.1f} ms, the mean pass of this answer's quickest "
-        f'stage, are at most about {estimate.seconds:.2f} s; mode="sequential" measures it.'
+        f"One token at a time: {estimate.tokens} forward passes instead of "
+        f"{result.forward_passes.total}. Estimated, not run: {estimate.tokens} tokens × "
+        f"{estimate.seconds_per_pass * 1000:.1f} ms (the mean pass of this answer's fastest "
+        f'stage) is at most about {estimate.seconds:.2f} s; mode="sequential" measures it.'
     )
 
 
 def remarks(result: ResultData) -> list[str]:
-    """What a reader must know besides the text: why sequential, what was cut off or failed."""
-    said = []
+    """What a reader must know besides the text: why sequential, what was cut off, what failed."""
+    lines = []
     if result.fallback_reason:
-        said.append(f"answered sequentially ({result.fallback_reason})")
+        lines.append(f"answered sequentially ({result.fallback_reason})")
     if ending := _ending(result):
-        said.append(f"conclusion: {ending}")
-    return said
+        lines.append(f"conclusion: {ending}")
+    return lines
 
 
 def _ending(written: BranchResult | ResultData) -> str:
-    """How a text ended, and what was wrong with it; empty when it ended by itself."""
+    """How a text ended, and its error; empty if it ended normally."""
     parts = (ENDINGS.get(written.finish_reason), written.error)
     return ": ".join(part for part in parts if part)
 
 
 def _steps(block: Block) -> Iterator[tuple[str, BranchResult | None]]:
-    """Every step's title with its branch, None while it has none."""
+    """Every step's title with its branch, or None if it has none yet."""
     known = {branch.index: branch for branch in block.branches}
     for index, title in enumerate(block.plan.titles):
         yield title, known.get(index)
@@ -146,7 +146,7 @@ def _escape(text: str) -> str:
 
 
 def _text(text: str, kind: str = "") -> str:
-    """A block of somebody's text. `dir` keeps right-to-left text from turning what follows."""
+    """A block of untrusted text. `dir` keeps right-to-left text from reversing what follows."""
     return f'<div class="lcpos-text {kind}" dir="auto">{_escape(text.strip())}</div>'
 
 
@@ -161,7 +161,7 @@ def _card(number: int, title: str, branch: BranchResult | None) -> str:
 
 
 def _timeline_html(result: ResultData) -> str:
-    """Stages and branches over time, then passes against passes, each with its own scale."""
+    """Stages and branches over time, then numbers of passes compared, each on its own scale."""
     timeline = Timeline.of(result)
     if timeline is None:
         return ""
@@ -172,10 +172,10 @@ def _timeline_html(result: ResultData) -> str:
         by_stage[s.stage] = by_stage.get(s.stage, "") + bar
     rows = [_row(stage, bars) for stage, bars in by_stage.items()]
     rows += [_row(b.title, _bar(b.start / total, b.end / total)) for b in timeline.branches]
-    said = " · ".join([*stage_figures(result), f"0 to {total:.3f} s"])
+    figures_line = " · ".join([*stage_figures(result), f"0 to {total:.3f} s"])
     parts = [
         f'<details open><summary>Timeline</summary><div class="lcpos-scroll">{"".join(rows)}</div>',
-        _text(said, "lcpos-note"),
+        _text(figures_line, "lcpos-note"),
     ]
     estimate = SequentialEstimate.of(result)
     if estimate is not None:
@@ -216,7 +216,7 @@ _BLANKS = re.compile(r"[ \t]+")
 
 
 def escape_markdown(text: str) -> str:
-    r"""`text` as Markdown that shows it letter by letter; line breaks stay.
+    r"""`text` as Markdown that renders it literally; line breaks are kept.
 
     Example:
         >>> escape_markdown("# a_b")
@@ -247,6 +247,6 @@ def to_markdown(result: ResultData) -> str:
     if result.conclusion:
         parts.append(escape_markdown(result.conclusion))
     parts += [f"*{escape_markdown(remark)}*" for remark in remarks(result)]
-    said = [figures(result), *stage_figures(result), estimate_line(result)]
-    parts.append(escape_markdown("\n".join(line for line in said if line)))
+    lines = [figures(result), *stage_figures(result), estimate_line(result)]
+    parts.append(escape_markdown("\n".join(line for line in lines if line)))
     return "\n\n".join(part for part in parts if part)

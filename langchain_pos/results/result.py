@@ -1,4 +1,4 @@
-"""A result, and the pieces of it that are streamed while it is written; both show themselves."""
+"""Results, and the chunks of them streamed while they are written; both can display themselves."""
 
 from __future__ import annotations
 
@@ -14,41 +14,40 @@ if TYPE_CHECKING:
 
 
 class ReasoningResult(ResultData):
-    """The answer with everything that led to it.
+    """The answer and everything that led to it.
 
     Attributes:
-        question: what was asked.
+        question: as asked.
         blocks: the rounds of plan and branches; empty when answered sequentially.
         conclusion: the text after the last block; the whole answer when answered sequentially.
-        mode: "parallel", or "sequential" when that was asked for or nothing could be planned.
+        mode: "parallel", or "sequential" if that was requested or no plan came about.
         fallback_reason: why a question meant for parallel was answered sequentially.
         finish_reason: how the conclusion ended.
-        error: what went wrong in the conclusion, when `finish_reason` is "error"; the branches
-            are whole all the same.
-        concluded: False when the branches alone were asked for (`conclude=False`); then there is
+        error: what went wrong in the conclusion if `finish_reason` is "error"; the branches are
+            complete all the same.
+        concluded: False if only the branches were requested (`conclude=False`), so that there is
             no conclusion.
         usage: prompt tokens, and every token written in any stage.
         timings: wall-clock seconds by stage.
         forward_passes: by stage.
-        drafts: tokens guessed ahead, and how many of the guesses were right.
-        plan_attempts: how often a skeleton was tried; 0 when the caller gave the steps.
-        peak_slots: most KV-cache slots that the request held at once, what it shared with others
-            included.
-        cached_tokens: prompt tokens that were not fed, because another question began alike.
+        drafts: tokens guessed ahead, and how many of them were accepted.
+        plan_attempts: skeletons attempted; 0 if the caller gave the steps.
+        peak_slots: most KV-cache slots that the request held at once, including shared ones.
+        cached_tokens: prompt tokens that were not fed, because an earlier question began alike.
         model_name: folder or hub name of the model.
     """
 
     def sequential_estimate(self) -> SequentialEstimate | None:
-        """What plain sequential decoding would have cost; None if answered that way, or untimed."""
+        """What sequential decoding would have cost; None if answered that way, or untimed."""
         from langchain_pos.results.timeline import SequentialEstimate
 
         return SequentialEstimate.of(self)
 
     def pretty_print(self, console: Console | None = None) -> None:
-        """Print plan, branches, conclusion, a timeline and the figures, like a message's.
+        """Print plan, branches, conclusion, a timeline and the figures.
 
         Args:
-            console: a rich console; by default one on the standard output.
+            console: a rich console; by default, one on standard output.
         """
         from langchain_pos.results.terminal import pretty_print
 
@@ -73,7 +72,7 @@ class ReasoningResult(ResultData):
         max_prompt_tokens: int | None = 16,
         max_branch_tokens: int | None = 6,
     ) -> Figure:
-        """A matplotlib figure of who saw whom in stage 2; needs `langchain-pos[plot]`.
+        """A matplotlib figure of the mask in stage 2; needs `langchain-pos[plot]`.
 
         See `langchain_pos.results.figures.plot_mask`.
         """
@@ -101,15 +100,15 @@ class ReasoningResult(ResultData):
 class ReasoningChunk(ReasoningResult):
     """A piece of a result, streamed while it is written.
 
-    `first + second + …` over a whole stream has the fields of the result that `invoke` returns,
-    so a chunk is a `ReasoningResult` of which not everything is known yet. A chunk that opens a
-    further block turns the conclusion so far into that block's preamble.
+    `first + second + …` over a whole stream has the fields of the result that `invoke` returns:
+    a chunk is a `ReasoningResult` not yet complete. A chunk that opens another block turns the
+    conclusion so far into that block's preamble.
 
     Attributes:
         stage: the stage that wrote it.
-        branch: index of the branch that wrote it, in the stage "expand".
-        delta: the new text: raw skeleton in the stage "plan", a branch's body in "expand", the
-            conclusion in "conclude"; empty when the chunk brings something else.
+        branch: index of the branch that wrote it, in stage "expand".
+        delta: the new text: raw skeleton in stage "plan", a branch's body in "expand", the
+            conclusion in "conclude"; empty if the chunk carries something else.
     """
 
     stage: Stage = "plan"
@@ -133,7 +132,7 @@ class ReasoningChunk(ReasoningResult):
 
 
 def _merge_blocks(left: tuple[Block, ...], right: tuple[Block, ...]) -> tuple[Block, ...]:
-    """Blocks of two chunks: same place, same block; branches merge by index, texts concatenate."""
+    """Merge the blocks of two chunks by place, their branches by index, concatenating texts."""
     merged = list(left)
     for place, block in enumerate(right):
         if place >= len(merged):

@@ -1,14 +1,14 @@
-"""What the terminal shows of an answer, while it is written and afterwards.
+"""How the terminal shows an answer, while it is written and afterwards.
 
-While it is written, the branches stand side by side, each in its panel:
+While it is written, the branches appear side by side, each in its panel:
 
     ╭─ Ann ✓ ───────╮╭─ Ben ─────────╮╭─ Cem ─────────╮
     │ GPA 3.1, out- ││ GPA 2.4, in-  ││ GPA 4.0, out  │
     │ side          ││ side, y       ││               │
     ╰───────────────╯╰───────────────╯╰───────────────╯
 
-Where that does not fit, every branch gets one line. Text that models write is shown as text: it is
-never read as markup, and control characters are left out.
+Where that does not fit, every branch gets one line. Text written by models is shown as text: it is
+never read as markup, and control characters are removed.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
     from langchain_pos.results.data import Block, BranchResult, ResultData, Stage
 
 PANEL_WIDTH = 28
-"""Columns that a branch's panel needs at least."""
+"""Minimum width of a branch's panel, in columns."""
 
 _COLOURS = {"stop": "green", "length": "yellow", "cancelled": "yellow", "error": "red"}
 
 
 class _Piece(Protocol):
-    """What is read of a `ReasoningChunk`."""
+    """The part of a `ReasoningChunk` that is read here."""
 
     @property
     def stage(self) -> Stage: ...
@@ -59,12 +59,12 @@ class _Piece(Protocol):
 
 @dataclass
 class BranchView:
-    """One branch as far as it is known.
+    """One branch so far.
 
     Attributes:
         title: the step's title.
         text: its body so far.
-        finish_reason: None while it waits or is written.
+        finish_reason: None while it waits or is being written.
         error: what went wrong.
     """
 
@@ -74,7 +74,7 @@ class BranchView:
     error: str | None = None
 
     def note(self) -> str:
-        """How it ended, in brackets; empty when it ended by itself or has not ended."""
+        """How it ended, in brackets; empty if it ended normally or has not ended."""
         ending = ENDINGS.get(self.finish_reason or "")
         if ending is None:
             return ""
@@ -89,7 +89,7 @@ class BranchView:
 
 @dataclass
 class BlockView:
-    """One round of steps as far as it is known."""
+    """One block of steps so far."""
 
     preamble: str
     branches: list[BranchView]
@@ -97,12 +97,12 @@ class BlockView:
 
 @dataclass
 class AnswerView:
-    """An answer as far as it is known; rich can draw it at any time.
+    """An answer so far; rich can draw it at any time.
 
     Attributes:
         skeleton: the skeleton being written, until its block is known.
         blocks: the blocks so far, in order.
-        conclusion: the text behind the last block so far.
+        conclusion: the text after the last block so far.
         live: draw only what fits the terminal, the newest first.
     """
 
@@ -120,7 +120,7 @@ class AnswerView:
         return view
 
     def feed(self, chunk: _Piece) -> None:
-        """Take in what a streamed chunk brings."""
+        """Add a streamed chunk."""
         if chunk.blocks:
             self._take_blocks(chunk.blocks)
         if chunk.stage == "plan":
@@ -177,7 +177,7 @@ class AnswerView:
 
 
 def _extend(view: BranchView, more: BranchResult) -> None:
-    """Add a piece of a branch; a piece that says how the branch ended is its last."""
+    """Add a piece of a branch; a piece with a finish reason is its last."""
     view.text += more.text
     if "finish_reason" in more.model_fields_set:
         view.finish_reason, view.error = more.finish_reason, more.error
@@ -217,7 +217,7 @@ def _panels(
 
 
 def _panel(branch: BranchView, body: list[Text], lines: int) -> Panel:
-    """One branch; of a body of more than `lines`, the end."""
+    """One branch; if its body has more than `lines`, only the end."""
     mark = " ✓" if branch.finish_reason == "stop" else ""
     return Panel(
         Text("\n").join(body[-lines:]),
@@ -231,7 +231,7 @@ def _panel(branch: BranchView, body: list[Text], lines: int) -> Panel:
 
 
 def _one_line(branch: BranchView, width: int) -> Text:
-    """Title and the end of the body, in one line."""
+    """Title and the end of the body, on one line."""
     title = f"{strip_control_characters(branch.title)}: "[: width // 2]
     room = max(1, width - len(title) - 1)
     body = " ".join(strip_control_characters(f"{branch.text} {branch.note()}").split())
@@ -250,7 +250,7 @@ def pretty_print(result: ResultData, console: Console | None = None) -> None:
 
     Args:
         result: what to print.
-        console: where to; by default the standard output.
+        console: where to print; standard output by default.
     """
     (console or Console()).print(*_terminal(result), sep="\n")
 

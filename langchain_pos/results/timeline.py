@@ -1,4 +1,4 @@
-"""When what was written, from the timings of a result, and what plain decoding would have cost."""
+"""The timeline of a result, and what sequential decoding would have cost."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ STAGES = ("plan", "expand", "conclude")
 
 @dataclass(frozen=True)
 class StageSpan:
-    """A stretch of time that a stage took.
+    """The time that a stage took.
 
     Attributes:
         stage: "plan", "expand", "conclude", or "conclude, plan" between two blocks, where the
-            result does not say when the one ended and the other began.
+            result does not record when one ended and the other began.
         start: seconds from the request's start.
         end: seconds from the request's start.
     """
@@ -47,10 +47,10 @@ class BranchBar:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Stages and branches of one answer over time, as measured; waiting in the queue is left out.
+    """Stages and branches of one answer over time, as measured; time in the queue is left out.
 
     Attributes:
-        stages: one behind the other.
+        stages: one after another.
         branches: of all blocks, in the plan's order.
         total: seconds from the request's start to its end.
     """
@@ -61,7 +61,7 @@ class Timeline:
 
     @classmethod
     def of(cls, result: ResultData) -> Timeline | None:
-        """The timeline of a result; None when nothing has been timed (yet)."""
+        """The timeline of a result; None if nothing has been timed (yet)."""
         seconds = result.timings
         bars = tuple(
             BranchBar(branch.title, branch.started, branch.ended, branch.finish_reason)
@@ -81,7 +81,7 @@ class Timeline:
                 took = getattr(seconds, stage)
                 spans.append(StageSpan(stage, at, at + took))
                 at += took
-        else:  # what lies between the blocks is not timed apart
+        else:  # stages between the blocks are not timed separately
             at, between = 0.0, "plan"
             for block in result.blocks:
                 start = min((b.started for b in block.branches), default=at)
@@ -94,15 +94,15 @@ class Timeline:
 
 @dataclass(frozen=True)
 class SequentialEstimate:
-    """What the same text would have cost, decoded one token after the other without drafts.
+    """What the same text would have cost, decoded one token at a time without drafts.
 
-    Nothing here was run: it is `tokens` forward passes at `seconds_per_pass`, the mean of that
-    stage of the answer whose passes were the quickest. As a pass over one token takes no longer
-    than one over many, and the skeleton's `......` would not be written, it is an upper bound;
-    how far above the truth it lies depends on the machine. `mode="sequential"` measures it.
+    Nothing here was run: it is `tokens` forward passes at `seconds_per_pass`, the mean of the
+    stage with the fastest passes. As a pass over one token takes no longer than one over many,
+    and the skeleton's `......` would not be written, it is an upper bound; how loose it is
+    depends on the machine. `mode="sequential"` measures it.
 
     Attributes:
-        tokens: tokens that were written in all stages, one forward pass each.
+        tokens: tokens written in all stages, one forward pass each.
         seconds_per_pass: measured.
     """
 
@@ -111,12 +111,12 @@ class SequentialEstimate:
 
     @property
     def seconds(self) -> float:
-        """Estimated seconds, without reading the prompt."""
+        """Estimated seconds, excluding the prompt's prefill."""
         return self.tokens * self.seconds_per_pass
 
     @classmethod
     def of(cls, result: ResultData) -> SequentialEstimate | None:
-        """The estimate for a result; None when it was answered sequentially, or not timed."""
+        """The estimate for a result; None if it was answered sequentially or not timed."""
         means = [
             getattr(result.timings, stage) / getattr(result.forward_passes, stage)
             for stage in STAGES

@@ -1,7 +1,7 @@
 """Read each document in a branch of its own, then answer with citations.
 
-A retriever finds N documents; all of them stand in the prompt, which every branch sees, and each
-gets one branch: N readings take as many forward passes as the longest of them. Then the conclusion
+A retriever finds N documents; all of them go into the prompt, which every branch sees, and each
+gets one branch: N readings take as many forward passes as the longest of them. The conclusion then
 answers from the readings and cites documents by their numbers.
 
     question ─ retriever ─ prompt ─ llm, one step for each document ─ citations
@@ -27,25 +27,25 @@ from langchain_pos.results.result import ReasoningResult
 from langchain_pos.runnables.inputs import ReasoningInput, as_request
 
 LABEL = "Document"
-"""What a document is called, before its number."""
+"""The name of a document, before its number."""
 
 DOCUMENTS_PROMPT = PromptTemplate.from_template(
     "Here are {count} documents:\n\n{documents}\n\nQuestion: {question}\n"
     "Name the documents that your answer rests on."
 )
-"""Asks about the documents; of another one, `{documents}` and `{question}` are needed."""
+"""Asks about the documents; a replacement needs `{documents}` and `{question}`."""
 
 DOCUMENT_PROMPT = PromptTemplate.from_template("{page_content}")
-"""How a document's text stands in the prompt, behind its label; metadata may be named, too."""
+"""How a document appears in the prompt, after its label; metadata may be used, too."""
 
 
 class Reading(BaseModel):
-    """A document, and what its branch wrote about it.
+    """A document and its branch's text about it.
 
     Attributes:
         number: its number in the prompt and in citations, from 1.
         document: what the retriever returned.
-        branch: what was read in it; None when the question was answered without branches.
+        branch: the reading; None if the question was answered without branches.
         cited: whether the conclusion names it.
     """
 
@@ -58,14 +58,14 @@ class Reading(BaseModel):
 
 
 class DocumentsAnswer(TypedDict):
-    """What `read_documents_chain` returns; while streaming, pieces with some of the keys.
+    """The output of `read_documents_chain`; while streaming, pieces with some of the keys.
 
     Attributes:
-        question: what was asked.
-        documents: what the retriever found, in its order.
+        question: as asked.
+        documents: as the retriever returned them, in order.
         result: the whole result; pieces of it while streaming.
         readings: one for each document, in the same order.
-        unknown_citations: numbers that the conclusion cites and no document has.
+        unknown_citations: cited numbers that no document has.
     """
 
     question: str
@@ -83,22 +83,22 @@ def read_documents_chain(
     document_prompt: BasePromptTemplate[str] = DOCUMENT_PROMPT,
     label: str = LABEL,
 ) -> Runnable[str, DocumentsAnswer]:
-    """A chain: a question goes in, an answer with readings and citations comes out.
+    """A chain from a question to an answer with readings and citations.
 
-    It is made of LangChain's own pieces, so streaming, batches, callbacks, `with_config` and
+    It consists of LangChain's own parts, so streaming, batches, callbacks, `with_config` and
     `get_graph` work as in any chain. Streamed pieces add up with `+`; those with the key "result"
-    are the answer while it is written.
+    carry the answer while it is written.
 
     Args:
         retriever: any runnable from a text to documents.
         llm: a `ParallelReasoningLLM`, or one with `bind`, `with_retry` or `with_fallbacks`.
-        prompt: text or chat prompt with `{documents}` and `{question}`, and `{count}` if it likes.
+        prompt: text or chat prompt with `{documents}` and `{question}`, optionally `{count}`.
         document_prompt: with `{page_content}` and names of metadata that all documents have.
-        label: what a document is called; its branch is titled `label` and its number.
+        label: name of a document; its branch is titled with `label` and its number.
 
     Raises:
-        InvalidRequestError: the prompt lacks a variable. When the chain runs: the retriever finds
-            nothing, or more documents than `max_branches`.
+        InvalidRequestError: the prompt lacks a variable. At run time: the retriever finds nothing,
+            or more documents than `max_branches`.
 
     Examples:
         >>> chain = read_documents_chain(retriever, ParallelReasoningLLM())  # doctest: +SKIP
@@ -109,7 +109,7 @@ def read_documents_chain(
     if missing:
         raise InvalidRequestError(
             f"the prompt has no {' and no '.join(f'{{{name}}}' for name in sorted(missing))}; "
-            "{documents} and {question} must stand in it"
+            "it must contain {documents} and {question}"
         )
 
     def request(found: dict[str, Any]) -> ReasoningRequest:
@@ -117,7 +117,7 @@ def read_documents_chain(
         if not documents:
             raise InvalidRequestError(
                 f"the retriever found no documents for {found['question']!r}, so there is nothing "
-                "to read; ask otherwise, widen the search, or give the chain a fallback "
+                "to read; rephrase the question, widen the search, or give the chain a fallback "
                 "(`with_fallbacks`) that answers without documents"
             )
         titles = [f"{label} {number}" for number in range(1, len(documents) + 1)]
@@ -170,9 +170,9 @@ _LONGEST_RANGE = 1000
 
 
 def cited_numbers(text: str, label: str = LABEL) -> list[int]:
-    """The numbers of the documents that a text cites, in order, each once.
+    """The numbers of the documents that a text cites, in order of citation, each once.
 
-    Cited is "Document 3", "documents 1, 2 and 4", "Documents 2-4", and any number in square
+    Citations are "Document 3", "documents 1, 2 and 4", "Documents 2-4", and any number in square
     brackets: "[3]", "[1, 2]".
 
     Examples:

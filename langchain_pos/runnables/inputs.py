@@ -1,6 +1,6 @@
-"""What goes into `ParallelReasoningLLM`, in all its forms."""
+"""All forms of input to `ParallelReasoningLLM`."""
 
-# ruff: noqa: A002 - `input` is what langchain-core calls it
+# ruff: noqa: A002 - `input` is langchain-core's name
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ ReasoningInput = LanguageModelInput | ReasoningRequest | dict[str, Any]
 
 
 def as_request(input: ReasoningInput) -> ReasoningRequest:
-    """Any input that LangChain users give, as a request.
+    """Any input that LangChain accepts, as a request.
 
     Raises:
-        InvalidRequestError: it is none, or it does not end with a question.
+        InvalidRequestError: it is not a valid input, or it does not end with a question.
     """
     if isinstance(input, ReasoningRequest):
         return input
@@ -39,7 +39,7 @@ def as_request(input: ReasoningInput) -> ReasoningRequest:
                 for e in error.errors(include_url=False)
             )
             raise InvalidRequestError(
-                f"this dict is no request: {wrong}. Allowed are 'question' (needed), 'steps' "
+                f"this dict is not a request: {wrong}. Allowed are 'question' (required), 'steps' "
                 "(titles, or dicts with 'title', 'prompt', 'max_tokens', 'temperature', 'seed', "
                 "'stop') and 'messages'"
             ) from error
@@ -61,7 +61,7 @@ def as_request(input: ReasoningInput) -> ReasoningRequest:
 
 
 def _messages(input: Any) -> list[Any]:
-    """Messages as OpenAI writes them; neighbours of one role are merged."""
+    """Messages in OpenAI's format; adjacent ones of the same role are merged."""
     if isinstance(input, PromptValue):
         messages = input.to_messages()
     elif isinstance(input, Sequence) and not isinstance(input, bytes | bytearray):
@@ -75,18 +75,18 @@ def _pair(message: dict[str, Any]) -> tuple[str, str]:
     content = message.get("content") or ""
     if not isinstance(content, str):
         kinds = {str(block.get("type")) for block in content} - {"text"}
-        raise ValueError(f"only text can be read, not {', '.join(sorted(kinds))}")
+        raise ValueError(f"only text is supported, not {', '.join(sorted(kinds))}")
     return str(message["role"]), content
 
 
 def sum_up(inputs: list[Any]) -> Any:
-    """The sum of a streamed input, as LangChain adds chunks up.
+    """The sum of a streamed input, added as LangChain adds chunks.
 
     Raises:
         InvalidRequestError: the stream was empty.
     """
     if not inputs:
-        raise InvalidRequestError("nothing was asked: what comes before in the chain gave nothing")
+        raise InvalidRequestError("nothing was asked: the chain's previous step returned nothing")
     whole = inputs[0]
     for part in inputs[1:]:
         whole = whole + part

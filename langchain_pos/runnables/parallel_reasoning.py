@@ -1,6 +1,6 @@
 """`ParallelReasoningLLM`: the three stages as a LangChain runnable."""
 
-# ruff: noqa: A002 - `input` is what langchain-core calls it
+# ruff: noqa: A002 - `input` is langchain-core's name
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class ParallelReasoningLLM(
 ):
     """Answers a question by parallel reasoning on a local model.
 
-    The model plans independent steps, writes all of them together, one forward pass a token for
-    all, and concludes. Everything `ReasoningSettings` has can be set here, and for one call:
+    The model plans independent steps, writes all of them together, one token of each per forward
+    pass, and concludes. All of `ReasoningSettings` can be set here or for one call:
     `llm.invoke(question, mode="sequential")`.
 
-    The model is loaded when it is first needed. With `engine=OpenAICompletionsEngine(…)` a server
-    answers in its place. One instance serves many threads and tasks; their questions share forward
+    The model is loaded when first needed. With `engine=OpenAICompletionsEngine(…)`, a server
+    answers instead. One instance serves many threads and tasks; their questions share forward
     passes.
 
     Examples:
@@ -68,13 +68,13 @@ class ParallelReasoningLLM(
     async def ainvoke(
         self, input: ReasoningInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> ReasoningResult:
-        """Answer a question beside the event loop. Cancelling the task frees its slots."""
+        """Answer without blocking the event loop. Cancelling the task frees its slots."""
         return await self._acall_with_config(self._ainvoke, input, config, **kwargs)
 
     def stream(
         self, input: ReasoningInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[ReasoningChunk]:
-        """The answer while it is written; the chunks add up to what `invoke` returns.
+        """Stream the answer while it is written; the chunks add up to the result of `invoke`.
 
         Closing the iterator cancels the question.
         """
@@ -89,7 +89,7 @@ class ParallelReasoningLLM(
             yield input
 
         chunks = cast("_AsyncChunks", self.atransform(one(), config, **kwargs))
-        async with aclosing(chunks):  # so that closing this one cancels the question at once
+        async with aclosing(chunks):  # so that closing this generator cancels the question at once
             async for chunk in chunks:
                 yield chunk
 
@@ -128,9 +128,9 @@ class ParallelReasoningLLM(
         return_exceptions: bool = False,
         **kwargs: Any | None,
     ) -> list[ReasoningResult]:
-        """Answer many questions together: they share forward passes.
+        """Answer many questions together; they share forward passes.
 
-        `max_concurrency` in the config bounds how many are under way at once.
+        `max_concurrency` in the config limits how many are in progress at once.
         """
         return self._batch_with_config(
             self._batch, inputs, config, return_exceptions=return_exceptions, **kwargs
@@ -157,9 +157,9 @@ class ParallelReasoningLLM(
         return_exceptions: bool = False,
         **kwargs: Any | None,
     ) -> Iterator[tuple[int, ReasoningResult | Exception]]:
-        """Answer many questions together, and yield each with its index as soon as it is done.
+        """Answer many questions together, yielding each with its index as soon as it is done.
 
-        Closing the iterator cancels those that are still under way.
+        Closing the iterator cancels those still in progress.
         """
         configs = get_config_list(config, len(inputs))
         managers: dict[int, CallbackManagerForChainRun] = {}
@@ -193,7 +193,7 @@ class ParallelReasoningLLM(
             run_id=config.pop("run_id", None),
         )
 
-    # ------------------------------------------------------------------ behind them
+    # ------------------------------------------------------------------ internals
 
     def _prepare(
         self,
@@ -203,7 +203,7 @@ class ParallelReasoningLLM(
         deltas: bool = False,
         **kwargs: Any,
     ) -> tuple[Reasoning, RunTracer | None]:
-        """All that a question needs before it is queued: the model, the prompt, the checks."""
+        """Everything that a question needs before it is queued: model, prompt, checks."""
         ask = as_request(input)
         settings = ReasoningSettings.of(self, **kwargs)
         reasoner, tracer = self.reasoner, None
@@ -236,8 +236,8 @@ class ParallelReasoningLLM(
         caller: Hashable | None = None,
         **kwargs: Any,
     ) -> PendingAnswer:
-        # What takes time is done beside the event loop. Queueing is done here: a task that is
-        # cancelled meanwhile leaves no request behind.
+        # Slow work runs outside the event loop. Queueing happens here, so that a task cancelled in
+        # the meantime leaves no request behind.
         reasoning, tracer = await run_in_executor(None, self._prepare, input, manager, **kwargs)
         return PendingAnswer(reasoning.submit(caller), tracer)
 
@@ -314,7 +314,7 @@ class ParallelReasoningLLM(
             async with slots:
                 try:
                     return await self._ainvoke(input, manager, caller=caller, **kwargs)
-                except Exception as error:  # noqa: BLE001 - each question has its own
+                except Exception as error:  # noqa: BLE001 - it is this question's answer
                     return error
 
         tasks = [
@@ -322,16 +322,16 @@ class ParallelReasoningLLM(
         ]
         try:
             return list(await asyncio.gather(*tasks))
-        finally:  # `gather` does not wait for all of them when it is cancelled
+        finally:  # when cancelled, `gather` does not wait for all of them
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def get_graph(self, config: RunnableConfig | None = None) -> Graph:
-        """The three stages between input and output, as LangChain draws a chain."""
+        """The three stages between input and output, drawn like a chain."""
         return _graph(self, config)
 
 
 def _graph(llm: ParallelReasoningLLM, config: RunnableConfig | None) -> Graph:
-    """Input, plan, branches, conclusion, output; what the settings leave out is not there."""
+    """Input, plan, branches, conclusion, output; without the stages that the settings omit."""
     metadata = config.get("metadata") if config else None
     graph = Graph()
     last = graph.add_node(llm.get_input_schema(config))

@@ -1,4 +1,4 @@
-"""An answer that is on its way: its chunks as they come, for sync and async callers."""
+"""Answers in progress: their chunks as they arrive, for sync and async callers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class PendingAnswer:
-    """One question on its way.
+    """One question in progress.
 
     Args:
         pending: its work.
-        tracer: is told its spans; None where nobody listens.
+        tracer: receives its spans; None if no handler listens.
     """
 
     def __init__(self, pending: Pending[ReasoningResult], tracer: RunTracer | None) -> None:
@@ -28,7 +28,7 @@ class PendingAnswer:
         self._tracer = tracer
 
     def chunks(self) -> Generator[ReasoningChunk, None, ReasoningResult]:
-        """The chunks as they come; returns the result, or raises what has ended the question.
+        """The chunks as they arrive; returns the result, or raises the question's error.
 
         Closing the iterator cancels it.
         """
@@ -38,7 +38,7 @@ class PendingAnswer:
                     if isinstance(event, ReasoningChunk):
                         yield event
                     elif self._tracer is not None:
-                        run(self._tracer.tell(event))
+                        run(self._tracer.handle(event))
             return self.pending.result()
         except BaseException as error:
             self.fail(error)
@@ -52,21 +52,21 @@ class PendingAnswer:
                     if isinstance(event, ReasoningChunk):
                         yield event
                     elif self._tracer is not None:
-                        await arun(self._tracer.tell(event))
+                        await arun(self._tracer.handle(event))
         except BaseException as error:
             if self._tracer is not None:
                 await arun(self._tracer.fail(error))
             raise
 
     def take_events(self) -> None:
-        """Tell the tracer what has happened; nobody wants the chunks."""
+        """Pass spans on to the tracer and drop the chunks."""
         while self.pending.events:
             event = self.pending.events.popleft()
             if self._tracer is not None and not isinstance(event, ReasoningChunk):
-                run(self._tracer.tell(event))
+                run(self._tracer.handle(event))
 
     def fail(self, error: BaseException) -> None:
-        """Tell the tracer what has ended the question."""
+        """Pass the error that ended the question on to the tracer."""
         if self._tracer is not None:
             run(self._tracer.fail(error))
 
@@ -74,14 +74,14 @@ class PendingAnswer:
 def answer_all(
     count: int, limit: int | None, ask: Callable[[int], PendingAnswer]
 ) -> Generator[tuple[int, ReasoningResult | Exception], None, None]:
-    """Answer many questions together, each with its place, as they are done.
+    """Answer many questions together, yielding each with its index as it is done.
 
-    Closing the iterator cancels those that are still under way.
+    Closing the iterator cancels those still in progress.
 
     Args:
-        count: how many there are.
-        limit: how many are under way at the same time, at most; None for all.
-        ask: asks the one at a place; may raise what is that one's answer then.
+        count: number of questions.
+        limit: how many may be in progress at once; None for all.
+        ask: asks the question at an index; an error that it raises becomes that question's answer.
     """
     ahead = iter(range(count))
     under_way: dict[int, PendingAnswer] = {}
@@ -93,7 +93,7 @@ def answer_all(
                     break
                 try:
                     under_way[place] = ask(place)
-                except Exception as error:  # noqa: BLE001 - each question has its own
+                except Exception as error:  # noqa: BLE001 - it is this question's answer
                     yield place, error
             if not under_way:
                 return

@@ -4,14 +4,14 @@
       ├─ plan                   model   the skeleton
       ├─ expand                 chain   holds the branches
       │    ├─ branch 0          model
-      │    └─ branch 1          model   side by side: their times overlap
+      │    └─ branch 1          model   in parallel: their times overlap
       └─ conclude               model
 
-Runs begin and end when the work does, because whoever waits for an answer takes the spans after
-every forward pass. Where nobody listens there is no `RunTracer`, and the reasoner tells no spans.
+Runs begin and end when the work does, because the caller that waits for an answer takes the spans
+after every forward pass. If no handler listens, there is no `RunTracer` and no spans are recorded.
 
-One code serves sync and async: `tell` and `fail` are generators that yield what a callback manager
-returned, a value or an awaitable, and are sent the value back (`run`, `arun`).
+The same code serves sync and async: `handle` and `fail` are generators that yield whatever a
+callback manager returned, a value or an awaitable, and are sent the value back (`run`, `arun`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     )
 
 EVENT_PLAN = "parallel_reasoning_plan"
-"""Custom event: a plan is there. Data: block, preamble, titles."""
+"""Custom event: a plan is complete. Data: block, preamble, titles."""
 EVENT_BRANCH_START = "parallel_reasoning_branch_start"
 """Custom event: a branch is about to be written. Data: block, index, title."""
 EVENT_BRANCH_TOKEN = "parallel_reasoning_branch_token"
@@ -40,16 +40,16 @@ EVENT_BRANCH_TOKEN = "parallel_reasoning_branch_token"
 EVENT_BRANCH_END = "parallel_reasoning_branch_end"
 """Custom event: a branch has ended. Data: the `BranchResult` without its text."""
 
-Told = Generator[Any, Any, None]
+TracerSteps = Generator[Any, Any, None]
 
 
 class RunTracer:
-    """Makes child runs and custom events of one question's run.
+    """Turns the spans of one question into child runs and custom events of its run.
 
     Args:
         manager: of the question's run.
         model_name: for token counts by model.
-        parameters: of the model's calls, for the record.
+        parameters: of the model's calls, recorded with them.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class RunTracer:
 
     @staticmethod
     def listens(manager: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun) -> bool:
-        """Whether any handler would hear of child runs."""
+        """Whether any handler would receive child runs."""
         return bool(manager.inheritable_handlers)
 
-    def tell(self, event: SpanEvent) -> Told:
-        """Pass on that a span has begun, written or ended."""
+    def handle(self, event: SpanEvent) -> TracerSteps:
+        """Report that a span has begun, written text or ended."""
         if isinstance(event, SpanStart):
             yield from self._start(event.span)
         elif isinstance(event, SpanText):
@@ -78,8 +78,8 @@ class RunTracer:
         else:
             yield from self._end(event)
 
-    def fail(self, error: BaseException) -> Told:
-        """End what is open with the error that has ended the question."""
+    def fail(self, error: BaseException) -> TracerSteps:
+        """End all open runs with the error that ended the question."""
         if isinstance(error, GeneratorExit):
             error = RequestCancelled("the caller stopped listening")
         for span in reversed(list(self._runs)):
@@ -91,7 +91,7 @@ class RunTracer:
 
     # ------------------------------------------------------------ begin, write, end
 
-    def _start(self, span: Span) -> Told:
+    def _start(self, span: Span) -> TracerSteps:
         if span.branch is not None:
             yield self._custom(EVENT_BRANCH_START, _branch(span))
         parent = next((run for open_, run in self._runs.items() if open_.reads is None), None)
@@ -121,14 +121,14 @@ class RunTracer:
             invocation_params={"model_name": self._model_name, **self._parameters},
         )
 
-    def _text(self, told: SpanText) -> Told:
-        run, span = self._runs[told.span], told.span
-        message = AIMessageChunk(content=told.piece, id=f"lc_run--{run.run_id}")
-        yield run.on_llm_new_token(told.piece, chunk=ChatGenerationChunk(message=message))
+    def _text(self, text: SpanText) -> TracerSteps:
+        run, span = self._runs[text.span], text.span
+        message = AIMessageChunk(content=text.piece, id=f"lc_run--{run.run_id}")
+        yield run.on_llm_new_token(text.piece, chunk=ChatGenerationChunk(message=message))
         if span.branch is not None:
-            yield self._custom(EVENT_BRANCH_TOKEN, {**_branch(span), "delta": told.piece})
+            yield self._custom(EVENT_BRANCH_TOKEN, {**_branch(span), "delta": text.piece})
 
-    def _end(self, end: SpanEnd) -> Told:
+    def _end(self, end: SpanEnd) -> TracerSteps:
         run = self._runs.pop(end.span)
         if end.span.reads is None:
             yield run.on_chain_end({"branches": [b.model_dump() for b in end.branches]})
@@ -166,22 +166,22 @@ class RunTracer:
         return self._manager.get_child().on_custom_event(name, data, run_id=self._manager.run_id)
 
 
-def run(told: Told) -> None:
-    """Carry out what a tracer tells, where callbacks answer at once."""
+def run(steps: TracerSteps) -> None:
+    """Carry out a tracer's steps with callbacks that return values."""
     answer: Any = None
     try:
         while True:
-            answer = told.send(answer)
+            answer = steps.send(answer)
     except StopIteration:
         return
 
 
-async def arun(told: Told) -> None:
-    """The same where callbacks are awaited."""
+async def arun(steps: TracerSteps) -> None:
+    """Carry out a tracer's steps with callbacks that are awaited."""
     answer: Any = None
     try:
         while True:
-            answer = await told.send(answer)
+            answer = await steps.send(answer)
     except StopIteration:
         return
 

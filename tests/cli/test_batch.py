@@ -128,7 +128,7 @@ def test_batch_leaves_a_foreign_file_alone(
     target.write_text("my notes" + rest, encoding="utf-8")
     done = run("batch", source, target)
     assert done.exit_code == 2
-    assert "line 1 is not an answer of an earlier run" in done.stderr
+    assert "line 1 is not an answer from an earlier run" in done.stderr
     assert target.read_text(encoding="utf-8") == "my notes" + rest
     assert llm.asked == []
 

@@ -60,7 +60,7 @@ def test_ask_prints_plain_text(llm: FakeLLM) -> None:
     assert done.stdout == PLAIN
     assert done.stderr == (
         "parallel: plan 20 passes 0.50 s · expand 12 passes 0.25 s · conclude 8 passes 0.25 s · "
-        "total 40 passes 1.00 s · 120 tokens, 3.0 a pass (one at a time: 1.0)\n"
+        "total 40 passes 1.00 s · 120 tokens, 3.0 per pass (one at a time: 1.0)\n"
     )
     assert llm.asked == [("Who?", "parallel")]
 

@@ -164,7 +164,7 @@ class TestOneBranch:
             (refused(500, "boom"), "answers 500: boom"),
             (refused(400, TOO_LONG), "maximum context length"),
             (Reply(" GPA 2.4 or so", cut_after=2), "broke off|cannot be reached"),
-            (Reply(" GPA 2.4 or so", end_after=2), "ended before the completion did"),
+            (Reply(" GPA 2.4 or so", end_after=2), "ended before the completion was finished"),
             (Reply(" GPA", event='{"error": {"message": "CUDA error"}}'), "CUDA error"),
             (Reply(" GPA", event="{no JSON"), "broke off"),
         ],

@@ -102,7 +102,7 @@ def test_a_result_shows_its_stages() -> None:
     text = Skeleton(harmless(3)._repr_html_()).text
     for part in ("0 word0", "word2", "80 forward passes", "plan: 10 passes, 0.20 s"):
         assert part in text
-    assert "One token after the other: 900 forward passes instead of 80" in text
+    assert "One token at a time: 900 forward passes instead of 80" in text
     assert "900 tokens × 15.0 ms" in text
     assert "at most about 13.50 s" in text
 

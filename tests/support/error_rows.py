@@ -83,7 +83,7 @@ def _() -> Outcome:
 
 @row("unknown-field")
 def _() -> Outcome:
-    return refused(InvalidRequestError, {"qestion": "Who?"}, "'question' .needed.")
+    return refused(InvalidRequestError, {"qestion": "Who?"}, "'question' .required.")
 
 
 @row("huge-question")

@@ -46,7 +46,7 @@ def _(_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Outcome:
 
 @row("serve-not-ray")
 def _() -> Outcome:
-    with pytest.raises(InvalidRequestError, match="--max-replicas is for several") as caught:
+    with pytest.raises(InvalidRequestError, match="--max-replicas applies to replicas") as caught:
         serve(max_replicas=2, debug=True)
     return caught.value
 

@@ -1,7 +1,7 @@
-"""What Linux allows the container that we run in: memory and processors, by its cgroups.
+"""Limits of the Linux container that we run in: memory and processors, from its cgroups.
 
-The system itself names the whole machine's. Version 2 keeps all controllers in one tree, version 1
-one tree for each; what an outer group limits holds for the groups in it. See cgroups(7).
+The system's own figures are the whole machine's. Version 2 keeps all controllers in one tree,
+version 1 one tree for each; an outer group's limits apply to the groups in it. See cgroups(7).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _ROOT = Path("/")
 def memory_left() -> int | None:
     """Bytes until the tightest limit; None without a limit.
 
-    Files that are kept in memory only to be read again count as free.
+    The page cache counts as free.
     """
     left = []
     for folder in _folders("memory"):
@@ -40,14 +40,14 @@ def processors() -> float | None:
 
 
 def _folders(controller: str) -> Iterator[Path]:
-    """The groups that this process is in, and those around them."""
+    """The groups of this process, and the groups that contain them."""
     mounted = _ROOT / "sys/fs/cgroup"
     for line in _text(_ROOT / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
         base = mounted / controller if controllers else mounted
-        group = base / path.lstrip("/")  # a path of the host's, which may not exist in here
+        group = base / path.lstrip("/")  # a path on the host, which may not exist here
         yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(base))
 
 

@@ -1,11 +1,11 @@
-"""Memory that is read as a whole, again and again, in the system's huge pages.
+"""Huge pages for memory that is read as a whole, repeatedly.
 
-Linux hands memory out in pages of 4 KiB, and a processor keeps the addresses of a few thousand of
-them at hand: reading a gigabyte of weights, it looks up a quarter of a million. In pages of 2 MiB
-these are five hundred. Most systems give such pages only to those who ask ("madvise" in
-`/sys/kernel/mm/transparent_hugepage/enabled`). Memory that is already in use is moved by
-MADV_COLLAPSE, since Linux 6.1; before it, MADV_HUGEPAGE alone lets the kernel do so in its own
-time, which may take minutes. See madvise(2).
+Linux allocates memory in pages of 4 KiB, and a processor caches the addresses of a few thousand of
+them: reading a gigabyte of weights, it looks up a quarter of a million. With pages of 2 MiB these
+are five hundred. Most systems use such pages only on request ("madvise" in
+`/sys/kernel/mm/transparent_hugepage/enabled`). Memory already in use is moved by MADV_COLLAPSE,
+since Linux 6.1; before that, MADV_HUGEPAGE alone lets the kernel do so in the background, which
+may take minutes. See madvise(2).
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _MADV_COLLAPSE = 25
 
 
 def move_to_huge_pages(memory: Iterable[tuple[int, int]]) -> int:
-    """Ask for huge pages behind memory that is in use; what it holds stays as it is.
+    """Request huge pages for memory in use; its contents do not change.
 
-    Takes about a third of a second for a gigabyte. Does nothing on other systems than Linux, where
-    its administrator has said "never", and where the kernel has no huge page to give.
+    Takes about a third of a second per gigabyte. Has no effect on systems other than Linux, if the
+    administrator has set "never", or if the kernel has no huge page left.
 
     Args:
         memory: addresses and bytes. A page is moved if half of it or more is among them.
 
     Returns:
-        bytes in huge pages now, also those that were before.
+        bytes in huge pages now, including those that already were.
     """
     size, advise = _page_size(), _madvise()
     if not size or advise is None:
@@ -43,14 +43,14 @@ def move_to_huge_pages(memory: Iterable[tuple[int, int]]) -> int:
             used[page] += end - begin
     moved = 0
     for page in sorted(page for page, taken in used.items() if 2 * taken >= size):
-        # One by one: one that reaches into what is not there is refused, the others are not.
+        # One by one: a page that reaches into unmapped memory is refused, the others are not.
         if advise(page * size, size, _MADV_HUGEPAGE) == 0:
             moved += advise(page * size, size, _MADV_COLLAPSE) == 0
     return moved * size
 
 
 def _page_size() -> int:
-    """Bytes of a huge page; 0 where there are none."""
+    """Bytes of a huge page; 0 if the system has none."""
     try:
         enabled = (_SYSTEM / "enabled").read_text(encoding="ascii")
         size = int((_SYSTEM / "hpage_pmd_size").read_text(encoding="ascii"))

@@ -1,11 +1,11 @@
-"""The worker threads that OpenMP keeps for each thread which has computed.
+"""The worker threads that OpenMP keeps for each thread that has computed.
 
-GNU's OpenMP lets workers wait for their next piece of work in a busy loop, which makes the many
-small operations of a forward pass fast. It does so only as long as there are no more workers and
-masters, over all threads of the process, than processors; else they go to sleep after each
-operation and must be woken for the next one. A thread that has once computed keeps its workers, so
-the next thread that computes is slow: a pass of the shipped model takes about twice as long. Hence
-a thread gives its workers back when another is to compute.
+GNU's OpenMP lets workers wait for work in a busy loop, which makes the many small operations of a
+forward pass fast. It does so only while the process has no more workers and masters, over all
+threads, than processors; otherwise they sleep after each operation and must be woken for the next.
+A thread that has computed keeps its workers, so the next thread that computes is slow: a pass of
+the shipped model takes about twice as long. Hence a thread releases its workers before another
+computes.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-_SOFT = 1  # omp_pause_soft, of OpenMP 5.0: what the program has set stays
+_SOFT = 1  # omp_pause_soft, of OpenMP 5.0: keeps the program's settings
 
 
 def give_back_workers() -> None:
     """End the workers of the calling thread; they come back when it computes again.
 
-    Takes a fraction of a millisecond, or nothing if it has none. Does nothing where PyTorch runs on
-    another library: those know no such limit.
+    Takes a fraction of a millisecond, or no time if it has none. No effect if PyTorch uses another
+    library: those have no such limit.
     """
     for pause in _pauses():
         pause(_SOFT)
@@ -38,7 +38,7 @@ def _pauses() -> tuple[Callable[[int], int], ...]:
     paths = {line.split(maxsplit=5)[-1].strip() for line in maps.read_text().splitlines()}
     found = []
     for path in sorted(path for path in paths if "libgomp" in Path(path).name):
-        # A file that has been replaced meanwhile cannot be found; OpenMP before 5.0 has no pause.
+        # A file replaced in the meantime cannot be found; OpenMP before 5.0 has no pause.
         with suppress(OSError, AttributeError):
             found.append(ctypes.CDLL(path).omp_pause_resource_all)
     return tuple(found)

@@ -1,4 +1,4 @@
-"""How many rows a forward pass takes for little more than the price of one."""
+"""How many rows a forward pass can have for little more than the cost of one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 DRAFT_ROWS = 32
-"""Where nothing is measured: free on a CPU with matrix units, and on any GPU."""
+"""Used if nothing is measured: free on a CPU with matrix units, and on any GPU."""
 _SIZES = (1, 4, 8, 12, 16, 24, 32, 48, 64, 128, 256)
 _DEARER = 1.3
 _PATIENCE = 0.5  # seconds
@@ -16,11 +16,11 @@ _ROUNDS = 4
 
 @dataclass(frozen=True)
 class RowCost:
-    """What the rows of a pass cost on this machine.
+    """The cost of the rows of a pass on this machine.
 
     Attributes:
-        free: rows that cost at most 1.3 times as much as one; one of the sizes that are measured.
-        seconds: of a further row where rows are not free any more; None when it is not known.
+        free: rows that cost at most 1.3 times as much as one; one of the measured sizes.
+        seconds: per further row once rows are no longer free; None if unknown.
     """
 
     free: int = DRAFT_ROWS
@@ -30,14 +30,14 @@ class RowCost:
 def measure_row_cost(seconds: Callable[[int], float], most: int) -> RowCost:
     """Time passes of more and more rows, up to the first size that costs more than 1.3 times one.
 
-    Each size runs once before it is timed, for what is made when first needed. For half a second
-    each is timed several times, in turn with one row, and the fastest of each counts: so what else
-    the machine is doing hits both alike. Larger models are timed once for each size, and for no
-    longer than 30 more passes of one row: then the last size that was found to be free counts.
+    Each size runs once before it is timed, because of one-time setup. For half a second each is
+    timed several times, in turn with one row, and the fastest of each counts, so that other load
+    on the machine affects both alike. Larger models are timed once per size, for no longer than 30
+    more passes of one row; after that, the last size found to be free counts.
 
     Args:
-        seconds: runs a pass of so many rows, every one of them sampled, and says how long it took.
-        most: rows that a pass can have here; at least 1.
+        seconds: runs a pass of n rows, all of them sampled, and returns its duration.
+        most: maximum rows of a pass; at least 1.
     """
     seconds(1)
     one = seconds(1)

@@ -1,4 +1,4 @@
-"""How many threads a forward pass computes with."""
+"""The number of threads of a forward pass."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from langchain_pos.engine.cpu import cgroups
 def limit_threads() -> int:
     """Compute with no more threads than a container's share of the processors.
 
-    PyTorch takes one thread for each core of the machine. In a container that may use two of 64,
-    these 64 use up its time in a moment, and all of them then wait for the next period. Whoever
-    has set `OMP_NUM_THREADS` is not overruled, and more threads than before are never taken.
+    PyTorch uses one thread per core of the machine. In a container that may use two of 64, the 64
+    threads use up its quota in a moment, and all then wait for the next period. `OMP_NUM_THREADS`
+    is respected if set, and the number of threads is never raised.
 
     Returns:
-        the threads that are used now.
+        the number of threads now in use.
     """
     share, threads = cgroups.processors(), torch.get_num_threads()
     if share is not None and "OMP_NUM_THREADS" not in os.environ:

@@ -1,13 +1,13 @@
 """Weights packed for the CPU: the same layers, read faster.
 
-A step of decoding reads every weight once, so `Linear` layers are rewritten in place when a model
-is loaded for the CPU:
+A decoding step reads every weight once, so `Linear` layers are rewritten in place when a model is
+loaded for the CPU:
 
-1. oneDNN reads a weight that lies in its own blocked order faster than a row-major one: bfloat16
-   about 1.4 times with AMX or AVX512-BF16, float32 about 1.6 to 2 times from 8 rows on.
-2. Layers that read the same states (queries, keys and values; the gate of an MLP and what it lets
-   through) become one matrix: each multiplication has a price of its own.
-3. The packed weights lie in huge pages, where the system gives any: see `huge_pages.py`.
+1. oneDNN reads weights in its own blocked layout faster than row-major ones: bfloat16 about 1.4
+   times with AMX or AVX512-BF16, float32 about 1.6 to 2 times from 8 rows on.
+2. Layers that read the same states (queries, keys and values; the gate of an MLP and its up
+   projection) become one matrix, because each multiplication has an overhead.
+3. The packed weights are put into huge pages, if the system has any: see `huge_pages.py`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from langchain_pos.engine.cpu.huge_pages import move_to_huge_pages
 from langchain_pos.errors import UnsupportedModelError
 
 _ROWS_HINT = 16
-"""Rows that the blocked order is chosen for; measured good from 1 to 1024 rows."""
+"""Rows for which the blocked layout is chosen; measured to be good from 1 to 1024 rows."""
 _MLP_ROWS = 256
-"""Rows of an MLP at a time: what lies between its matrices shall stay in the processor's cache."""
+"""Rows of an MLP at a time, so that its intermediate states stay in the processor's cache."""
 
 
 class PackedModelError(UnsupportedModelError):
-    """A model does not work once its weights are packed: it uses them other than by its layers."""
+    """A model fails with packed weights, because it uses them other than through its layers."""
 
 
 def can_pack(model: nn.Module) -> bool:
-    """Whether packing gains anything: on a CPU, in a dtype that oneDNN multiplies there."""
+    """Whether packing helps: on a CPU, in a dtype that oneDNN multiplies there."""
     weight = next(model.parameters(), None)
     return (
         weight is not None
@@ -53,12 +53,12 @@ def _multiplies(dtype: torch.dtype) -> bool:
 def pack(model: nn.Module) -> int:
     """Pack the linear layers of a model on the CPU, in place.
 
-    The model can then neither be saved nor moved: its ordinary weights are gone, so that it takes
-    no more memory than before (but for output layers that share their weight with the input
-    embeddings: these keep both).
+    The model can then neither be saved nor moved: its original weights are freed, so that it takes
+    no more memory than before (except for output layers tied to the input embeddings, which keep
+    both).
 
     Returns:
-        how many layers are packed.
+        the number of packed layers.
     """
     readers = _readers_of_the_same(model)
     count = 0
@@ -82,9 +82,9 @@ def pack(model: nn.Module) -> int:
 
 
 def _is_plain(layer: nn.Module | None) -> bool:
-    """Subclasses, of the layer or of its weight's tensor, mean something else.
+    """Whether it is a plain layer: subclasses of it or of its weight's tensor behave differently.
 
-    Quantised ones are such, and may call themselves bfloat16.
+    Quantised layers are such subclasses, and may report bfloat16.
     """
     return (
         type(layer) is nn.Linear
@@ -94,11 +94,11 @@ def _is_plain(layer: nn.Module | None) -> bool:
 
 
 class _Matrix:
-    """The weights of layers that read the same states, below each other, in oneDNN's order.
+    """The weights of layers that read the same states, stacked, in oneDNN's layout.
 
     Attributes:
-        weight: `[sum of out_features, in_features]`, opaque; shape, dtype and device can be asked
-            for. No parameter: an opaque tensor can be neither moved nor saved.
+        weight: `[sum of out_features, in_features]`, opaque except for shape, dtype and device.
+            Not a parameter: an opaque tensor can be neither moved nor saved.
         bias: `[sum of out_features]` or None.
     """
 
@@ -126,7 +126,7 @@ class _Matrix:
         return out.split(self._sizes, dim=-1) if len(self._sizes) > 1 else (out,)
 
     def of(self, index: int, states: torch.Tensor) -> torch.Tensor:
-        """The same for one layer; the others' are kept until they ask about the same states."""
+        """The same for one layer; the others' are kept until requested for the same states."""
         asked, parts = self._latest
         if asked is not states:
             parts = self.of_all(states)
@@ -138,7 +138,7 @@ class _Matrix:
     def memory(self) -> tuple[int, int]:
         """Address and bytes of the weight."""
         ops = torch.ops.mkldnn
-        # An operator of newer versions of PyTorch; huge pages are not worth a version.
+        # An operator of newer PyTorch versions; huge pages are not worth requiring one.
         address = int(ops.data_ptr(self.weight)) if hasattr(ops, "data_ptr") else 0
         return (address, int(ops._nbytes(self.weight))) if address else (0, 0)
 
@@ -163,7 +163,7 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The whole matrix, opaque; dtype and device can be asked for."""
+        """The whole matrix, opaque except for dtype and device."""
         weight: torch.Tensor = self.matrix.weight
         return weight
 
@@ -178,17 +178,17 @@ class PackedLinear(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """As `nn.Linear`."""
+        """See `nn.Linear`."""
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
 
 
 def _readers_of_the_same(model: nn.Module) -> dict[nn.Module, list[tuple[str, ...]]]:
-    """Which layers of a module are called with one and the same tensor, one after the other.
+    """Which layers of a module are called with the same tensor, one after another.
 
-    Found by running two tokens through the model: what a layer is called says little.
+    Found by running two tokens through the model, because names of layers vary.
 
     Returns:
-        for a module the names of such layers, those of a group together.
+        the names of such layers by module, grouped.
     """
     parents = {
         layer: (parent, name)
@@ -196,18 +196,18 @@ def _readers_of_the_same(model: nn.Module) -> dict[nn.Module, list[tuple[str, ..
         for name, layer in parent.named_children()
         if _is_plain(layer)
     }
-    # The tensors are kept, so that no other one gets the identity of one that is gone.
+    # The tensors are kept alive, so that none reuses the id of another.
     calls: list[tuple[nn.Module, torch.Tensor, int]] = []
 
     def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        # The version tells whether the tensor has been written to between two calls.
+        # The version shows whether the tensor was written to between two calls.
         calls.append((layer, args[0], args[0]._version))
 
     hooks = [layer.register_forward_pre_hook(note) for layer in parents]
     try:
         with torch.inference_mode(False), torch.no_grad():
             model(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
-    except Exception:  # noqa: BLE001  whether the model works at all, the probe finds out
+    except Exception:  # noqa: BLE001  the probe finds out whether the model works at all
         return {}
     finally:
         for hook in hooks:
@@ -238,7 +238,7 @@ def _is_gated_mlp(module: nn.Module) -> bool:
     try:
         expected = down(activation(gate(states)) * up(states))  # type: ignore[misc]
         return torch.equal(module(states), expected)
-    except (RuntimeError, TypeError):  # it does something else
+    except (RuntimeError, TypeError):  # it computes something else
         return False
 
 

@@ -1,1 +1,1 @@
-"""Sequences while they are decoded: tokens in, drafts, a completion out."""
+"""Sequences during decoding: tokens in, drafts, a completion out."""

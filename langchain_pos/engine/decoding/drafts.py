@@ -1,14 +1,14 @@
 """Drafts: guesses at the next tokens, verified in the pass that would feed one token anyway.
 
-Answers quote: titles, values and bounds stand in the prompt, the conclusion repeats the branches.
-So what followed the last few tokens where they stood before is a good guess at what follows now
+Answers quote: titles, values and bounds occur in the prompt, the conclusion repeats the branches.
+So what followed an earlier occurrence of the last few tokens is a good guess at what follows now
 ("prompt look-up decoding"). A draft's tokens are fed along with the token before them, the model's
 choice is sampled after each, and as many are kept as were guessed right; the rest lose their
 labels in the forest.
 
-Nothing changes but the number of passes. Every row is sampled with the number that belongs to its
-place in the sequence, so what is accepted is exactly what would have been sampled one by one,
-greedily or at any temperature. For a draft that is one fixed token this accepts as often as
+Only the number of passes changes. Every row is sampled with the random number of its place in the
+sequence, so the accepted tokens are exactly those that would have been sampled one by one,
+greedily or at any temperature. For a draft of one fixed token this accepts as often as
 speculative sampling can: with the model's probability of that token.
 """
 
@@ -25,12 +25,12 @@ _CANDIDATES = 12
 
 @dataclass(frozen=True)
 class Draft:
-    """Tokens to feed ahead, and what has to be sampled for each of them.
+    """Tokens to feed ahead, and what must be sampled for each of them.
 
     Attributes:
         token_ids: the guesses.
         expected: for each guess the token that must be sampled before it; None where a grammar
-            leaves no choice, so that whatever is sampled there is not looked at.
+            leaves no choice, so that the sampled token is ignored.
     """
 
     token_ids: tuple[int, ...]
@@ -52,8 +52,8 @@ class Draft:
         """How many guesses were right.
 
         Args:
-            sampled: what was sampled after the token before the draft and after each of its
-                tokens; one more than the draft is long.
+            sampled: the tokens sampled after the token before the draft and after each of its
+                tokens; one more than the draft's length.
         """
         for index, wanted in enumerate(self.expected):
             if wanted is not None and sampled[index] != wanted:
@@ -66,13 +66,13 @@ NO_DRAFT = Draft((), ())
 
 @dataclass(frozen=True)
 class Verified:
-    """What came of a feed with a draft.
+    """The outcome of a feed with a draft.
 
     Attributes:
-        token_ids: what was sampled before each accepted guess, and behind the last of them.
+        token_ids: those sampled before each accepted guess, and after the last of them.
         drafted: guesses that the pass had room for.
-        failure: why nothing could be sampled behind the last accepted guess; `token_ids` is one
-            shorter then.
+        failure: why nothing could be sampled after the last accepted guess; `token_ids` is then
+            one shorter.
     """
 
     token_ids: tuple[int, ...]
@@ -86,12 +86,12 @@ class Verified:
 
 
 class PromptLookup:
-    """Finds where the last tokens of a sequence stood before.
+    """Finds earlier occurrences of the last tokens of a sequence.
 
     Args:
-        token_ids: what can be found from the start.
-        base: a look-up to search as well, behind which `token_ids` stand; shared and unchanged.
-            Branches share the prompt's.
+        token_ids: the initial tokens.
+        base: another look-up to search, which `token_ids` follow; shared and unchanged. Branches
+            share the prompt's.
     """
 
     def __init__(self, token_ids: Sequence[int] = (), base: PromptLookup | None = None) -> None:
@@ -99,7 +99,7 @@ class PromptLookup:
         self._tokens: list[int] = [] if base is None else base.tail()
         self._offset = len(self._tokens)  # tokens taken over from the base, to match across
         self._ends: dict[tuple[int, int], list[int]] = {}
-        if self._offset > 1:  # what follows the base's last pair stands here
+        if self._offset > 1:  # the base's last pair is followed by tokens here
             self._ends[self._tokens[-2], self._tokens[-1]] = [self._offset]
         self.extend(token_ids)
 
@@ -108,7 +108,7 @@ class PromptLookup:
         return self._tokens[-_LONGEST_MATCH:]
 
     def extend(self, token_ids: Sequence[int]) -> None:
-        """Add tokens behind."""
+        """Append tokens."""
         for token_id in token_ids:
             self._tokens.append(token_id)
             end = len(self._tokens)
@@ -117,13 +117,13 @@ class PromptLookup:
                 self._ends.setdefault(pair, []).append(end)
 
     def draft(self, most: int) -> list[int]:
-        """What followed the longest, latest earlier occurrence of the last tokens.
+        """The tokens after the longest, latest earlier occurrence of the last tokens.
 
         Args:
-            most: tokens to return at most.
+            most: maximum number of tokens to return.
 
         Returns:
-            nothing when the last two tokens did not occur together before.
+            nothing if the last two tokens did not occur together before.
         """
         if most < 1 or len(self._tokens) < 2:
             return []
@@ -160,7 +160,7 @@ class DraftLength:
         self.now = first
 
     def learn(self, drafted: int, accepted: int) -> None:
-        """Take note of a verified draft."""
+        """Record a verified draft."""
         if not drafted:
             return
         if accepted == drafted:

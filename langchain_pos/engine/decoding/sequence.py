@@ -1,9 +1,8 @@
-"""Sequences while they are decoded: what to feed next, what to make of the token that comes back.
+"""Sequences during decoding: what to feed next, what to do with the token that comes back.
 
 Everything the engine does for a request is a coroutine (`Steps`): it awaits `decode` or `feed`,
-which yield the tokens to be fed and are sent back the tokens sampled. The scheduler steps all live
-coroutines in one forward pass. So a request reads top-down, and cancelling it is closing its
-coroutine.
+which yield the tokens to feed and are sent back the tokens sampled. The scheduler steps all live
+coroutines in one forward pass. So a request reads top-down, and closing its coroutine cancels it.
 """
 
 from __future__ import annotations
@@ -42,18 +41,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Feed:
-    """Tokens for one segment, and whether a token shall be sampled after the last of them.
+    """Tokens for one segment, and whether to sample a token after the last of them.
 
     Attributes:
         segment: where they go.
         token_ids: the tokens.
-        sampling: how the token after the last one is chosen; None when none is wanted.
+        sampling: how the token after the last one is chosen; None samples none.
         draft: guesses at what follows; as many are fed along as the pass has room for.
         draft_sampling: how the token after each guess is chosen.
-        start: position of the first token, by default the segment's end. What the segment holds
-            from there on is forgotten.
-        shared: the segment is a prefix that others use too, and `token_ids` are what it has from
-            `start` on: whatever of it is there already, nobody feeds again.
+        start: position of the first token, by default the segment's end. The segment's tokens
+            from there on are dropped.
+        shared: the segment is a prefix used by others, too, and `token_ids` are its contents from
+            `start` on; those already in it are not fed again.
     """
 
     segment: Segment
@@ -66,16 +65,16 @@ class Feed:
 
 
 Sampled = int | Verified | NonFiniteLogitsError | None
-"""What comes back for a `Feed`: the token; tokens, where a draft went along; why there is none; or
-None when none was asked for."""
+"""The reply to a `Feed`: the token; tokens, if a draft went along; why there is none; or None if
+none was requested."""
 
 Steps = Coroutine[list[Feed], list[Sampled], T]
-"""A request, or a part of one. Within one list, feeds are in order: a later one may build on an
-earlier one, as a branch's opening does on the prompt."""
+"""A request, or part of one. Feeds in a list are in order: a later one may depend on an earlier
+one, as a branch's opening does on the prompt."""
 
 
 class _Feeds(list[Feed]):
-    """Feeds on their way to the scheduler. An event loop that gets them says what they are."""
+    """Feeds for the scheduler. An event loop that receives them reports their `repr`."""
 
     def __repr__(self) -> str:
         return (
@@ -86,18 +85,18 @@ class _Feeds(list[Feed]):
 
 @types.coroutine
 def feed(feeds: Sequence[Feed]) -> Generator[list[Feed], list[Sampled], list[Sampled]]:
-    """Have tokens fed: the one step that requests are made of.
+    """Have tokens fed: the one step that requests consist of.
 
-    Awaited by anything but the scheduler, such as a task of asyncio, it fails.
+    Awaited by anything but the scheduler, such as an asyncio task, it fails.
 
     Returns:
-        what was sampled after each of `feeds`.
+        the reply to each of `feeds`.
     """
     return (yield _Feeds(feeds))
 
 
 class DecodingSequence:
-    """One sequence on its way to a `Completion`.
+    """One sequence, decoded into a `Completion`.
 
     Args:
         tokenizer: for text, stop sequences and forced text.
@@ -105,7 +104,7 @@ class DecodingSequence:
         prompt_ids: tokens to feed before the first one is sampled; at least one.
         eos_token_ids: tokens that end it.
         max_new_tokens: its budget.
-        sampling: parameters; their seed is not looked at.
+        sampling: parameters; their seed is ignored.
         seed: the sequence's own seed.
         stop: texts that end it.
         constraint: a grammar's fresh state.
@@ -115,10 +114,10 @@ class DecodingSequence:
             its tokens are drawn with the random numbers that they would have had there.
         context_ids: tokens before `prompt_ids`, for the repetition penalty and spacing.
         on_text: called with each piece of text once it is certain.
-        lookup: what drafts are looked up in; None for no drafts.
-        guess: asked for a draft before `lookup` is; may return an empty one.
+        lookup: source of drafts; None for no drafts.
+        guess: asked for a draft before `lookup`; may return an empty one.
         on_token: called after each token; may `force` text.
-        logprobs: told how likely each token was.
+        logprobs: records how likely each token was.
     """
 
     def __init__(
@@ -154,7 +153,7 @@ class DecodingSequence:
         self._tokenizer = tokenizer
         self._begin: int | None = None  # position of the first of `prompt_ids`
         self._prompt_fed = False
-        self._fed = 0  # tokens of the completion that the model has seen
+        self._fed = 0  # tokens of the completion that the model has read
         self._lookup = None if lookup is None else PromptLookup(prompt_ids, lookup)
         self._guess = guess
         self._on_token = on_token or (lambda sequence: None)
@@ -169,7 +168,7 @@ class DecodingSequence:
         self._context = [*context_ids, *prompt_ids]
         penalised = sampling.repetition_penalty != 1
         self._history = PenaltyHistory(self._context) if penalised else None
-        # A grammar begins with a whole character, even behind a prompt that ends inside one.
+        # A grammar begins with a whole character, even after a prompt that ends inside one.
         self._behind = self._context
         if constraint is not None:
             self._behind = whole_characters(tokenizer, self._context)
@@ -183,7 +182,7 @@ class DecodingSequence:
         return self._stream.text
 
     def feed(self) -> Feed:
-        """The tokens that the model has not seen yet, with one to be sampled after them."""
+        """The tokens that the model has not read yet, with one to be sampled after them."""
         unseen = (() if self._prompt_fed else self.prompt_ids) + tuple(self.token_ids[self._fed :])
         sampling = RowSampling(
             self._sampling,
@@ -203,13 +202,13 @@ class DecodingSequence:
 
     @property
     def end_of_seen(self) -> int:
-        """Position behind the last token of this sequence that the model has seen."""
+        """Position after the last token of this sequence that the model has read."""
         if self._begin is None:
             return self.segment.end
         return self._begin + (len(self.prompt_ids) + self._fed) * self._prompt_fed
 
     def accept(self, sampled: Sampled) -> None:
-        """Take what was sampled after the last `feed`."""
+        """Take the reply to the last `feed`."""
         self._prompt_fed, self._fed = True, len(self.token_ids)
         self.forward_passes += 1
         if sampled is None or isinstance(sampled, NonFiniteLogitsError):
@@ -222,7 +221,7 @@ class DecodingSequence:
             self._lookup.extend(self.token_ids[known:])
 
     def _take(self, verified: Verified) -> None:
-        """Write what was sampled, as far as the draft's tokens between were the right ones."""
+        """Write the sampled tokens, as far as the draft's tokens between them were right."""
         sampled = verified.token_ids
         guesses = self._draft.token_ids[: verified.accepted]
         self.drafts += DraftUsage(verified.drafted, len(guesses))
@@ -256,13 +255,13 @@ class DecodingSequence:
         state = None if self.constraint is None else self.constraint.fork()
         for place, expected in enumerate(draft.expected):
             if expected in self._eos:
-                break  # behind the end there is nothing to guess
+                break  # nothing follows the end
             if state is not None and expected is not None:
                 if not state.accept_token(expected):
                     break
                 forced = state.forced_text()
                 if forced and not self._is_forced_next(draft, place):
-                    # What the grammar forces is not drafted but written; drafting ends before.
+                    # Text forced by the grammar is written, not drafted; the draft ends before it.
                     break
                 if forced:
                     state.accept_text(forced)
@@ -288,8 +287,8 @@ class DecodingSequence:
         if not forced:
             self._write([token_id], piece)
             return
-        # Forced text costs no pass. Joined with the token before it, which is not fed yet either,
-        # it is encoded as the model itself would have written it.
+        # Forced text costs no pass. It is encoded together with the token before it, which is not
+        # fed yet either, so that its tokens are those the model itself would have written.
         token_ids = [token_id, *encode_continuation(self._tokenizer, forced)]
         if piece and not begun:
             token_ids = encode_continuation(self._tokenizer, piece + forced)
@@ -298,19 +297,19 @@ class DecodingSequence:
             self._write(token_ids, piece + forced)
             self._stream.follow(self._tail())
             return
-        # The budget cuts it: the text is what the tokens that are left say.
+        # The budget cuts it: the text is that of the remaining tokens.
         kept, known = token_ids[:room], int(begun)
         self._stream.follow([*self._tail(), *kept[:known]])
         text = "".join(self._stream.decode(i) for i in kept[known:])
         self._write(kept, piece + text if begun else text, cut=True)
 
     def force(self, text: str) -> bool:
-        """Write `text` whatever the model prefers, if the grammar allows it here.
+        """Write `text` regardless of the model's choice, if the grammar allows it here.
 
-        The budget does not shorten it; it ends the sequence afterwards.
+        The budget does not shorten it, but ends the sequence afterwards.
 
         Returns:
-            False, and nothing has changed, when the grammar does not.
+            False, with nothing changed, if the grammar does not allow it.
         """
         if self.constraint is not None and not self.constraint.accept_text(text):
             return False
@@ -321,7 +320,7 @@ class DecodingSequence:
         return True
 
     def _tail(self) -> list[int]:
-        """The last tokens so far, enough for what comes next to be decoded behind them."""
+        """The last tokens so far, enough context to decode what follows."""
         return [*self._behind[-CONTEXT_TOKENS:], *self.token_ids[-CONTEXT_TOKENS:]]
 
     def _forced_text(self) -> str:
@@ -375,16 +374,16 @@ def decode(
     on_start: Callable[[DecodingSequence], None] | None = None,
     on_end: Callable[[DecodingSequence], None] | None = None,
 ) -> Generator[list[Feed], list[Sampled], None]:
-    """Decode sequences together, one token each in a forward pass.
+    """Decode sequences together, one token each per forward pass.
 
-    A sequence that has ended is no longer fed, and one that waits takes its place at once.
+    A sequence that has ended is no longer fed, and a waiting one takes its place at once.
 
     Args:
-        sequences: may be an iterator that makes each sequence when its turn comes.
-        first: tokens to be fed before and along with the first ones, such as a shared prompt.
+        sequences: may be an iterator that creates each sequence when its turn comes.
+        first: feeds before and along with the first ones, such as a shared prompt.
         max_parallel: sequences decoded at the same time; None for all.
         on_start: called before a sequence is first fed.
-        on_end: called when one has ended; here its segment can be released.
+        on_end: called when one has ended; its segment can be released here.
     """
     waiting = iter(sequences)
     live: list[DecodingSequence] = []

@@ -1,1 +1,1 @@
-"""Requests, whose turn it is, and what goes into the next forward pass."""
+"""Requests, their order, and the contents of the next forward pass."""

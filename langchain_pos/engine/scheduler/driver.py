@@ -1,9 +1,8 @@
 """The one thread that drives an engine.
 
-Callers never compute: a thread that has computed keeps what numerical libraries set up in it (a
-team of workers, buffers for matrix products, kernels for shapes that it has seen), so taking turns
-would be slow. The thread starts when there is work, ends when there has been none for a while, and
-holds no engine while it is idle.
+Callers never compute: numerical libraries keep state per thread (a team of workers, buffers for
+matrix products, kernels for known shapes), so alternating threads would be slow. The thread starts
+when there is work, ends when there has been none for a while, and holds no engine while idle.
 """
 
 from __future__ import annotations
@@ -21,35 +20,35 @@ import torch
 from langchain_pos.engine.cpu.openmp import give_back_workers
 
 _PAUSE, _IDLE = 0.2, 10.0
-"""Seconds without work after which its OpenMP workers go, and after which the thread ends."""
+"""Seconds without work after which its OpenMP workers end, and after which the thread ends."""
 _LAST_PASS = 30.0
-"""Seconds that the end of the process waits for the pass under way."""
+"""Seconds that the process waits at exit for the current pass."""
 
 
 class Work(Protocol):
-    """What the thread does; see `Scheduler`."""
+    """The thread's work; see `Scheduler`."""
 
     def step(self) -> None:
-        """Do some of it."""
+        """Do part of it."""
 
     def has_work(self) -> bool:
         """Whether more is left. Called under `Driver.changed`."""
 
     def fail(self, error: BaseException) -> None:
-        """A step has raised `error`: give up all that is left."""
+        """A step has raised `error`: abandon all remaining work."""
 
     def forked(self) -> None:
-        """The process is a fork, in which the thread and its step do not exist."""
+        """Clean up in a forked process, in which the thread and its step do not exist."""
 
 
 class Driver:
     """A daemon thread that steps as long as there is work.
 
     Args:
-        device: where the model is; becomes the thread's CUDA device.
+        device: of the model; becomes the thread's CUDA device.
 
     Attributes:
-        changed: guards what is queued for the thread; it is never held during a step.
+        changed: guards the thread's queue; never held during a step.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -62,7 +61,7 @@ class Driver:
         _drivers.add(self)
 
     def wake(self, work: Work) -> None:
-        """Have `work` done. The caller holds `changed`."""
+        """Queue `work`. The caller holds `changed`."""
         if self._thread is None or not self._thread.is_alive():
             thread = threading.Thread(target=self._run, name="langchain-pos-engine", daemon=True)
             thread.start()
@@ -72,7 +71,7 @@ class Driver:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """No step is taken meanwhile. Not to be used by the work itself."""
+        """Context in which no step runs. Not for use by the work itself."""
         with self.changed:
             self._holds += 1
             self.changed.wait_for(lambda: not self._stepping)
@@ -109,7 +108,7 @@ class Driver:
             raise
 
     def _next(self) -> Work | None:
-        """What to do a step of; None when nothing has come for long."""
+        """The work to step next; None after a long time without any."""
         with self.changed:
             if self._is_due(_PAUSE):
                 return self._begin()
@@ -130,7 +129,7 @@ class Driver:
         return self._work
 
     def _forked(self) -> None:
-        self.changed = threading.Condition()  # the other one's lock may have been held
+        self.changed = threading.Condition()  # the parent's lock may have been held
         self._thread, self._stepping = None, False
         if self._work is not None:
             self._work.forked()
@@ -145,7 +144,7 @@ def _after_fork() -> None:
 
 
 def _at_exit() -> None:
-    """The interpreter must not go while a thread computes: the process would abort."""
+    """Keep the interpreter alive while a thread computes: the process would abort."""
     for driver in list(_drivers):
         with driver.changed:
             driver._holds += 1

@@ -1,13 +1,12 @@
-"""Requests that wait, so that callers take turns.
+"""Waiting requests, ordered so that callers take turns.
 
     Ann   a1 a2 a3 … a50        taken: a1 b1 a2 c1 a3 c2 a4 …
     Ben   b1
     Cy    c1 c2
 
-In the engine, a caller is one call: all questions of a batch are one, each other question is one of
-its own. In the server it is who the server knows it to be: by API key, or by address where there
-are no keys. What a caller calls its own users (`safety_identifier`, `user`) splits that caller's
-turns in the same way and no one else's, so nobody is served sooner for inventing names.
+In the engine, a caller is one call: a batch, or a single question. In the server, it is identified
+by API key, or by address if there are no keys. The names that a caller gives its own users
+(`safety_identifier`, `user`) split only that caller's turns, so inventing names gains nothing.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ N = TypeVar("N", bound=Hashable)
 
 
 class Caller(NamedTuple):
-    """Who asks."""
+    """The origin of a request."""
 
     account: Hashable
-    """As it is known here: which API key, or which address; which call."""
+    """Verified: the API key or address, or the call."""
     user: str = ""
-    """Whom the caller says it asks for."""
+    """The user named by the caller."""
 
 
 class FairQueue(Generic[T]):
     """First in, first out for each user of each account; accounts take turns, and so do users.
 
-    Who comes newly queues up behind the others, so each waits for one turn of every other caller
-    at most before each of its own: nobody starves.
+    A new caller queues after the others, so each waits for at most one turn of every other caller
+    before each of its own: none starves.
     """
 
     def __init__(self) -> None:
-        # Whose turn it is stands first, among accounts and among an account's users.
+        # The next in turn comes first, among accounts and among an account's users.
         self._accounts: OrderedDict[Hashable, OrderedDict[str, deque[T]]] = OrderedDict()
         self._length = 0
 
@@ -45,25 +44,25 @@ class FairQueue(Generic[T]):
         return self._length
 
     def add(self, caller: Caller, item: T) -> None:
-        """Behind what its caller has here."""
+        """Queue an item after its caller's others."""
         users = self._accounts.setdefault(caller.account, OrderedDict())
         users.setdefault(caller.user, deque()).append(item)
         self._length += 1
 
     def __iter__(self) -> Iterator[T]:
-        """All items, those of one caller together."""
+        """All items, grouped by caller."""
         for users in self._accounts.values():
             for items in users.values():
                 yield from items
 
     def first(self) -> T | None:
-        """Whose turn it is, None if nobody waits; it stays."""
+        """The next item, None if there is none; it stays."""
         for users in self._accounts.values():
             return next(iter(users.values()))[0]
         return None
 
     def take(self) -> T | None:
-        """Whose turn it is, None if nobody waits; the turn is over then."""
+        """Take the next item, None if there is none; ends its caller's turn."""
         if not self._accounts:
             return None
         account, users = next(iter(self._accounts.items()))
@@ -75,7 +74,7 @@ class FairQueue(Generic[T]):
         return item
 
     def remove(self, caller: Caller, item: T) -> bool:
-        """Take an item out of the middle; whether it was there."""
+        """Remove any item; returns whether it was there."""
         users = self._accounts.get(caller.account, OrderedDict())
         items = users.get(caller.user, deque())
         if item not in items:
@@ -85,15 +84,15 @@ class FairQueue(Generic[T]):
         return True
 
     def make_room(self, comer: Caller) -> T | None:
-        """Take out the newest item of whoever has most, if `comer` has less even with one more.
+        """Remove the newest item of the caller with most, if `comer` would still have fewer.
 
         Returns:
-            the item; None where `comer` itself is who has most: then it is `comer` that must go.
+            the item; None if `comer` itself has most, so that `comer` must be refused.
         """
         counts = {name: _count(users) for name, users in self._accounts.items()}
         account = _longest(counts, comer.account)
         if account is None:
-            # Its own account has most; within it the same goes for its users.
+            # Its own account has most; the same rule applies among its users.
             users = self._accounts.get(comer.account, OrderedDict())
             user = _longest({name: len(items) for name, items in users.items()}, comer.user)
             if user is None:
@@ -107,7 +106,7 @@ class FairQueue(Generic[T]):
         return item
 
     def _left(self, caller: Caller) -> None:
-        """An item of the caller is gone: forget whoever has no more."""
+        """Forget a caller and account without further items."""
         self._length -= 1
         users = self._accounts[caller.account]
         if not users[caller.user]:
@@ -121,7 +120,7 @@ def _count(users: OrderedDict[str, deque[T]]) -> int:
 
 
 def _longest(counts: dict[N, int], comer: N) -> N | None:
-    """Who has most, if that is more than `comer` would have with one more."""
+    """The key with most items, if more than `comer` would have with one more."""
     longest = max(counts, key=counts.__getitem__, default=None)
     if longest is None or counts[longest] <= counts.get(comer, 0) + 1:
         return None

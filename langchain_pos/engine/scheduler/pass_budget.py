@@ -1,4 +1,4 @@
-"""What goes into a forward pass: everybody's next tokens, prompts in chunks, drafts."""
+"""The contents of a forward pass: next tokens of all requests, prompts in chunks, drafts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from langchain_pos.engine.forest.segments import Segment
 from langchain_pos.engine.scheduler.request import Part, Request
 
 _RIGHT = 0.4
-"""Share of guesses that are right, at least; two thirds are in the paper's tasks."""
+"""Assumed lower bound of the acceptance rate; the paper's tasks reach two thirds."""
 _MOST_SLOWER = 0.5
-"""Share by which guesses may make a pass slower."""
+"""Share by which drafts may slow a pass down."""
 _SHORT = 32
-"""A request that wants fewer tokens fed is decoding; one that wants more has a prompt."""
+"""A request that feeds up to this many tokens is decoding; one that feeds more has a prompt."""
 _CHUNK = 256
-"""Rows of prompts in a pass in which others decode: so long nobody else gets a token."""
+"""Rows of prompts in a pass in which others decode: their tokens wait for that pass."""
 
 
 @dataclass
@@ -25,12 +25,12 @@ class PassBudget:
     """How much goes into a pass.
 
     Attributes:
-        max_rows: tokens fed in one pass at most; a longer prompt is fed in chunks.
-        draft_rows: rows that a pass may have when drafts fill it up: as many as cost little more
-            than one. Sequences take theirs first, drafts share what is left.
-        row_seconds: what a further row costs where rows are not free any more; None allows no
-            more than `draft_rows`.
-        pass_seconds: what passes without a prompt have taken lately.
+        max_rows: most tokens fed in one pass; a longer prompt is fed in chunks.
+        draft_rows: rows up to which drafts may fill a pass: as many as cost little more than one.
+            Sequences take theirs first, drafts share the rest.
+        row_seconds: cost of a further row once rows are no longer free; None allows no more than
+            `draft_rows`.
+        pass_seconds: recent duration of passes without a prompt.
     """
 
     max_rows: int = 1024
@@ -39,13 +39,13 @@ class PassBudget:
     pass_seconds: float = 0.0
 
     def fill(self, live: Sequence[Request[Any]], free_slots: int) -> list[Part]:
-        """Up to `max_rows` tokens, the shortest wishes first: a long prompt stalls nobody.
+        """Up to `max_rows` tokens, the shortest requests first, so that long prompts stall none.
 
         While others decode, prompts are fed in smaller chunks, so that tokens keep coming.
 
         Args:
             live: requests that may feed something.
-            free_slots: drafts take no more slots than this leaves; other tokens may.
+            free_slots: limits drafts only; other tokens may exceed it.
         """
         parts: list[Part] = []
         waiting: list[tuple[int, Request[Any]]] = []
@@ -84,7 +84,7 @@ class PassBudget:
 
     @staticmethod
     def _add_drafts(parts: list[Part], left: int) -> None:
-        """Share the `left` rows among those who have guesses."""
+        """Share the `left` rows among the parts that have drafts."""
         guessing = [part for part in parts if part.completes and part.feed.draft]
         for waiting, part in zip(range(len(guessing), 0, -1), guessing, strict=True):
             part.draft = part.feed.draft.shortened(max(left // waiting, 0))
@@ -93,8 +93,8 @@ class PassBudget:
     def rows_for_drafts(self, rows: int, live: int) -> int:
         """How many rows drafts may add to a pass of `live` requests that has `rows` without them.
 
-        Those that are free. In company a pass takes longer, because the keys and values of all its
-        requests are read: then d guesses, of which a share p is right, raise the tokens a second
+        The free ones. With several requests a pass takes longer, because it reads the keys and
+        values of all: then d guesses, of which a share p is right, raise the tokens per second
 
             (rows + p * d) / (pass_seconds + d * row_seconds)
 
@@ -109,6 +109,6 @@ class PassBudget:
         return max(free, min(worth, self.draft_rows * live))
 
     def took(self, parts: Sequence[Part], seconds: float) -> None:
-        """A pass of `parts` has taken so many seconds."""
+        """Record how many seconds a pass of `parts` took."""
         if all(len(part.token_ids) <= _SHORT for part in parts):  # no prompt among them
             self.pass_seconds += (seconds - self.pass_seconds) / 8

@@ -1,6 +1,6 @@
-"""Work under way that reports events, and waiting for it: in a thread, or on any event loop.
+"""Work in progress that reports events, and waiting for it: in a thread, or on any event loop.
 
-One class for whoever does the work: the engine's scheduler, or tasks that talk to a server.
+One class for both kinds of work: the engine's scheduler, and tasks that call a server.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from langchain_pos.errors import AnswerTimeoutError
 
 T = TypeVar("T")
 _LOOK = 0.25
-"""Seconds after which a waiter looks again. Events wake it at once; some systems let no signal
-through to a thread that waits without an end."""
+"""Seconds after which a waiter checks again. Events wake it at once, but on some systems a thread
+that waits indefinitely receives no signals."""
 
 
 class Pending(Generic[T]):
-    """A result that is being worked on, and the events that come before it.
+    """A result in progress, and the events that precede it.
 
     Attributes:
-        events: reported, and taken by nobody yet.
-        done: whether it has ended, in whichever way, and holds nothing any more.
+        events: reported, but not yet taken.
+        done: whether it has ended in any way, and holds no resources any more.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Pending(Generic[T]):
         self._listeners: tuple[Callable[[], None], ...] = ()
         self._changing = threading.Lock()
 
-    # ------------------------------------------------------- for whoever does the work
+    # ------------------------------------------------------------------ for the worker
 
     def emit(self, event: Any) -> None:
         """Report an event to the caller."""
@@ -45,7 +45,7 @@ class Pending(Generic[T]):
         self._notify()
 
     def finish(self, result: T | None = None, error: BaseException | None = None) -> None:
-        """End with a result or an error. The first call counts."""
+        """End with a result or an error. Only the first call counts."""
         if self.done:
             return
         self._result, self._error = result, error
@@ -53,7 +53,7 @@ class Pending(Generic[T]):
         self._notify()
 
     def cancel(self) -> None:
-        """Ask for the end of it: `done` follows soon. Nothing happens when it has ended."""
+        """Request its end: `done` follows soon. No effect if it has ended."""
         raise NotImplementedError
 
     def _notify(self) -> None:
@@ -63,19 +63,19 @@ class Pending(Generic[T]):
     # ----------------------------------------------------------------- for the caller
 
     def result(self) -> T:
-        """What came of it, or the error that ended it. To be asked once it is `done`."""
+        """The result; raises the error that ended it. Only once it is `done`."""
         if self._error is not None:
             raise self._error
         return self._result  # type: ignore[return-value]
 
     @property
     def error(self) -> BaseException | None:
-        """What ended it, None when nothing went wrong."""
+        """The error that ended it, None if nothing went wrong."""
         return self._error
 
     @contextmanager
     def listening(self, notify: Callable[[], None]) -> Iterator[None]:
-        """Have `notify` called, in whichever thread, after every event and at the end."""
+        """Have `notify` called, in any thread, after every event and at the end."""
         with self._changing:
             self._listeners = (*self._listeners, notify)
         try:
@@ -85,7 +85,7 @@ class Pending(Generic[T]):
                 self._listeners = tuple(each for each in self._listeners if each is not notify)
 
     def wait(self, timeout: float | None = None) -> T:
-        """Block until it has ended. Events stay where they are.
+        """Block until it has ended. Events are not taken.
 
         Args:
             timeout: seconds.
@@ -94,7 +94,7 @@ class Pending(Generic[T]):
             the result.
 
         Raises:
-            AnswerTimeoutError: the seconds are over; it has been cancelled.
+            AnswerTimeoutError: the time is up; it has been cancelled.
         """
         deadline, news = _Deadline(timeout), threading.Event()
 
@@ -113,7 +113,7 @@ class Pending(Generic[T]):
         return self.result()
 
     def stream(self, timeout: float | None = None) -> Generator[Any, None, None]:
-        """The events as they come; the error at the end, if there is one.
+        """The events as they arrive; raises the error at the end, if there is one.
 
         Closing the iterator cancels the work, and returns when it has ended.
 
@@ -121,7 +121,7 @@ class Pending(Generic[T]):
             timeout: seconds from the first event asked for to the end.
 
         Raises:
-            AnswerTimeoutError: the seconds are over; it has been cancelled.
+            AnswerTimeoutError: the time is up; it has been cancelled.
         """
         deadline, news = _Deadline(timeout), threading.Event()
         try:
@@ -139,12 +139,12 @@ class Pending(Generic[T]):
         self.result()
 
     async def astream(self, timeout: float | None = None) -> AsyncGenerator[Any, None]:
-        """See `stream`; a task of any event loop waits, and no thread."""
+        """See `stream`; suspends a task of any event loop instead of a thread."""
         deadline, news = _Deadline(timeout), asyncio.Event()
         loop = asyncio.get_running_loop()
 
         def notify() -> None:
-            with suppress(RuntimeError):  # the loop has been closed; nobody waits there any more
+            with suppress(RuntimeError):  # the loop has been closed, with its waiters
                 loop.call_soon_threadsafe(news.set)
 
         try:
@@ -156,13 +156,14 @@ class Pending(Generic[T]):
                     if self.done and not self.events:
                         break
                     deadline.check()
-                    # Not `wait_for`: in Python 3.11 it loses a cancellation that comes with news.
+                    # Not `wait_for`: in Python 3.11 it loses a cancellation that coincides with
+                    # an event.
                     with suppress(TimeoutError):
                         async with asyncio.timeout(deadline.look):
                             await news.wait()
         finally:
             self.cancel()
-            while not self.done:  # what is under way ends first; then nothing is held any more
+            while not self.done:  # the current pass ends first; then nothing is held any more
                 await asyncio.sleep(0.001)
         self.result()
 
@@ -172,7 +173,7 @@ class Pending(Generic[T]):
 
 
 def cancel_all(pending: Sequence[Pending[Any]]) -> None:
-    """Cancel what has not ended of several, and return when all of it has."""
+    """Cancel those that have not ended, and return when all have."""
     pending = [each for each in pending if not each.done]
     if not pending:
         return
@@ -198,7 +199,7 @@ def wait_for_news(pending: Sequence[Pending[Any]]) -> None:
 
 
 class _Deadline:
-    """When a waiter's time is over."""
+    """When a waiter's time is up."""
 
     def __init__(self, timeout: float | None) -> None:
         self._timeout = timeout
@@ -206,7 +207,7 @@ class _Deadline:
 
     @property
     def look(self) -> float:
-        """Seconds until the next look at the clock."""
+        """Seconds until the next check of the clock."""
         if self._until is None:
             return _LOOK
         return min(max(self._until - time.monotonic(), 0.0), _LOOK)
@@ -214,6 +215,6 @@ class _Deadline:
     def check(self) -> None:
         if self._until is not None and time.monotonic() >= self._until:
             raise AnswerTimeoutError(
-                f"the answer was not complete after timeout={self._timeout} seconds; give it more "
-                "time, or smaller budgets"
+                f"the answer was not complete after timeout={self._timeout} seconds; raise the "
+                "timeout, or use smaller budgets"
             )

@@ -1,8 +1,8 @@
-"""What a request's segments hold, so that they can be emptied and fed again.
+"""The contents of a request's segments, so that they can be emptied and fed again.
 
-A segment keeps its place in the forest while it is empty, and with it what it reaches, so branches
-and joins need no care: the same tokens fed into the same segments give the same keys and values.
-That holds as long as everything is still there that these tokens saw when they were fed.
+An empty segment keeps its place in the forest, and with it what it sees, so branches and joins
+need no special treatment: the same tokens fed into the same segments give the same keys and
+values, as long as everything that they saw when they were fed still exists.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Record:
 
     Attributes:
         sights: what it sees.
-        cuts: positions at which the segment has been cut back and gone on differently.
+        cuts: positions at which the segment was cut back and continued differently.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -52,13 +52,13 @@ class FedTokens:
         forest: SegmentForest,
         others: Collection[Segment],
     ) -> None:
-        """A pass has fed `token_ids` to a segment which held `before` tokens.
+        """Record that a pass fed `token_ids` to a segment which held `before` tokens.
 
         Args:
-            segment: a segment of the request.
-            before: how many it held.
-            token_ids: what it holds now in addition.
-            forest: knows what it sees.
+            segment: of the request.
+            before: number of tokens that it held.
+            token_ids: added to it.
+            forest: determines what it sees.
             others: live segments that it may see.
         """
         record = self._records.get(segment)
@@ -81,7 +81,7 @@ class FedTokens:
         return 0 if record is None else len(record.cuts)
 
     def can_replay(self, segments: Collection[Segment]) -> bool:
-        """Whether all that the segments' tokens saw is there still, and nothing more."""
+        """Whether exactly what the segments' tokens saw still exists."""
         return all(
             self._is_there(segment, sight)
             for segment in segments
@@ -101,7 +101,7 @@ class FedTokens:
         )
 
     def feeds(self, segments: Collection[Segment]) -> list[Feed]:
-        """What the segments hold, parents before children.
+        """The segments' contents, parents before children.
 
         A child begins at a later position, or sees nothing of a parent that begins where it does.
         """

@@ -1,4 +1,4 @@
-"""A coroutine on its way through the scheduler, and its share of a pass."""
+"""A coroutine run by the scheduler, and its share of a pass."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ T = TypeVar("T")
 
 
 class Request(Pending[T]):
-    """A coroutine on its way through the scheduler, and what it holds.
+    """A coroutine run by the scheduler, and the segments that it holds.
 
     Args:
-        make: makes the coroutine once the request is admitted.
-        reserve: slots that it may hold at most.
-        expected: slots that it will probably hold at most.
-        caller: on whose behalf; None is a caller of its own.
+        make: creates the coroutine once the request is admitted.
+        reserve: most slots that it may hold.
+        expected: most slots that it is likely to hold.
+        caller: on whose behalf; None counts as a separate caller.
 
     Attributes:
         passes: forward passes that fed at least one of its tokens.
         ledger: its segments and slots.
-        shared_slots: slots of the shared prefix that its last root stands on.
+        shared_slots: slots of the shared prefix under its last root.
         cached_tokens: tokens of its prompts that it did not have to feed.
-        cancelled: whether it has been asked to end.
-        preemptions: how often it has lost its slots to an older request and was fed again.
+        cancelled: whether its end has been requested.
+        preemptions: how often it lost its slots to an older request and was fed again.
     """
 
     def __init__(
@@ -58,20 +58,20 @@ class Request(Pending[T]):
         self._feeds: list[Feed] = []
         self._fed: list[int] = []  # tokens fed of each feed
         self._sampled: list[Sampled] = []
-        self._lead = 0  # so many of the feeds come first, and the coroutine knows nothing of them
-        self._replays = False  # these are what its segments held before
-        self._prefix: list[Feed] = []  # shared prefixes that its roots stand on
+        self._lead = 0  # number of feeds at the front that the coroutine did not request
+        self._replays = False  # those restore what its segments held before
+        self._prefix: list[Feed] = []  # shared prefixes under its roots
         self._unfed_prefix: list[Feed] = []  # those to be fed before its next tokens
         self._held = FedTokens()
 
     def cancel(self) -> None:
-        """End the request and free its slots: soon, or when the pass under way is over."""
+        """End the request and free its slots: soon, or after the current pass."""
         self.cancelled = True
 
     # ------------------------------------------------------------ for the scheduler
 
     def _begin(self) -> Steps[T]:
-        """The coroutine, made when it is first needed: one that never starts would warn."""
+        """The coroutine, created when first needed: one that never starts would warn."""
         if self._steps is None:
             if self._make is None:
                 raise RuntimeError("the request has ended")
@@ -80,7 +80,7 @@ class Request(Pending[T]):
         return self._steps
 
     def _take(self, feeds: list[Feed]) -> None:
-        """What the coroutine wants fed next."""
+        """Set the coroutine's next feeds."""
         lead = [feed for feed in self._unfed_prefix if not feed.segment.released]
         self._unfed_prefix = []
         self._feeds, self._lead = [*lead, *feeds], len(lead)
@@ -91,7 +91,7 @@ class Request(Pending[T]):
         return sum(len(feed.token_ids) for feed in self._feeds) - sum(self._fed)
 
     def _catch_up(self) -> None:
-        """Others may have fed what is shared with them, or lost it again."""
+        """Account for shared prefixes that others have fed, or lost again."""
         for index, feed in enumerate(self._feeds):
             if not feed.shared:
                 break
@@ -102,7 +102,7 @@ class Request(Pending[T]):
             self._replays = any(fed < len(feed.token_ids) for feed, fed in lead)
 
     def _note(self, part: Part, accepted: int, before: int, forest: SegmentForest) -> None:
-        """A pass has fed a part, and `accepted` tokens of its draft."""
+        """Record that a pass has fed a part, and `accepted` tokens of its draft."""
         feed = part.feed
         if feed.shared:
             return
@@ -118,8 +118,8 @@ class Request(Pending[T]):
         return self._replays or self._held.can_replay(self.ledger.segments)
 
     def _put_back(self, forest: SegmentForest) -> None:
-        """Empty its segments; they are fed again before anything else of it is."""
-        if self._replays:  # not all of it is there again, and nothing after it
+        """Empty its segments; they are fed again before anything else of the request."""
+        if self._replays:  # not everything is restored yet, and nothing follows it
             self._fed[: self._lead] = [0] * self._lead
         else:
             lead = [feed for feed in self._prefix if not feed.segment.released]
@@ -128,7 +128,7 @@ class Request(Pending[T]):
             self._fed = [*[0] * len(lead), *self._fed[self._lead :]]
             self._sampled = [*[None] * len(lead), *self._sampled[self._lead :]]
             self._lead, self._replays = len(lead), True
-        # Twice as much as it turned out to need: so a request is put back a few times at most.
+        # Twice as much as it turned out to need, so that a request is put back only a few times.
         self.expected = min(self.reserve, max(self.expected, 2 * self.ledger.slots))
         for segment in self.ledger.segments:
             forest.truncate(segment, segment.start)
@@ -137,7 +137,7 @@ class Request(Pending[T]):
 
 @dataclass
 class Part:
-    """Tokens of one feed of a request that go into the current pass."""
+    """Tokens of one of a request's feeds that go into the current pass."""
 
     request: Request[Any]
     index: int
@@ -147,11 +147,11 @@ class Part:
 
     @property
     def feed(self) -> Feed:
-        """What its request wants fed."""
+        """The feed that it is part of."""
         return self.request._feeds[self.index]
 
     def rows(self) -> list[RowSampling]:
-        """How the tokens after it and after each of its draft are chosen."""
+        """How the tokens after it and after each draft token are chosen."""
         if not self.completes or self.feed.sampling is None:
             return []
         return [self.feed.sampling, *self.feed.draft_sampling[: len(self.draft)]]

@@ -1,12 +1,12 @@
-"""Steps every live request together, one forward pass after another.
+"""Steps all live requests together, one forward pass after another.
 
 One thread does it for all (`Driver`). Callers submit requests and wait for them (`Pending`); a
-request runs whether or not somebody waits.
+request runs whether or not a caller waits.
 
-Requests are admitted by the slots that they will probably hold. When slots run out all the same,
-the youngest request is *put back*: its segments are emptied, and when there is room again they are
-fed with what they held. Its coroutine notices nothing, and the oldest request always goes on, so
-everybody's turn comes.
+Requests are admitted by the slots that they are likely to hold. If slots run out all the same, the
+youngest request is *put back*: its segments are emptied, and once there is room again, fed with
+what they held. Its coroutine does not notice, and the oldest request always continues, so every
+request gets its turn.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Scheduler:
 
     Args:
         forward: the model with its forest.
-        max_rows, draft_rows, row_seconds: how much goes into a pass; see `PassBudget`.
-        max_parked: tokens of prompts to keep for later requests; see `PrefixCache`.
+        max_rows, draft_rows, row_seconds: see `PassBudget`.
+        max_parked: prompt tokens to keep for later requests; see `PrefixCache`.
         sampler: chooses the tokens of a pass; benchmarks replay recorded texts through it.
     """
 
@@ -63,7 +63,7 @@ class Scheduler:
         self.sampler = sampler
         self.prefixes = PrefixCache(forward.forest, forward.cache, max_parked=max_parked)
         self._driver = Driver(forward.device)
-        # Callers add to `_incoming`, under `_driver.changed`; all else is the thread's alone.
+        # Callers add to `_incoming`, under `_driver.changed`; everything else is the thread's.
         self._incoming: FairQueue[Request[Any]] = FairQueue()
         self._live: list[Request[Any]] = []  # the oldest first
         self._put_back: list[Request[Any]] = []  # the oldest first
@@ -82,53 +82,53 @@ class Scheduler:
         """Queue a request, which runs from now on.
 
         Args:
-            make: makes the coroutine, in the engine's thread when the request is admitted; it
+            make: creates the coroutine, in the engine's thread when the request is admitted; it
                 opens segments through `self.root(request)`.
-            reserve: slots that it may hold at most.
-            expected: slots that it will probably hold at most; it is admitted when these are free
-                and it is its turn. None expects `ROOM` slots, or `reserve` where that is less,
-                and the whole prompt once that is known. Too low a number costs passes when slots
-                run out, too high a number lets others wait for nothing.
-            caller: on whose behalf; callers take turns, and None is a caller of its own.
+            reserve: most slots that it may hold.
+            expected: most slots that it is likely to hold; it is admitted when these are free and
+                it is its turn. None expects `ROOM` slots, or `reserve` if that is less, and the
+                whole prompt once that is known. Too low a number costs passes when slots run out,
+                too high a number makes others wait for nothing.
+            caller: on whose behalf; callers take turns, and None counts as a separate caller.
 
         Raises:
-            OutOfSlotsError: `reserve` exceeds what the engine may ever hold.
+            OutOfSlotsError: `reserve` exceeds the engine's slots.
         """
         limit = self.forward.forest.max_slots
         if reserve > limit:
             raise OutOfSlotsError(
                 f"the request may need {reserve} KV-cache slots (prompt and budgets together), "
-                f"the engine holds at most {limit}; ask for smaller budgets or raise max_slots"
+                f"the engine holds at most {limit}; use smaller budgets or raise max_slots"
             )
         probably = min(reserve, ROOM if expected is None else expected)
         request = Request(make, reserve, probably, caller)
-        give_back_workers()  # of the thread that leaves the work to another
+        give_back_workers()  # of the thread that hands the work over
         with self._driver.changed:
             self._incoming.add(request.caller, request)
             try:
                 self._driver.wake(self)
-            except BaseException:  # there can be no more threads
+            except BaseException:  # no further thread can be started
                 self._incoming.remove(request.caller, request)
                 raise
         return request
 
     def paused(self) -> AbstractContextManager[None]:
-        """No pass runs meanwhile: what is submitted in the block begins together.
+        """Context in which no pass runs: requests submitted in it begin together.
 
-        To wait for a request in the block would last for ever.
+        Waiting for a request inside it would block forever.
         """
         return self._driver.paused()
 
     def root(self, request: Request[Any], prompt_ids: Sequence[int] = ()) -> Segment:
-        """The segment that a prompt of `request` goes into.
+        """The segment for a prompt of `request`.
 
         Args:
-            request: whose it is.
+            request: its owner.
             prompt_ids: the prompt, to share its beginning with others that begin alike.
 
         Returns:
-            a segment whose end says how many of `prompt_ids` need not be fed: the root of a new
-            tree, or a child of what is shared.
+            a segment whose end is the number of `prompt_ids` that need not be fed: the root of a
+            new tree, or a child of a shared prefix.
         """
         request.ledger.expected = min(request.reserve, len(prompt_ids) + ROOM)
         request.expected = min(request.reserve, max(request.expected, len(prompt_ids)))
@@ -152,15 +152,15 @@ class Scheduler:
         return bool(self._live or self._put_back or len(self._incoming))
 
     def step(self) -> None:
-        """One forward pass, and what comes before and after it."""
-        # 1. Requests that have been cancelled leave, requests whose slots are free join.
+        """One forward pass, with the steps before and after it."""
+        # 1. Cancelled requests leave, requests whose slots are free join.
         self._sweep()
         self._admit()
-        # 2. One pass over what the live ones want fed.
+        # 2. One pass over the live requests' feeds.
         parts = self._fill()
         if parts:
             self._run_pass(parts)
-        # 3. Whoever has all its tokens goes on.
+        # 3. Requests that have all their tokens continue.
         self._sweep()
         for request in list(self._live):
             if request._feeds and request._waiting_rows() == 0:
@@ -172,7 +172,7 @@ class Scheduler:
             self._end(request, error=error)
 
     def forked(self) -> None:
-        """The requests are the parent process's; the next step forgets them."""
+        """Drop the parent process's requests at the next step."""
         for request in self._all():
             request.cancelled = True
             request._listeners = ()  # threads and loops of the parent
@@ -183,7 +183,7 @@ class Scheduler:
             return [*self._live, *self._put_back, *self._incoming]
 
     def _sweep(self) -> None:
-        """End what has been cancelled."""
+        """End cancelled requests."""
         for request in self._all():
             if request.cancelled:
                 self._end(request, error=RequestCancelled("the request was cancelled"))
@@ -191,7 +191,7 @@ class Scheduler:
     # ------------------------------------------------------------------- admission
 
     def _admit(self) -> None:
-        """Those that were put back come first, then callers take turns; nobody is overtaken."""
+        """Admit requests that were put back first, then by turns; none is overtaken."""
         while self._put_back and self._fits(self._put_back[0]):
             self._live.append(self._put_back.pop(0))
             self._live.sort(key=lambda request: request._age)
@@ -207,7 +207,7 @@ class Scheduler:
             self._resume(request)
 
     def _fits(self, comer: Request[Any]) -> bool:
-        """Whether the slots that all will probably hold are there, with one more of them."""
+        """Whether the slots that all are likely to hold suffice with one more request."""
         if not self._live:
             return True
         probable = self.prefixes.slots + sum(
@@ -218,17 +218,17 @@ class Scheduler:
         return probable <= pool.in_use + pool.free
 
     def _fill(self) -> list[Part]:
-        """The next pass. Where its slots are not free, the youngest requests are put back."""
+        """The next pass. If its slots are not free, the youngest requests are put back."""
         pool = self.forward.forest.pool
         while True:
             parts = self.budget.fill(self._live, pool.free)
             if sum(len(part.token_ids) for part in parts) <= pool.free:
                 return parts
             if not self._trim_prefixes() and not self._put_back_youngest():
-                return parts  # the pass will say what is missing
+                return parts  # the pass will report what is missing
 
     def _put_back_youngest(self) -> bool:
-        """Take the slots of the youngest request but the oldest; whether there was one."""
+        """Put back the youngest request, but never the oldest; returns whether there was one."""
         for request in self._live[:0:-1]:
             if request._can_be_put_back():
                 request._put_back(self.forward.forest)
@@ -239,9 +239,9 @@ class Scheduler:
         return False
 
     def _trim_prefixes(self) -> bool:
-        """Empty what only requests that are put back share; whether that was anything.
+        """Empty prefixes shared only by requests put back; returns whether there were any.
 
-        They stay users of the prefix, and feed it again like the first of its users.
+        These remain users of the prefix, and feed it again as its first users did.
         """
         forest, free = self.forward.forest, self.forward.forest.pool.free
         needed: dict[Segment, int] = {}
@@ -276,7 +276,7 @@ class Scheduler:
         except Exception as error:  # noqa: BLE001  handled after it has let go of its tensors
             failure = error
         if failure is not None:
-            # Whoever stays alive feeds these tokens once more.
+            # Surviving requests feed these tokens again.
             for part, before in zip(parts, held, strict=True):
                 segment = part.feed.segment
                 forest.truncate(segment, segment.start + before)
@@ -300,7 +300,7 @@ class Scheduler:
             request.passes += 1
 
     def _fail_pass(self, parts: list[Part], error: Exception) -> None:
-        """No memory: the request that holds most ends, the others try again. Otherwise all end."""
+        """Out of memory: the request that holds most ends, the others retry. Else all end."""
         requests = list(dict.fromkeys(part.request for part in parts))
         if _is_out_of_memory(error):
             largest = max(requests, key=lambda r: r.ledger.slots + r._waiting_rows())
@@ -309,13 +309,13 @@ class Scheduler:
                 error.__traceback__ = None  # its frames hold the tensors that took the memory
                 error = OutOfSlotsError(
                     f"out of memory with {largest.ledger.slots} KV-cache slots held ({reason}); "
-                    "ask for smaller budgets or fewer branches"
+                    "use smaller budgets or fewer branches"
                 )
             requests = [largest]
             if self.forward.device.type == "cuda":
                 torch.cuda.empty_cache()
         for request in requests:
-            if request._replays:  # its segments are not what its coroutine takes them for
+            if request._replays:  # its segments are not yet in the state that its coroutine expects
                 self._end(request, error=error)
             else:
                 self._resume(request, error)
@@ -330,7 +330,7 @@ class Scheduler:
                 own = request._sampled[request._lead :] if request._feeds else None
                 feeds = steps.send(own)  # type: ignore[arg-type]  # a coroutine starts with None
             if not feeds:
-                raise ValueError("the request wants nothing fed; it would never go on")
+                raise ValueError("the request feeds nothing; it would never continue")
             for feed in feeds:
                 self.forward.check(feed.token_ids)
                 if feed.start is not None and feed.start < feed.segment.end:
@@ -345,7 +345,7 @@ class Scheduler:
     def _end(
         self, request: Request[Any], *, result: Any = None, error: BaseException | None = None
     ) -> None:
-        """Whatever goes wrong here: the request ends, and gives back what it holds."""
+        """End the request and release all that it holds, whatever goes wrong."""
         try:
             if request._steps is not None:
                 request._steps.close()
@@ -359,20 +359,20 @@ class Scheduler:
                 self._put_back.remove(request)
             else:
                 self._incoming.remove(request.caller, request)
-        for segment in [*request.ledger.segments] * 2:  # again where a release has failed
+        for segment in [*request.ledger.segments] * 2:  # again if a release has failed
             try:
                 self.forward.forest.release(segment)
-            except BaseException as failure:  # noqa: BLE001  the others have to go as well
+            except BaseException as failure:  # noqa: BLE001  the others must be released as well
                 error = error or failure
         request.finish(result, error)
 
 
 def _verified(part: Part, sampled: list[int | NonFiniteLogitsError], right: int) -> Sampled:
-    """What its request is sent for a part, of whose draft so many guesses were right."""
+    """The reply to a request for a part of whose draft `right` guesses were right."""
     last = sampled[right]
     if not part.draft:
         return last
-    # Where a grammar leaves no choice, the guess stands for whatever was sampled.
+    # Where a grammar leaves no choice, the guess replaces whatever was sampled.
     pairs = zip(part.draft.expected[:right], part.draft.token_ids, strict=False)
     tokens = [guess if expected is None else expected for expected, guess in pairs]
     if isinstance(last, NonFiniteLogitsError):

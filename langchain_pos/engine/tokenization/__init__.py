@@ -1,1 +1,1 @@
-"""Token ids to text and back, where a text is part of a longer one."""
+"""Token ids to text and back, for parts of longer texts."""

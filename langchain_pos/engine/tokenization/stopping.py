@@ -1,4 +1,4 @@
-"""Text that comes piece by piece, cut where a stop sequence begins."""
+"""Text that arrives in pieces, cut where a stop sequence begins."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from langchain_pos.errors import InvalidRequestError
 
 
 def check_stop(stop: Sequence[str]) -> None:
-    """Refuse stop sequences that mean nothing.
+    """Refuse meaningless stop sequences.
 
     Raises:
-        InvalidRequestError: one is empty, which every text begins with; or they are one text,
-            whose letters would each be a stop sequence.
+        InvalidRequestError: one is empty, and would end every text at once; or they are a single
+            string, whose letters would each be a stop sequence.
     """
     if isinstance(stop, str):
-        raise InvalidRequestError(f"stop={stop!r} is one text; give a list of texts: [{stop!r}]")
+        raise InvalidRequestError(f"stop={stop!r} is a single text; give a list: [{stop!r}]")
     if not all(stop):
         raise InvalidRequestError(
             f"stop={list(stop)!r} has an empty text, which would end every answer before it "
-            "begins; leave it out"
+            "begins; remove it"
         )
 
 
@@ -35,10 +35,10 @@ class TextEnd(Protocol):
 
 
 class StoppedText:
-    """Finds stop sequences in a text as it comes.
+    """Finds stop sequences in a text as it arrives.
 
-    What `push` and `flush` return adds up to `text`. A piece is held back while it may still
-    become (part of) a stop sequence or, with `strip`, white space at the end.
+    The return values of `push` and `flush` add up to `text`. A piece is held back while it may
+    still become (part of) a stop sequence or, with `strip`, trailing whitespace.
 
     Args:
         stop: texts that end the sequence; they and what follows are left out.
@@ -63,7 +63,7 @@ class StoppedText:
         self.stopped: str | None = None
 
     def push(self, piece: str) -> str:
-        """Add text; returns what has become certain."""
+        """Add text; returns the text that has become certain."""
         if self.stopped is not None:
             return ""
         self._held += piece
@@ -80,14 +80,14 @@ class StoppedText:
         return self._emit(piece)
 
     def flush(self) -> str:
-        """The sequence has ended: what was held back becomes text, or is stripped."""
+        """End the sequence: text that was held back becomes certain, or is stripped."""
         rest, self._held = self._held, ""
         if self.stopped is not None:
             return ""
         return self._emit(rest.rstrip() if self._strip else rest)
 
     def _undecided(self) -> int:
-        """Characters at the end that may yet be stripped or belong to a stop sequence."""
+        """Number of characters at the end that may yet be stripped or cut."""
         keep = len(self._held) - len(self._held.rstrip()) if self._strip else 0
         if self._end is not None:
             keep = max(keep, min(self._end.undecided(self.text + self._held), len(self._held)))

@@ -1,4 +1,4 @@
-"""Tokens to text and back, where a text is only a part of a longer one."""
+"""Tokens to text and back, for parts of longer texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _ANCHORS = ("\n", "a", ":", " a")
 CONTEXT_TOKENS = 9
-"""Tokens of the context that a token is decoded behind, at most."""
+"""Maximum number of context tokens with which a token is decoded."""
 _LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens
 _UNFINISHED = "\ufffd"
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -33,14 +33,14 @@ def backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     if found is None:
         raise UnsupportedModelError(
             f"{type(tokenizer).__name__} is a Python tokenizer; a fast one (tokenizer.json) is "
-            "needed. Convert it with transformers' convert_slow_tokenizer, or take another model"
+            "needed. Convert it with transformers' convert_slow_tokenizer, or use another model"
         )
     return found
 
 
 @lru_cache(maxsize=16)
 def _plain(tokenizer: PreTrainedTokenizerBase, size: int) -> Tokenizer:
-    """A copy for which special tokens are ordinary text; `size` tells when it is outdated.
+    """A copy that treats special tokens as ordinary text; `size` shows when it is outdated.
 
     transformers switches this on the one object that all threads share, for every call; another
     thread's chat template would lose its special tokens.
@@ -53,24 +53,24 @@ def _plain(tokenizer: PreTrainedTokenizerBase, size: int) -> Tokenizer:
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Encode plain text; what looks like a special token stays text.
+    """Encode plain text, in which special tokens have no meaning.
 
     Raises:
-        InvalidRequestError: it holds half of a surrogate pair, which is no character.
+        InvalidRequestError: it holds half of a surrogate pair, which is not a character.
     """
     if half := _SURROGATE.search(text):
         raise InvalidRequestError(
-            f"the text holds U+{ord(half[0]):04X}, half of a surrogate pair, which is no "
-            "character; it was cut or decoded wrongly"
+            f"the text holds U+{ord(half[0]):04X}, half of a surrogate pair, which is not a "
+            "character; check where it was cut or decoded"
         )
     return list(_plain(tokenizer, len(tokenizer)).encode(text, add_special_tokens=False).ids)
 
 
 def encode_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Encode text that goes on from other text.
+    """Encode text that continues other text.
 
-    SentencePiece-like tokenizers put a space before what they think is a beginning. So the text
-    is encoded behind an anchor, and the anchor's tokens are taken off again.
+    SentencePiece-like tokenizers put a space before what they take for a beginning. So the text
+    is encoded after an anchor, whose tokens are then removed.
     """
     if not text:
         return []
@@ -83,7 +83,7 @@ def encode_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[i
 
 
 def whole_characters(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[int]:
-    """The tokens without those at the end that only begin a character."""
+    """The tokens without an incomplete character at the end."""
     whole = list(token_ids)
     while whole and _decode(tokenizer, whole[-CONTEXT_TOKENS:]).endswith(_UNFINISHED):
         whole.pop()
@@ -95,7 +95,7 @@ def _decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str
 
 
 def _beyond(known: str, text: str) -> str:
-    """What of `text` is new: it begins as `known` does, up to a character that was begun there."""
+    """The new part of `text`, which begins like `known`, up to an incomplete character there."""
     if text.startswith(known):
         return text[len(known) :]
     shared = (at for at, (old, new) in enumerate(zip(known, text, strict=False)) if old != new)
@@ -103,9 +103,9 @@ def _beyond(known: str, text: str) -> str:
 
 
 class TextStream(StoppedText):
-    """Turns a sequence's tokens into text as they come, and finds stop sequences.
+    """Turns a sequence's tokens into text as they arrive, and finds stop sequences.
 
-    `push` and `flush` are those of `StoppedText`; `decode` says what to push.
+    `push` and `flush` are those of `StoppedText`; `decode` returns what to push.
 
     Args:
         tokenizer: a fast tokenizer.
@@ -129,8 +129,8 @@ class TextStream(StoppedText):
         self.follow(context)
 
     def follow(self, context: Sequence[int]) -> None:
-        """Set the tokens that the next one comes after; their text is not part of this one."""
-        # The window must not begin inside a character: one of four neighbouring places will do.
+        """Set the tokens before the next one; their text is not part of this one."""
+        # The window must not begin inside a character: one of four adjacent places is right.
         for size in range(CONTEXT_TOKENS, CONTEXT_TOKENS - _LONGEST_CHARACTER, -1):
             self._window = list(context[-size:])  # tokens that are decoded together
             self._known = _decode(self._tokenizer, self._window)  # their text so far
@@ -145,9 +145,9 @@ class TextStream(StoppedText):
         return self._begun > 0
 
     def decode(self, token_id: int) -> str:
-        """The text that a token adds: whole characters; often none, where they are in bytes.
+        """The text that a token adds: whole characters; often none, for byte tokens.
 
-        Bytes that are no character become U+FFFD, as the tokenizer decodes them.
+        Invalid bytes become U+FFFD, as the tokenizer decodes them.
         """
         self._window.append(token_id)
         text = _decode(self._tokenizer, self._window)
@@ -161,8 +161,8 @@ class TextStream(StoppedText):
                 return ""
         piece = _beyond(self._known, text)
         self._known, self._begun = text, 0
-        # What comes next is decoded behind the last tokens alone, so that no step takes longer;
-        # not behind none at all, as special tokens are, because it would lose its space.
+        # The next token is decoded after only the last ones, so that steps stay equally fast; but
+        # not after none at all (as special tokens are), because it would lose its space.
         tail = self._window[self._settled :]
         if known := _decode(self._tokenizer, tail):
             self._window, self._known = tail, known

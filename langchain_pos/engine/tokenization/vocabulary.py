@@ -1,4 +1,4 @@
-"""Whether a tokenizer and a model agree about which tokens there are."""
+"""Whether a tokenizer and a model agree on the vocabulary."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 def tokens_beyond(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> dict[str, int]:
-    """The tokenizer's added tokens that a model has no embedding for: they can never be fed.
+    """The tokenizer's added tokens without an embedding in the model: they can never be fed.
 
     Args:
         tokenizer: a fast tokenizer.
-        vocabulary: token ids that the model has embeddings for.
+        vocabulary: number of the model's embeddings.
 
     Raises:
-        UnsupportedModelError: ordinary tokens are among them, which any text may be made of.
+        UnsupportedModelError: they include ordinary tokens, which any text may contain.
     """
     beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= vocabulary}
     ordinary = sorted(set(beyond) - set(tokenizer.get_added_vocab()), key=beyond.__getitem__)
