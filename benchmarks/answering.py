@@ -144,9 +144,9 @@ class Answering:
         )
         bodies = [self._cut(list(row)) for row in rows.written]
         texts = [self._text(body).partition(STEP_MARK)[0].strip() for body in bodies]
-        joined = self.engine.tokenizer(
-            PAPER.join(planned.plan.titles, texts), add_special_tokens=False
-        )["input_ids"]
+        joined = self.engine.tokenizer(PAPER.join(planned.plan, texts), add_special_tokens=False)[
+            "input_ids"
+        ]
         ended = prefix.sequential([joined], self.settings.max_conclusion_tokens, **ending)
         conclusion = self._cut(list(ended.written[0]))
         self._peak(max(rows.kv_bytes or 0, ended.kv_bytes or 0), own=False)
@@ -173,7 +173,7 @@ class Answering:
             plan, trunk, _ = await asked.plan()
             if plan is None or not isinstance(trunk, LocalTrunk):
                 return _Planned(None, [], [], asked.progress.output_tokens, 0)
-            openings = [trunk.encode(PAPER.opening(step)) for step in plan.steps]
+            openings = [trunk.encode(PAPER.opening(plan, i)) for i in range(len(plan.steps))]
             written, peak = asked.progress.output_tokens, request.ledger.peak_slots
             return _Planned(plan, list(trunk.token_ids), openings, written, peak)
 

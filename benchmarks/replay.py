@@ -54,7 +54,7 @@ from langchain_pos.reasoning.paper_form import PaperForm
 from langchain_pos.reasoning.prompts import prompts_for
 from langchain_pos.reasoning.reasoner import Reasoner
 from langchain_pos.reasoning.settings import ReasoningSettings
-from langchain_pos.results.data import ReasoningRequest, Step
+from langchain_pos.results.data import Plan, ReasoningRequest
 from langchain_pos.results.result import ReasoningResult
 
 OURS, SEQUENTIAL, LOOKUP = "ours", "generate", "generate, prompt look-up"
@@ -143,7 +143,7 @@ def _publish(
 
 def _joined(steps: Sequence[tuple[str, str]]) -> str:
     """Recorded steps as the paper joins them."""
-    return FORM.join([title for title, _ in steps], [body for _, body in steps])
+    return FORM.join(Plan.of([title for title, _ in steps]), [body for _, body in steps])
 
 
 def _texts(recorded: Recorded) -> list[str]:
@@ -273,8 +273,9 @@ class PeerReplay:
         self._skeleton = encode(tokenizer, recorded.skeleton)
         preamble = f"{recorded.preamble}\n" if recorded.preamble else ""
         self._preamble = encode(tokenizer, preamble)
-        steps = [Step(title=title) for title, _ in recorded.steps]
-        self._openings = [encode(tokenizer, FORM.opening(step)) for step in steps]
+        plan = Plan.of([title for title, _ in recorded.steps])
+        places = range(len(plan.steps))
+        self._openings = [encode(tokenizer, FORM.opening(plan, place)) for place in places]
         self._bodies = [encode(tokenizer, body) for _, body in recorded.steps]
         said = [(title, body.strip()) for title, body in recorded.steps]
         self._joined = encode(tokenizer, _joined(said))

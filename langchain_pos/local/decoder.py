@@ -227,7 +227,7 @@ class LocalDecoder:
         if sequence.error is not None:
             raise NonFiniteLogitsError(sequence.error)
         chosen = logprobs.sampled(sequence.token_ids)
-        pressure = -sum(chosen) / len(chosen) if chosen else None
+        pressure = abs(sum(chosen)) / len(chosen) if chosen else None
         return replace(self._written(sequence, where), pressure=pressure)
 
     def _guess(self, outline: Outline, sequence: DecodingSequence) -> Draft:

@@ -8,6 +8,7 @@ from langchain_pos import ReasoningRequest
 from langchain_pos.errors import ContextLengthError, InvalidRequestError
 from langchain_pos.reasoning.paper_form import PAPER
 from langchain_pos.reasoning.prompts import ReasoningPrompts
+from langchain_pos.results.data import Plan
 from tests.support.scripted import STUDENTS, Script, scripted_llm
 
 PROMPT = "Question: Who?\n\nAnswer:\n"
@@ -200,7 +201,7 @@ class TestRefill:
         one = llm.invoke({"question": "Who?", "steps": titles})
         many = llm.invoke({"question": "Who?", "steps": titles}, max_parallel_branches=6)
         tokenize = llm.engine.tokenizer.encode
-        joined = PROMPT + PAPER.join(titles, ["x x x x"] * len(titles)) + "done"
+        joined = PROMPT + PAPER.join(Plan.of(titles), ["x x x x"] * len(titles)) + "done"
         assert one.peak_slots <= len(tokenize(joined))
         assert many.peak_slots >= one.peak_slots
         assert one.text == many.text

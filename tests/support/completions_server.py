@@ -233,6 +233,7 @@ def told(result: ReasoningResult) -> dict[str, Any]:
         include={"blocks", "conclusion", "mode", "finish_reason", "fallback_reason", "error"}
     )
     for block in data["blocks"]:
+        block["plan"].pop("pressure", None)  # which a server does not tell
         for branch in block["branches"]:
             del branch["started"], branch["ended"], branch["usage"]
     return data
