@@ -77,8 +77,8 @@ def faults(result: ReasoningResult) -> list[str]:
     ]
     if result.finish_reason == "error":
         failed.append(f"the conclusion failed: {result.error or 'no reason is known'}")
-    elif not result.conclusion.strip():
-        failed.append("the model wrote no conclusion")
+    elif not result.text.strip():
+        failed.append("the model wrote no answer")
     return [strip_control_characters(fault) for fault in failed]
 
 

@@ -13,6 +13,12 @@ from transformers.utils.hub import cached_file
 from langchain_pos.errors import ModelLoadError
 
 _HUB_FILE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+|[\w.-]{2,}):(?P<file>[^:]+\.gguf)", re.IGNORECASE)
+_NOT_REACHED = {
+    "ConnectionError",
+    "LocalEntryNotFoundError",
+    "OfflineModeIsEnabled",
+    "TransportError",
+}
 
 
 @dataclass(frozen=True)
@@ -120,14 +126,11 @@ def _hub_remedy(name: str, error: Exception) -> str:
         )
     if "RevisionNotFoundError" in kinds:
         return "the hub knows the model, but not this revision: check its spelling"
-    if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError"} or kinds & {
-        "TransportError",
-        "ConnectTimeout",
-    }:
+    if kinds & _NOT_REACHED:
         return (
             "the hub was not reached, so nobody knows whether it has such a model, and none lies "
-            "in the local cache: check the network (and HF_HUB_OFFLINE), then the spelling, or "
-            "give a local folder"
+            "in the local cache: check the spelling and the network (HF_HUB_OFFLINE cuts it off), "
+            "or give a local folder"
         )
     if "EntryNotFoundError" in kinds:
         return "the hub knows the model, but it has no such file: check the file's spelling"

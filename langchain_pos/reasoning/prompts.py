@@ -34,32 +34,21 @@ ellipsis. Close the list with `{END_MARK}`. A title says in a few words what tel
 the others, for example the name of the person, the document or the aspect; no two are the same."""
 
 _PLAN_ENGLISH = f"""\
-{{question}}
-
-How to write your answer:
+Answer the question at the end in three parts, in this form:
 1. Outline. {FORMAT_INSTRUCTIONS} List all steps that are needed, at most {{max_branches}}.
 2. Steps. Each step is then worked out on its own, without seeing the others, so none may need \
 another's result. Where `{STEP_MARK}title:` stands open, write the short and complete text of \
 this one step.
-3. Conclusion. Behind the finished steps and `{END_MARK}`, answer the question from what the steps \
+3. Conclusion. After the finished steps and `{END_MARK}`, answer the question from what the steps \
 found, in the format that it asks for. Comparing and concluding belongs here and is not a step.
-
-Example
-Question: [resumes of Ann, Ben and Cleo] Who of them has worked abroad?
-Outline:
-Let us look in each person's resume for work abroad.
-{STEP_MARK}Ann:{BODY_PLACEHOLDER}
-{STEP_MARK}Ben:{BODY_PLACEHOLDER}
-{STEP_MARK}Cleo:{BODY_PLACEHOLDER}
-{END_MARK}
-
 If the question does not fall into independent steps, write just `{END_MARK}` in place of the \
-outline. Now begin with the outline for the question above."""
+outline. Begin with the outline.
+
+Question:
+{{question}}"""
 
 _PLAN_CHINESE = f"""\
-{{question}}
-
-回答的写法：
+请按以下格式分三部分回答最后的问题：
 1. 提纲。先用一句话说明如何把问题分成互相独立的步骤。然后逐行列出每个步骤，写作\
 “{STEP_MARK}标题:{BODY_PLACEHOLDER}”，英文冒号后面只写省略号。最后用“{END_MARK}”结束提纲。标题用几个字说明\
 该步骤与其他步骤的区别，例如人名、文档名或所分析的方面，标题不得重复。列出全部所需步骤，最多{{max_branches}}个。
@@ -67,17 +56,10 @@ _PLAN_CHINESE = f"""\
 在“{STEP_MARK}标题:”之后，只写这一个步骤的内容，简短而完整。
 3. 结论。所有步骤和“{END_MARK}”之后，根据各步骤的内容，按照问题要求的格式回答问题。\
 比较和总结属于结论，不是步骤。
+如果问题不能分成互相独立的步骤，就只写“{END_MARK}”来代替提纲。请从提纲写起。
 
-例子
-问题：[甲、乙、丙的简历] 他们当中谁有海外工作经历？
-提纲：
-让我们分别查看每个人的简历中是否有海外工作经历。
-{STEP_MARK}甲:{BODY_PLACEHOLDER}
-{STEP_MARK}乙:{BODY_PLACEHOLDER}
-{STEP_MARK}丙:{BODY_PLACEHOLDER}
-{END_MARK}
-
-如果问题不能分成互相独立的步骤，就只写“{END_MARK}”来代替提纲。现在请从上述问题的提纲写起。"""
+问题：
+{{question}}"""
 
 _RETRY_ENGLISH = """
 

@@ -27,11 +27,11 @@ from langchain_pos.reasoning.paper_form import PAPER
 from langchain_pos.reasoning.planning import Planner, given_plan
 from langchain_pos.reasoning.progress import Progress
 from langchain_pos.reasoning.prompts import ReasoningPrompts, prompts_for
-from langchain_pos.results.data import Block, Plan, ReasoningRequest
+from langchain_pos.results.data import Block, Mode, Plan, ReasoningRequest
 from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Sequence
 
     from langchain_pos.engine.scheduler.pending import Pending
     from langchain_pos.reasoning.decoder import Decoding, Messages, Trunk
@@ -176,6 +176,11 @@ class Reasoning:
                 branches = await self.expander.expand(trunk, blocks)
             blocks[-1] = Block(plan=plan, branches=branches)
             self.progress.close(blocks[-1])
+            written = sum(bool(branch.text) for branch in branches)
+            if self.given is None and 2 * written < len(branches):
+                return await self.answer_sequentially(
+                    f"{len(branches) - written} of {len(branches)} branches came back empty", blocks
+                )
             if not self.settings.conclude:
                 return self._result(blocks, Conclusion(""), concluded=False)
 
@@ -253,8 +258,13 @@ class Reasoning:
 
     # ------------------------------------------------------------------ one text
 
-    async def answer_sequentially(self, reason: str | None) -> ReasoningResult:
-        """One text, as any model answers; `reason` says why it is not parallel."""
+    async def answer_sequentially(
+        self, reason: str | None, blocks: Sequence[Block] = ()
+    ) -> ReasoningResult:
+        """One text, as any model answers; `reason` says why it is not parallel.
+
+        `blocks` that came to nothing stay in the result, and are no part of its text.
+        """
         self.progress.tell(
             ReasoningChunk(stage="conclude", mode="sequential", fallback_reason=reason)
         )
@@ -279,23 +289,24 @@ class Reasoning:
             ended, error = "error", f"the model ended ({ended}) without any text"
         conclusion = Conclusion(written.text, ended, error)
         self.progress.close(conclusion)
-        return self._result([], conclusion, fallback_reason=reason)
+        return self._result(blocks, conclusion, reason, mode="sequential")
 
     # ---------------------------------------------------------------- the rest
 
     def _result(
         self,
-        blocks: list[Block],
+        blocks: Sequence[Block],
         conclusion: Conclusion,
         fallback_reason: str | None = None,
         *,
+        mode: Mode = "parallel",
         concluded: bool = True,
     ) -> ReasoningResult:
         result = ReasoningResult(
             question=self.ask.question,
             blocks=tuple(blocks),
             conclusion=conclusion.text,
-            mode="parallel" if blocks else "sequential",
+            mode=mode if blocks else "sequential",
             fallback_reason=fallback_reason,
             finish_reason=conclusion.finish_reason,
             error=conclusion.error,

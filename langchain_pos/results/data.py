@@ -264,6 +264,8 @@ class ResultData(_Frozen):
     @property
     def text(self) -> str:
         """The whole answer as one text: markdown in native form, else as the paper writes it."""
+        if self.mode == "sequential":
+            return self.conclusion
         parts = [*(block.text for block in self.blocks), self.conclusion]
         native = any(block.plan.form == "native" for block in self.blocks)
         return ("\n\n" if native else "\n").join(part for part in parts if part)

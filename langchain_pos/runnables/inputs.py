@@ -23,8 +23,16 @@ def as_request(input: ReasoningInput) -> ReasoningRequest:
     """Any input that LangChain accepts, as a request.
 
     Raises:
-        InvalidRequestError: it is not a valid input, or it does not end with a question.
+        InvalidRequestError: it is no valid input, does not end with a question, or that is blank.
     """
+    ask = _as_request(input)
+    if not ask.question.strip():  # here too: the reasoner's own check comes after the loading
+        raise InvalidRequestError("the question is empty; ask something")
+    return ask
+
+
+def _as_request(input: ReasoningInput) -> ReasoningRequest:
+    """Any input in the form of a request."""
     if isinstance(input, ReasoningRequest):
         return input
     if isinstance(input, dict):

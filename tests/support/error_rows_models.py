@@ -17,6 +17,7 @@ from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 from langchain_pos import ParallelReasoningLLM, ReasoningResult
 from langchain_pos.errors import (
     InvalidRequestError,
+    MissingExtraError,
     ModelLoadError,
     NonFiniteLogitsError,
     OutOfSlotsError,
@@ -24,6 +25,7 @@ from langchain_pos.errors import (
     UnsupportedModelError,
 )
 from tests.support.error_rows import ROWS, Outcome, row
+from tests.support.gguf_files import write_gguf
 from tests.support.scripted import (
     STUDENTS,
     Halt,
@@ -72,6 +74,42 @@ def _(folder: Path) -> Outcome:
 def _(folder: Path, patch: pytest.MonkeyPatch) -> Outcome:
     patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return not_loaded("the hub name 'nobody/nothing'.*spelling", model="nobody/nothing")
+
+
+@row("gguf-not-there")
+def _(folder: Path) -> Outcome:
+    return not_loaded("there is none at", model=str(folder / "x.gguf"))
+
+
+@row("gguf-several")
+def _(folder: Path) -> Outcome:
+    for name in ("a.gguf", "b.gguf"):
+        (folder / name).write_bytes(b"")
+    return not_loaded("a.gguf, b.gguf", model=str(folder))
+
+
+@row("gguf-damaged")
+def _(folder: Path) -> Outcome:
+    file = folder / "x.gguf"
+    file.write_bytes(b"not at all")
+    not_loaded("is no GGUF file", model=str(file))
+    file.write_bytes(b"GGUF\3\0\0\0" + bytes(16))
+    return not_loaded("damaged or cut off", model=str(file))
+
+
+@row("gguf-unreadable")
+def _(folder: Path) -> Outcome:
+    file = write_gguf(folder / "x.gguf", architecture="oddity")
+    return not_loaded("'oddity', quantisation F32", model=str(file))
+
+
+@row("no-gguf")
+def _(folder: Path, patch: pytest.MonkeyPatch) -> Outcome:
+    file = write_gguf(folder / "x.gguf")
+    patch.setattr("langchain_pos.engine.gguf.find_spec", lambda _name: None)
+    with pytest.raises(MissingExtraError, match="pip install gguf accelerate") as caught:
+        ParallelReasoningLLM(model=str(file)).invoke("Who?")
+    return caught.value
 
 
 @row("no-safetensors")
