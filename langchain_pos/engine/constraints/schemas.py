@@ -1,0 +1,479 @@
+"""JSON Schema rewritten to the part of it that a grammar can say.
+
+What comes out has `type` (one), `enum`, `anyOf`, references to its own `$defs`, and the bounds of
+each type; nothing else. Every text that fits it has the types, fields, patterns and bounds of the
+schema that went in. Two kinds of loss are allowed, and they differ:
+
+- The language may become smaller: fields that are not declared are left out where some are, an
+  alternative that cannot be held to is dropped where a better one is left.
+- A keyword that no grammar says (`uniqueItems`, `contains`, `not`, `if`, a look-ahead, …) is left
+  to whoever reads the text: `ReadSchema.checked` names it. All of a schema is checked there.
+
+What can be neither said nor checked, such as a reference to another document or a schema that
+nothing fits, is refused before any work. docs/guides/structured.md has the table.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from langchain_pos.engine.constraints.merging import Impossible, merge
+from langchain_pos.engine.constraints.patterns import (
+    FORMATS,
+    UnsupportedPatternError,
+    pattern_rule,
+)
+
+Node = dict[str, Any]
+"""A schema as it comes in, or as it goes out."""
+
+_BY_TYPE: dict[str, tuple[str, ...]] = {
+    "object": (
+        *("properties", "required", "additionalProperties", "patternProperties", "propertyNames"),
+        *("minProperties", "maxProperties", "dependentRequired", "dependentSchemas"),
+        "unevaluatedProperties",
+    ),
+    "array": (
+        *("items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems"),
+        *("contains", "minContains", "maxContains", "unevaluatedItems"),
+    ),
+    "string": ("minLength", "maxLength", "pattern", "format"),
+    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    "boolean": (),
+    "null": (),
+}
+_CHECKED = {
+    *("not", "if", "dependentSchemas", "dependencies", "uniqueItems", "contains"),
+    *("unevaluatedProperties", "unevaluatedItems"),
+}
+"""Keywords that only the reader of the text can check. (`then`, `else`, `minContains` and
+`maxContains` mean something beside another keyword only.)"""
+_MOST_MULTIPLES = 256
+
+
+@dataclass(frozen=True)
+class ReadSchema:
+    """A schema as the grammar takes it.
+
+    Attributes:
+        root: of the part described above; its `$defs` are beside it.
+        defs: what its references name.
+        checked: keywords that the grammar does not hold a text to.
+    """
+
+    root: Node
+    defs: Mapping[str, Node]
+    checked: frozenset[str]
+
+
+def read_schema(schema: Any) -> ReadSchema:
+    """Rewrite a schema.
+
+    Raises:
+        ValueError: it cannot be held to; the message names the keyword.
+    """
+    reader = _Reader(schema)
+    try:
+        root = reader.node(schema)
+    except Impossible as error:
+        raise ValueError(f"nothing fits this schema: {error}") from error
+    return ReadSchema(root, reader.defs, frozenset(reader.checked))
+
+
+class _Reader:
+    """Reads one document."""
+
+    def __init__(self, document: Any) -> None:
+        self.defs: dict[str, Node] = {}
+        self.checked: set[str] = set()
+        self._document = document
+        self._names: dict[str, str] = {}
+        self._impossible: dict[str, Impossible] = {}
+        self._anchors = {f"#{name}": found for name, found in _anchors(document)}
+
+    # ------------------------------------------------------------------ structure
+
+    def node(self, schema: Any) -> Node:
+        """A schema, rewritten.
+
+        Raises:
+            Impossible: nothing fits it.
+        """
+        if schema is True or schema == {}:
+            return {}
+        if schema is False:
+            raise Impossible("it is `false`")
+        if not isinstance(schema, dict):
+            raise ValueError(f"{str(schema)[:60]!r} is no schema; it must be an object or a bool")
+        if "$ref" in schema or "$dynamicRef" in schema or schema.get("allOf"):
+            return self._named(schema)
+        for keyword in ("anyOf", "oneOf"):
+            if keyword in schema:
+                rest = {key: value for key, value in schema.items() if key != keyword}
+                return self._choice(rest, schema[keyword])
+        self.checked |= _CHECKED & set(schema)
+        if "enum" in schema or "const" in schema:
+            return _enumeration(schema)
+        types = _types(schema)
+        if types is None:
+            return {}
+        found = []
+        for name in types:
+            try:
+                found.append(self._typed(name, schema))
+            except Impossible as error:
+                reason = error
+        if not found:
+            raise reason
+        return found[0] if len(found) == 1 else {"anyOf": found}
+
+    def _named(self, schema: Node) -> Node:
+        """A reference, or schemas that hold together, as a definition: both may recur."""
+        key = json.dumps(schema, sort_keys=True)
+        if key not in self._names:
+            name = f"r{len(self._names)}"
+            self._names[key] = name
+            try:
+                self.defs[name] = self.node(self._flat(schema, ()))
+            except Impossible as error:
+                self._impossible[name] = error
+                self.defs[name] = {"type": "null"}  # what refers to it from inside falls with it
+        name = seen = self._names[key]
+        if name in self._impossible:
+            raise self._impossible[name]
+        while (target := self.defs.get(seen, {}).get("$ref")) is not None:
+            seen = target.removeprefix("#/$defs/")
+            if seen == name:
+                raise ValueError(f"the reference {schema.get('$ref')!r} leads to itself")
+        return {"$ref": f"#/$defs/{name}"}
+
+    def _flat(self, schema: Any, path: tuple[str, ...]) -> Any:
+        """A schema with its references and `allOf` merged into it."""
+        if not isinstance(schema, dict):
+            return schema
+        parts: list[Any] = list(schema.get("allOf", ()))
+        own = {k: v for k, v in schema.items() if k not in ("allOf", "$ref", "$dynamicRef")}
+        found: Any = own
+        for keyword in ("$ref", "$dynamicRef"):
+            if keyword in schema:
+                reference = str(schema[keyword])
+                if reference in path:
+                    raise ValueError(f"the reference {reference!r} leads to itself")
+                target = self._flat(self._resolve(reference), (*path, reference))
+                found = merge(target, found)
+        for part in parts:
+            found = merge(found, self._flat(part, path))
+        return found
+
+    def _resolve(self, reference: str) -> Any:
+        if reference in self._anchors:
+            return self._anchors[reference]
+        found = self._document
+        if reference != "#" and not reference.startswith("#/"):
+            raise ValueError(
+                f"the reference {reference!r} does not lead into the schema itself; put what it "
+                "names under $defs"
+            )
+        for part in reference.split("/")[1:]:
+            part = unquote(part).replace("~1", "/").replace("~0", "~")
+            try:
+                found = found[int(part) if isinstance(found, list) else part]
+            except (KeyError, IndexError, TypeError, ValueError):
+                raise ValueError(f"the reference {reference!r} leads nowhere") from None
+        return found
+
+    def _choice(self, rest: Node, options: list[Any]) -> Node:
+        found: list[Node] = []
+        unheld: list[Node] = []
+        reason = Impossible("it has no alternatives")
+        for option in options:
+            before, self.checked = self.checked, set()
+            try:
+                node = self.node(merge(rest, self._flat(option, ())))
+            except Impossible as error:
+                reason = error
+                continue
+            finally:
+                own, self.checked = self.checked, before | self.checked
+            (unheld if "pattern" in own and node.get("type") == "string" else found).append(node)
+        # A text with a pattern that cannot be held to, beside a number: pydantic's Decimal.
+        if not any(node.get("type") in ("number", "integer") for node in found):
+            found += unheld
+        if not found:
+            raise reason
+        return found[0] if len(found) == 1 else {"anyOf": found}
+
+    # ---------------------------------------------------------------------- types
+
+    def _typed(self, name: str, schema: Node) -> Node:
+        own = {key: schema[key] for key in _BY_TYPE[name] if key in schema}
+        match name:
+            case "string":
+                return self._string(own)
+            case "number" | "integer":
+                return self._number(name, own)
+            case "array":
+                return self._array(own)
+            case "object":
+                return self._object(own)
+        return {"type": name}
+
+    def _string(self, own: Node) -> Node:
+        least, most = own.get("minLength", 0), own.get("maxLength")
+        if most is not None and most < least:
+            raise Impossible(f"minLength={least} is more than maxLength={most}")
+        pattern = own.get("pattern")
+        if pattern is None and own.get("format") in FORMATS:
+            pattern = FORMATS[own["format"]]
+        elif own.get("format") is not None:
+            self.checked.add("format")
+        node: Node = {"type": "string"}
+        if pattern is not None:
+            try:
+                _, bounds = pattern_rule(pattern)
+                node["pattern"] = pattern
+                if bounds is not None:
+                    least = max(least, bounds[0])
+                    most = min((n for n in (most, bounds[1]) if n is not None), default=None)
+            except (UnsupportedPatternError, re.error):
+                self.checked.add("pattern")
+        if least:
+            node["minLength"] = least
+        if most is not None:
+            node["maxLength"] = most
+        return node
+
+    def _number(self, name: str, own: Node) -> Node:
+        least, most = own.get("minimum"), own.get("maximum")
+        above, below = own.get("exclusiveMinimum"), own.get("exclusiveMaximum")
+        if above is True:  # as draft 4 has it
+            least, above = None, least
+        if below is True:
+            most, below = None, most
+        above = None if isinstance(above, bool) else above
+        below = None if isinstance(below, bool) else below
+        step = own.get("multipleOf")
+        if name == "integer" or (isinstance(step, int) and step):
+            name = "integer"
+            lows = [math.ceil(least)] if least is not None else []
+            lows += [math.floor(above) + 1] if above is not None else []
+            highs = [math.floor(most)] if most is not None else []
+            highs += [math.ceil(below) - 1] if below is not None else []
+            least, above = max(lows, default=None), None
+            most, below = min(highs, default=None), None
+            if step is not None and step != 1:
+                multiples = _multiples(least, most, step)
+                if multiples is not None:
+                    return {"enum": multiples}
+                self.checked.add("multipleOf")
+        elif step is not None:
+            self.checked.add("multipleOf")
+        if None not in (least, most) and least > most:
+            raise Impossible(f"minimum={least} is more than maximum={most}")
+        bounds = {
+            "minimum": least,
+            "maximum": most,
+            "exclusiveMinimum": above,
+            "exclusiveMaximum": below,
+        }
+        return {"type": name} | {key: n for key, n in bounds.items() if n is not None}
+
+    def _array(self, own: Node) -> Node:
+        items, first = own.get("items", True), list(own.get("prefixItems", ()))
+        if isinstance(items, list):  # as drafts before 2020-12 have it
+            first, items = items, own.get("additionalItems", True)
+        least, most = own.get("minItems", 0), own.get("maxItems")
+        node: Node = {"type": "array"}
+        prefix = []
+        try:
+            for each in first[:most]:
+                prefix.append(self.node(each))
+            node["items"] = self.node(items)
+        except Impossible:
+            room = len(prefix)
+            node["items"] = {}
+            most = room if most is None else min(most, room)
+        if most is not None and most < least:
+            raise Impossible(f"minItems={least} is more than there may be, {most}")
+        if prefix[:most]:
+            node["prefixItems"] = prefix[:most]
+        if most is not None and most <= len(prefix):
+            node["items"] = False
+        return node | {"minItems": least} | ({} if most is None else {"maxItems": most})
+
+    def _object(self, own: Node) -> Node:
+        given, others = own.get("properties", {}), own.get("additionalProperties")
+        patterns = own.get("patternProperties", {})
+        needed = list(dict.fromkeys(own.get("required", ())))
+        for key, wanted in own.get("dependentRequired", {}).items():
+            if key in needed or key in given:
+                needed += [name for name in wanted if name not in needed]
+        asked = {key: given[key] for key in given} | {
+            key: True if others is None else others for key in needed if key not in given
+        }
+        properties: dict[str, Node] = {}
+        for key, value in asked.items():
+            matching = [patterns[each] for each in patterns if re.search(each, key)]
+            declared = given.get(key, True if matching else value)
+            try:
+                both = {"allOf": [declared, *matching]} if matching else declared
+                properties[key] = self.node(both)
+            except Impossible as error:
+                if key in needed:
+                    raise Impossible(f"the field {key!r} must be there, and cannot: {error}") from None
+        node: Node = {"type": "object", "properties": properties, "required": needed}
+        node |= {key: own[key] for key in ("minProperties", "maxProperties") if key in own}
+        self._further_fields(node, own, patterns, others)
+        least, most = node.get("minProperties", 0), node.get("maxProperties")
+        if most is not None and most < max(least, len(needed)):
+            raise Impossible(f"maxProperties={most} is too few")
+        if node["additionalProperties"] is False and "patternProperties" not in node:
+            if least > len(properties):
+                raise Impossible(f"minProperties={least} is more than there are")
+        return node
+
+    def _further_fields(self, node: Node, own: Node, patterns: Node, others: Any) -> None:
+        """Fields beyond those that are declared, if there may be some."""
+        node["additionalProperties"] = False
+        named = own.get("propertyNames")
+        if node["properties"]:
+            if patterns or others not in (None, False):
+                self._other_fields(node, patterns, others, named)
+            elif named is not None:
+                self.checked.add("propertyNames")
+        elif "properties" not in own or others not in (None, False) or patterns:
+            self._other_fields(node, patterns, others, named)
+
+    def _other_fields(self, node: Node, patterns: Node, others: Any, named: Any) -> None:
+        held = {}
+        for pattern, value in patterns.items():
+            try:
+                _, bounds = pattern_rule(pattern)
+                if bounds is not None:
+                    raise UnsupportedPatternError("it counts")
+                held[pattern] = self.node(value)
+            except Impossible:
+                self.checked.add("patternProperties")
+            except (UnsupportedPatternError, re.error):
+                self.checked.add("patternProperties")
+        if held and not node["properties"]:
+            # Whether a further field has one of these names is not the grammar's to say.
+            node["patternProperties"] = held
+            return
+        if patterns:
+            self.checked.add("patternProperties")
+        if others is False:
+            return
+        try:
+            node["additionalProperties"] = self.node(True if others is None else others)
+        except Impossible:
+            return
+        pattern = named.get("pattern") if isinstance(named, dict) else None
+        if named is not None and (node["properties"] or pattern is None or len(named) > 1):
+            self.checked.add("propertyNames")
+            return
+        if pattern is not None:
+            try:
+                if pattern_rule(pattern)[1] is not None:
+                    raise UnsupportedPatternError("it counts")
+                node["propertyNames"] = {"pattern": pattern}
+            except (UnsupportedPatternError, re.error):
+                self.checked.add("propertyNames")
+
+
+def _types(schema: Node) -> list[str] | None:
+    """The types that a schema allows; where it names none, those that its keywords speak of."""
+    names = schema.get("type")
+    if names is None:
+        meant = [
+            name
+            for name, keywords in _BY_TYPE.items()
+            if name != "integer" and any(keyword in schema for keyword in keywords)
+        ]
+        return meant or None
+    found = [names] if isinstance(names, str) else list(names)
+    for name in found:
+        if name not in _BY_TYPE:
+            raise ValueError(f"the type {name!r} does not exist; allowed are {list(_BY_TYPE)}")
+    if "number" in found and "integer" in found:
+        found.remove("integer")
+    return found
+
+
+def _enumeration(schema: Node) -> Node:
+    """The values that are left, each as it will be written."""
+    values = schema.get("enum", [schema.get("const")])
+    if "const" in schema:
+        values = [value for value in values if _same(value, schema["const"])]
+    names = _types(schema) if "type" in schema else None
+    left = [value for value in values if _fits(value, names, schema)]
+    if not left:
+        raise Impossible("no value of its enum fits the rest of it")
+    return {"enum": left}
+
+
+def _same(one: Any, other: Any) -> bool:
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def _fits(value: Any, names: list[str] | None, schema: Node) -> bool:
+    """Whether a value fits the bounds beside an enum, as far as they are those of a scalar."""
+    kind = _type_of(value)
+    if names is not None and kind not in names and not (kind == "integer" and "number" in names):
+        return False
+    if isinstance(value, str):
+        if not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", math.inf):
+            return False
+        try:
+            return re.search(schema.get("pattern", ""), value) is not None
+        except re.error:
+            return True
+    if kind in ("integer", "number"):
+        return bool(schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf))
+    return True
+
+
+def _type_of(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return "integer"
+    names = {float: "number", str: "string", list: "array", dict: "object"}
+    return names.get(type(value), "object")
+
+
+def _multiples(least: int | None, most: int | None, step: float) -> list[int] | None:
+    """The multiples in a short range; None where there is none, or it is long."""
+    if least is None or most is None or (most - least) / step > _MOST_MULTIPLES or step < 1:
+        return None
+    if not float(step).is_integer():
+        return None
+    found = list(range(-(-least // int(step)) * int(step), most + 1, int(step)))
+    if not found:
+        raise Impossible(f"no multiple of {step} lies between {least} and {most}")
+    return found
+
+
+def _anchors(part: Any) -> list[tuple[str, Any]]:
+    """All `$anchor`s of a document, and what they stand at."""
+    found: list[tuple[str, Any]] = []
+    if isinstance(part, dict):
+        for keyword in ("$anchor", "$dynamicAnchor"):
+            if isinstance(part.get(keyword), str):
+                found.append((part[keyword], part))
+        for key, value in part.items():
+            if key not in ("enum", "const", "default", "examples"):
+                found += _anchors(value)
+    elif isinstance(part, list):
+        for item in part:
+            found += _anchors(item)
+    return found
