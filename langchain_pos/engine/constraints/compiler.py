@@ -1,9 +1,4 @@
-"""Grammars compiled for a tokenizer: which tokens may come next.
-
-Three nouns in order, as in xgrammar, which does the work: a `Constraint` is a specification, a
-`CompiledConstraint` is it for one tokenizer, a `ConstraintState` is it for one sequence. It is
-imported only where a grammar is used: the rest of the engine runs without it.
-"""
+"""Constraints, and what compiles and remembers them for one tokenizer."""
 
 from __future__ import annotations
 
@@ -77,9 +72,7 @@ class ConstraintCompiler:
                 that the model does not know.
         """
         compiled, lengths = self._compiled(constraint)
-        # Where no value has a bound, nothing is counted.
-        bounded = any(each.bounded for each in lengths.values())
-        counter = LengthCounter(self._tokens, lengths) if bounded else None
+        counter = LengthCounter(self._tokens, lengths) if lengths else None
         return ConstraintState(compiled, self._vocabulary, self._tokens.tokens, counter)
 
     def _compile(self, constraint: Constraint) -> _Compiled:
@@ -92,22 +85,30 @@ class ConstraintCompiler:
                     "makes one token of, and the model has no embedding for it. Use another text"
                 )
         try:
-            match constraint.kind:
-                case "ebnf":
-                    return self._compiler.compile_grammar(constraint.text), {}
-                case "regex":
-                    return self._compiler.compile_regex(constraint.text), {}
-                case "structural_tag":
-                    tag = _SafeTag(constraint.text)
-                    return self._compiler.compile_structural_tag(tag.text), tag.lengths
-            schema = read_schema(json.loads(constraint.text))
-            grammar = self._compiler.compile_grammar(json_grammar(schema))
-            return grammar, {b"": Lengths(schema)}
+            compiled, lengths = self._read(constraint)
         except (RuntimeError, RecursionError, ValueError) as error:
             reason = _PLACE_IN_SOURCE.sub("", str(error)).strip()
             raise InvalidRequestError(
                 f"this {constraint.kind} constraint cannot be compiled: {reason}"
             ) from error
+        if not any(each.bounded for each in lengths.values()):
+            return compiled, {}  # nothing is to be counted
+        self._tokens.prepare()
+        return compiled, lengths
+
+    def _read(self, constraint: Constraint) -> _Compiled:
+        match constraint.kind:
+            case "ebnf":
+                return self._compiler.compile_grammar(constraint.text), {}
+            case "regex":
+                return self._compiler.compile_regex(constraint.text), {}
+            case "structural_tag":
+                tag = _SafeTag(constraint.text)
+                return self._compiler.compile_structural_tag(tag.text), tag.lengths
+            case "json_schema":
+                schema = read_schema(json.loads(constraint.text))
+                grammar = self._compiler.compile_grammar(json_grammar(schema))
+                return grammar, {b"": Lengths(schema)}
 
 
 _Compiled = tuple["xgrammar.CompiledGrammar", dict[bytes, Lengths]]

@@ -14,7 +14,8 @@ import re
 from typing import Any
 
 from langchain_pos.engine.constraints.patterns import pattern_rule
-from langchain_pos.engine.constraints.schemas import Node, ReadSchema
+from langchain_pos.engine.constraints.schemas import ReadSchema
+from langchain_pos.engine.constraints.values import Node
 
 _OPEN, _CLOSE = "\ue000", "\ue001"
 _MARKED_STRING = re.compile(r'"\\"\\ue000(\d+)\\ue001\\""')
@@ -82,9 +83,7 @@ def _is_open(node: Node) -> bool:
 
 
 def _narrowed(grammar: str) -> str:
-    grammar = grammar.replace(
-        r"[^\0-\x1f\"\\\r\n", r"[^\0-\x1f\"\\\r\n\ud800-\udfff"
-    )
+    grammar = grammar.replace(r"[^\0-\x1f\"\\\r\n", r"[^\0-\x1f\"\\\r\n\ud800-\udfff")
     grammar = grammar.replace("[1-9] [0-9]*", "[1-9] [0-9]{0,199}")
     grammar = _EXPONENT.sub(r"\1{1, 2}", grammar)
     return _ESCAPE_RULE.sub(lambda _: r"""basic_escape ::= (([\"\\/bfnrt]))""", grammar)

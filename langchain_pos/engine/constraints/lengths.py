@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from langchain_pos.engine.constraints.schemas import Node, ReadSchema
+from langchain_pos.engine.constraints.schemas import ReadSchema
+from langchain_pos.engine.constraints.values import Node
 
 _QUOTE, _BACKSLASH, _COMMA = 0x22, 0x5C, 0x2C
 _OPENING, _CLOSING = b"{[", b"}]"
@@ -40,9 +41,7 @@ class StringTokens:
         self.tokens = tokens
         self._width = width
         self.mask = lru_cache(maxsize=256)(self._mask)
-        self._openings_beyond = lru_cache(maxsize=64)(
-            lambda least: self._openings[self._openings[:, 1] > least, 0]
-        )
+        self._openings_beyond = lru_cache(maxsize=64)(self._beyond)
 
     @cached_property
     def _by_start(self) -> dict[bool, tuple[torch.Tensor, torch.Tensor]]:
@@ -50,11 +49,10 @@ class StringTokens:
 
     def _count(self, escaped: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Characters of each token up to a closing quote, and whether it has one; `[width]`."""
-        counts = torch.zeros(self._width, dtype=torch.int32)
-        closes = torch.zeros(self._width, dtype=torch.bool)
-        for token_id, token in enumerate(self.tokens[: self._width]):
-            counts[token_id], closes[token_id] = _inside(token, escaped)
-        return counts, closes
+        found = [_inside(token, escaped) for token in self.tokens[: self._width]]
+        found += [(0, False)] * (self._width - len(found))
+        counts, closes = zip(*found, strict=True)
+        return torch.tensor(counts, dtype=torch.int32), torch.tensor(closes)
 
     @cached_property
     def longest(self) -> int:
@@ -63,21 +61,39 @@ class StringTokens:
 
     @cached_property
     def _openings(self) -> torch.Tensor:
-        """Tokens that open a string and go on: int64 `[n, 2]`, each with how far, or a large number
-        where it is closed too."""
+        """Tokens with a quote and more after it: int64 `[n, 3]`.
+
+        Each with the characters after its first quote, and whether there is another quote.
+        """
         found = []
         for token_id, token in enumerate(self.tokens[: self._width]):
             place = token.find(b'"')
-            if place >= 0:
+            if 0 <= place < len(token) - 1:
                 count, closed = _inside(token[place + 1 :], escaped=False)
-                found.append((token_id, _LONG if closed else count))
-        return torch.tensor(found, dtype=torch.int64).reshape(-1, 2)
+                found.append((token_id, len(token) - place - 1 if closed else count, int(closed)))
+        return torch.tensor(found, dtype=torch.int64).reshape(-1, 3)
 
-    def openings(self, least: int, row: torch.Tensor) -> list[int]:
-        """Those tokens of a bitmask that open a string and write more than `least` of it."""
-        ids = self._openings_beyond(least)
+    def openings(self, least: int, *, closed: bool, row: torch.Tensor) -> list[int]:
+        """Tokens of a bitmask that may open a string and leave its bounds at once.
+
+        Args:
+            least: characters that every string may have.
+            closed: take those that close it again as well.
+            row: int32 `[width / 32]`.
+        """
+        ids = self._openings_beyond(least, closed)
+        if not len(ids):
+            return []
         words = row[ids // 32].to(torch.int64)
         return [int(token_id) for token_id in ids[(words >> ids % 32) & 1 == 1]]
+
+    def _beyond(self, least: int, closed: bool) -> torch.Tensor:
+        counts, closing = self._openings[:, 1], self._openings[:, 2]
+        return self._openings[(counts > least) | ((closing == 1) & closed), 0]
+
+    def prepare(self) -> None:
+        """Read the vocabulary now, not with the first mask."""
+        _ = self.longest, self._openings
 
     def _mask(self, escaped: bool, room: int, missing: int) -> torch.Tensor:
         """Tokens that keep an open string within bounds: int32 `[width / 32]`, a bit for each.
@@ -93,6 +109,9 @@ class StringTokens:
 
 def _inside(token: bytes, escaped: bool) -> tuple[int, bool]:
     """Characters of a token that continues a string, as far as it does; and whether it ends it."""
+    if b'"' not in token and b"\\" not in token:
+        count = len(token) if token.isascii() else sum(byte & 0xC0 != 0x80 for byte in token)
+        return max(count - escaped, 0), False
     count = 0
     for byte in token:
         if escaped:
@@ -118,7 +137,8 @@ class Lengths:
 
     Attributes:
         bounded: whether there are any.
-        least_most: the smallest upper bound; tokens that add less need no second look.
+        has_least: whether there is a lower one.
+        least_most: the smallest upper one; tokens that add less need no second look.
     """
 
     def __init__(self, schema: ReadSchema) -> None:
@@ -127,6 +147,7 @@ class Lengths:
         nodes = [*_walk(schema.root), *(each for d in schema.defs.values() for each in _walk(d))]
         bounds = [node for node in nodes if "minLength" in node or "maxLength" in node]
         self.bounded = bool(bounds)
+        self.has_least = any("minLength" in node for node in bounds)
         self.least_most = min((node.get("maxLength", _LONG) for node in bounds), default=_LONG)
 
     def _options(self, nodes: Iterable[Any]) -> tuple[Node, ...]:
@@ -152,7 +173,8 @@ class Lengths:
             if name in node.get("properties", {}):
                 found.append(node["properties"][name])
             elif node.get("type") == "object":
-                found += [node.get("additionalProperties"), *node.get("patternProperties", {}).values()]
+                found += node.get("patternProperties", {}).values()
+                found.append(node.get("additionalProperties"))
             elif "enum" in node or not node:
                 found.append({})
         return self._options(found)
@@ -235,7 +257,7 @@ class JsonPlace:
 
     @property
     def room(self) -> tuple[bool, int, int] | None:
-        """Of an open string with bounds: whether it ends in a backslash, its room, what it lacks."""
+        """Of an open, bounded string: whether it ends in a backslash, its room, what it lacks."""
         if not self._string or self._bounds == (0, _LONG):
             return None
         least, most = self._bounds
@@ -363,7 +385,9 @@ class LengthCounter:
             if room < self._tokens.longest or missing:
                 longest = self._tokens.longest
                 left &= self._tokens.mask(escaped, min(room, longest), min(missing, longest))
-        for token_id in self._tokens.openings(place.lengths.least_most, left):
+        for token_id in self._tokens.openings(
+            place.lengths.least_most, closed=place.lengths.has_least, row=left
+        ):
             ahead = place.copy()
             for byte in self._tokens.tokens[token_id]:
                 if not ahead.ended:

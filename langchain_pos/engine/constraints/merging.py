@@ -18,7 +18,7 @@ _FIELDS = ("properties", "additionalProperties", "patternProperties")
 _MOST_CHOICES = 128
 
 
-class Impossible(Exception):  # noqa: N818
+class Impossible(Exception):
     """Nothing fits a schema."""
 
 
@@ -89,9 +89,7 @@ def _both(key: str, one: Any, other: Any) -> Any:
         case "uniqueItems":
             return True
         case "dependentRequired":
-            return {
-                name: [*one.get(name, ()), *other.get(name, ())] for name in {**one, **other}
-            }
+            return {name: [*one.get(name, ()), *other.get(name, ())] for name in {**one, **other}}
         case "pattern":
             # As one pattern, which only the reader can check.
             return f"(?=[\\s\\S]*(?:{one}))(?=[\\s\\S]*(?:{other}))"
@@ -120,9 +118,7 @@ def _fields(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     mine, yours = one.get("properties", {}), other.get("properties", {})
     names = [*mine, *(name for name in yours if name not in mine)]
     if names:
-        found["properties"] = {
-            name: both(_field(one, name), _field(other, name)) for name in names
-        }
+        found["properties"] = {name: both(_field(one, name), _field(other, name)) for name in names}
     elif "properties" in one or "properties" in other:
         found["properties"] = {}
     patterns = {**one.get("patternProperties", {})}

@@ -1,9 +1,9 @@
-"""Regular expressions as grammars of JSON strings: a pattern speaks of the decoded string.
+r"""Regular expressions as grammars of JSON strings: a pattern speaks of the decoded string.
 
-A character is written as `json.dumps` writes it: a quote as `\\"`, a line break as `\\n`. So the
+A character is written as `json.dumps` writes it: a quote as `\"`, a line break as `\n`. So the
 grammar of a pattern is made character by character, over what each of them looks like inside the
 quotes. As JSON Schema says, a pattern may match anywhere; `^` and `$` tie it to the ends. The
-classes `\\d` and `\\w` mean their ASCII characters, as in ECMAScript.
+classes `\d` and `\w` mean their ASCII characters, as in ECMAScript.
 """
 
 from __future__ import annotations
@@ -84,9 +84,7 @@ def _alternatives(sequence: Parsed) -> list[Parsed]:
         else:
             continue
         before, after = sequence[:place], sequence[place + 1 :]
-        return [
-            way for option in options for way in _alternatives([*before, *option, *after])
-        ]
+        return [way for option in options for way in _alternatives([*before, *option, *after])]
     return [sequence]
 
 

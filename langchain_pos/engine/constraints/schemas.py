@@ -29,33 +29,21 @@ from langchain_pos.engine.constraints.patterns import (
     UnsupportedPatternError,
     pattern_rule,
 )
+from langchain_pos.engine.constraints.values import (
+    KEYWORDS,
+    Node,
+    anchors_of,
+    enumeration,
+    multiples_between,
+    types_of,
+)
 
-Node = dict[str, Any]
-"""A schema as it comes in, or as it goes out."""
-
-_BY_TYPE: dict[str, tuple[str, ...]] = {
-    "object": (
-        *("properties", "required", "additionalProperties", "patternProperties", "propertyNames"),
-        *("minProperties", "maxProperties", "dependentRequired", "dependentSchemas"),
-        "unevaluatedProperties",
-    ),
-    "array": (
-        *("items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems"),
-        *("contains", "minContains", "maxContains", "unevaluatedItems"),
-    ),
-    "string": ("minLength", "maxLength", "pattern", "format"),
-    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
-    "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
-    "boolean": (),
-    "null": (),
-}
 _CHECKED = {
     *("not", "if", "dependentSchemas", "dependencies", "uniqueItems", "contains"),
     *("unevaluatedProperties", "unevaluatedItems"),
 }
 """Keywords that only the reader of the text can check. (`then`, `else`, `minContains` and
 `maxContains` mean something beside another keyword only.)"""
-_MOST_MULTIPLES = 256
 
 
 @dataclass(frozen=True)
@@ -96,7 +84,7 @@ class _Reader:
         self._document = document
         self._names: dict[str, str] = {}
         self._impossible: dict[str, Impossible] = {}
-        self._anchors = {f"#{name}": found for name, found in _anchors(document)}
+        self._anchors = {f"#{name}": found for name, found in anchors_of(document)}
 
     # ------------------------------------------------------------------ structure
 
@@ -120,8 +108,8 @@ class _Reader:
                 return self._choice(rest, schema[keyword])
         self.checked |= _CHECKED & set(schema)
         if "enum" in schema or "const" in schema:
-            return _enumeration(schema)
-        types = _types(schema)
+            return enumeration(schema)
+        types = types_of(schema)
         if types is None:
             return {}
         found = []
@@ -213,7 +201,7 @@ class _Reader:
     # ---------------------------------------------------------------------- types
 
     def _typed(self, name: str, schema: Node) -> Node:
-        own = {key: schema[key] for key in _BY_TYPE[name] if key in schema}
+        own = {key: schema[key] for key in KEYWORDS[name] if key in schema}
         match name:
             case "string":
                 return self._string(own)
@@ -269,13 +257,13 @@ class _Reader:
             least, above = max(lows, default=None), None
             most, below = min(highs, default=None), None
             if step is not None and step != 1:
-                multiples = _multiples(least, most, step)
+                multiples = multiples_between(least, most, step)
                 if multiples is not None:
                     return {"enum": multiples}
                 self.checked.add("multipleOf")
         elif step is not None:
             self.checked.add("multipleOf")
-        if None not in (least, most) and least > most:
+        if least is not None and most is not None and least > most:
             raise Impossible(f"minimum={least} is more than maximum={most}")
         bounds = {
             "minimum": least,
@@ -294,7 +282,7 @@ class _Reader:
         prefix = []
         try:
             for each in first[:most]:
-                prefix.append(self.node(each))
+                prefix += [self.node(each)]
             node["items"] = self.node(items)
         except Impossible:
             room = len(prefix)
@@ -327,16 +315,18 @@ class _Reader:
                 properties[key] = self.node(both)
             except Impossible as error:
                 if key in needed:
-                    raise Impossible(f"the field {key!r} must be there, and cannot: {error}") from None
+                    raise Impossible(
+                        f"the field {key!r} must be there, and cannot: {error}"
+                    ) from None
         node: Node = {"type": "object", "properties": properties, "required": needed}
         node |= {key: own[key] for key in ("minProperties", "maxProperties") if key in own}
         self._further_fields(node, own, patterns, others)
         least, most = node.get("minProperties", 0), node.get("maxProperties")
         if most is not None and most < max(least, len(needed)):
             raise Impossible(f"maxProperties={most} is too few")
-        if node["additionalProperties"] is False and "patternProperties" not in node:
-            if least > len(properties):
-                raise Impossible(f"minProperties={least} is more than there are")
+        closed = node["additionalProperties"] is False and "patternProperties" not in node
+        if closed and least > len(properties):
+            raise Impossible(f"minProperties={least} is more than there are")
         return node
 
     def _further_fields(self, node: Node, own: Node, patterns: Node, others: Any) -> None:
@@ -359,9 +349,7 @@ class _Reader:
                 if bounds is not None:
                     raise UnsupportedPatternError("it counts")
                 held[pattern] = self.node(value)
-            except Impossible:
-                self.checked.add("patternProperties")
-            except (UnsupportedPatternError, re.error):
+            except (Impossible, UnsupportedPatternError, re.error):
                 self.checked.add("patternProperties")
         if held and not node["properties"]:
             # Whether a further field has one of these names is not the grammar's to say.
@@ -386,94 +374,3 @@ class _Reader:
                 node["propertyNames"] = {"pattern": pattern}
             except (UnsupportedPatternError, re.error):
                 self.checked.add("propertyNames")
-
-
-def _types(schema: Node) -> list[str] | None:
-    """The types that a schema allows; where it names none, those that its keywords speak of."""
-    names = schema.get("type")
-    if names is None:
-        meant = [
-            name
-            for name, keywords in _BY_TYPE.items()
-            if name != "integer" and any(keyword in schema for keyword in keywords)
-        ]
-        return meant or None
-    found = [names] if isinstance(names, str) else list(names)
-    for name in found:
-        if name not in _BY_TYPE:
-            raise ValueError(f"the type {name!r} does not exist; allowed are {list(_BY_TYPE)}")
-    if "number" in found and "integer" in found:
-        found.remove("integer")
-    return found
-
-
-def _enumeration(schema: Node) -> Node:
-    """The values that are left, each as it will be written."""
-    values = schema.get("enum", [schema.get("const")])
-    if "const" in schema:
-        values = [value for value in values if _same(value, schema["const"])]
-    names = _types(schema) if "type" in schema else None
-    left = [value for value in values if _fits(value, names, schema)]
-    if not left:
-        raise Impossible("no value of its enum fits the rest of it")
-    return {"enum": left}
-
-
-def _same(one: Any, other: Any) -> bool:
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
-
-
-def _fits(value: Any, names: list[str] | None, schema: Node) -> bool:
-    """Whether a value fits the bounds beside an enum, as far as they are those of a scalar."""
-    kind = _type_of(value)
-    if names is not None and kind not in names and not (kind == "integer" and "number" in names):
-        return False
-    if isinstance(value, str):
-        if not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", math.inf):
-            return False
-        try:
-            return re.search(schema.get("pattern", ""), value) is not None
-        except re.error:
-            return True
-    if kind in ("integer", "number"):
-        return bool(schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf))
-    return True
-
-
-def _type_of(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "boolean"
-    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-        return "integer"
-    names = {float: "number", str: "string", list: "array", dict: "object"}
-    return names.get(type(value), "object")
-
-
-def _multiples(least: int | None, most: int | None, step: float) -> list[int] | None:
-    """The multiples in a short range; None where there is none, or it is long."""
-    if least is None or most is None or (most - least) / step > _MOST_MULTIPLES or step < 1:
-        return None
-    if not float(step).is_integer():
-        return None
-    found = list(range(-(-least // int(step)) * int(step), most + 1, int(step)))
-    if not found:
-        raise Impossible(f"no multiple of {step} lies between {least} and {most}")
-    return found
-
-
-def _anchors(part: Any) -> list[tuple[str, Any]]:
-    """All `$anchor`s of a document, and what they stand at."""
-    found: list[tuple[str, Any]] = []
-    if isinstance(part, dict):
-        for keyword in ("$anchor", "$dynamicAnchor"):
-            if isinstance(part.get(keyword), str):
-                found.append((part[keyword], part))
-        for key, value in part.items():
-            if key not in ("enum", "const", "default", "examples"):
-                found += _anchors(value)
-    elif isinstance(part, list):
-        for item in part:
-            found += _anchors(item)
-    return found
