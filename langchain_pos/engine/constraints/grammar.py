@@ -50,7 +50,8 @@ def json_grammar(schema: ReadSchema) -> str:
         found: Node = dict(node)
         for key in ("items", "additionalProperties"):
             if key in node:
-                found[key] = walk(node[key])
+                # Where a schema says more than its type, xgrammar closes what is not named open.
+                found[key] = walk(node[key]) or node[key] == {}
         if "prefixItems" in node:
             found["prefixItems"] = [walk(each) for each in node["prefixItems"]]
         if "properties" in node:
@@ -61,8 +62,6 @@ def json_grammar(schema: ReadSchema) -> str:
             }
         if "propertyNames" in node:
             found["propertyNames"] = {"pattern": mark(node["propertyNames"]["pattern"])}
-        if found.get("type") == "object" and _is_open(found):
-            return {"type": "object"}
         return found
 
     whole = walk(schema.root) | {"$defs": {name: walk(each) for name, each in schema.defs.items()}}
@@ -74,12 +73,6 @@ def json_grammar(schema: ReadSchema) -> str:
     )
     rules = [f"pattern_{i} ::= {pattern_rule(each)[0]}" for i, each in enumerate(patterns)]
     return "\n".join([grammar, *rules])
-
-
-def _is_open(node: Node) -> bool:
-    """Whether every object fits."""
-    bounds = {"minProperties", "maxProperties", "patternProperties", "propertyNames"}
-    return node["additionalProperties"] == {} and not node["properties"] and not bounds & set(node)
 
 
 def _narrowed(grammar: str) -> str:

@@ -105,6 +105,8 @@ class _Reader:
         for keyword in ("anyOf", "oneOf"):
             if keyword in schema:
                 rest = {key: value for key, value in schema.items() if key != keyword}
+                if keyword == "oneOf" and len(schema[keyword]) > 1:
+                    self.checked.add(keyword)  # that no second one fits
                 return self._choice(rest, schema[keyword])
         self.checked |= _CHECKED & set(schema)
         if "enum" in schema or "const" in schema:
@@ -363,14 +365,21 @@ class _Reader:
             node["additionalProperties"] = self.node(True if others is None else others)
         except Impossible:
             return
-        pattern = named.get("pattern") if isinstance(named, dict) else None
-        if named is not None and (node["properties"] or pattern is None or len(named) > 1):
+        if named is not None and not self._name_is_held(node, named):
             self.checked.add("propertyNames")
-            return
-        if pattern is not None:
-            try:
-                if pattern_rule(pattern)[1] is not None:
-                    raise UnsupportedPatternError("it counts")
-                node["propertyNames"] = {"pattern": pattern}
-            except (UnsupportedPatternError, re.error):
-                self.checked.add("propertyNames")
+
+    def _name_is_held(self, node: Node, named: Any) -> bool:
+        """Whether the grammar can hold the names of further fields to a pattern."""
+        if (
+            node["properties"]
+            or not isinstance(named, dict)
+            or set(named) - {"type"} != {"pattern"}
+        ):
+            return False
+        try:
+            _, bounds = pattern_rule(named["pattern"])
+        except (UnsupportedPatternError, re.error):
+            return False
+        if bounds is None:
+            node["propertyNames"] = {"pattern": named["pattern"]}
+        return bounds is None
