@@ -32,12 +32,12 @@ def json_grammar(schema: ReadSchema) -> str:
     """
     import xgrammar
 
-    patterns: list[str] = []
+    patterns: list[tuple[str, bool]] = []
 
-    def mark(pattern: str) -> str:
-        if pattern not in patterns:
-            patterns.append(pattern)
-        return f"{_OPEN}{patterns.index(pattern)}{_CLOSE}"
+    def mark(pattern: str, *, counted: bool = False) -> str:
+        if (pattern, counted) not in patterns:
+            patterns.append((pattern, counted))
+        return f"{_OPEN}{patterns.index((pattern, counted))}{_CLOSE}"
 
     def walk(node: Any) -> Any:
         """A node for xgrammar: without lengths, and with marks for patterns."""
@@ -46,7 +46,9 @@ def json_grammar(schema: ReadSchema) -> str:
         if "anyOf" in node:
             return {"anyOf": [walk(each) for each in node["anyOf"]]}
         if node.get("type") == "string":
-            return {"const": mark(node["pattern"])} if "pattern" in node else {"type": "string"}
+            if "pattern" not in node:
+                return {"type": "string"}
+            return {"const": mark(node["pattern"], counted=True)}
         found: Node = dict(node)
         for key in ("items", "additionalProperties"):
             if key in node:
@@ -71,7 +73,10 @@ def json_grammar(schema: ReadSchema) -> str:
     grammar = _MARKED_KEY.sub(
         lambda found: "pattern_" + "".join(re.findall(r"\d", found[1])), grammar
     )
-    rules = [f"pattern_{i} ::= {pattern_rule(each)[0]}" for i, each in enumerate(patterns)]
+    rules = [
+        f"pattern_{place} ::= {pattern_rule(pattern, counted=counted).rule}"
+        for place, (pattern, counted) in enumerate(patterns)
+    ]
     return "\n".join([grammar, *rules])
 
 

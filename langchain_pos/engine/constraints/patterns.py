@@ -3,7 +3,7 @@ r"""Regular expressions as grammars of JSON strings: a pattern speaks of the dec
 A character is written as `json.dumps` writes it: a quote as `\"`, a line break as `\n`. So the
 grammar of a pattern is made character by character, over what each of them looks like inside the
 quotes. As JSON Schema says, a pattern may match anywhere; `^` and `$` tie it to the ends. The
-classes `\d` and `\w` mean their ASCII characters, as in ECMAScript.
+classes `\d`, `\w` and `\s` mean what they mean in every dialect: their ASCII characters.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
 from re import _constants as code  # type: ignore[attr-defined]
 from re import _parser  # type: ignore[attr-defined]
 from typing import Any
@@ -25,6 +27,10 @@ _CATEGORIES: dict[Any, Ranges] = {
     code.CATEGORY_WORD: [(0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)],
     code.CATEGORY_SPACE: [(9, 13), (32, 32)],
 }
+_SPACES = [
+    *((9, 13), (0x1C, 0x20), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A)),
+    *((0x2028, 0x2029), (0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000), (0xFEFF, 0xFEFF)),
+]
 _NEGATED = {
     code.CATEGORY_NOT_DIGIT: code.CATEGORY_DIGIT,
     code.CATEGORY_NOT_WORD: code.CATEGORY_WORD,
@@ -32,6 +38,7 @@ _NEGATED = {
 }
 _STARTS = (code.AT_BEGINNING, code.AT_BEGINNING_STRING)
 _ENDS = (code.AT_END, code.AT_END_STRING)
+_LONG = 1 << 16
 _MOST_REPEATS = 64
 """Repetitions that the grammar counts itself; each of them costs states."""
 
@@ -42,12 +49,31 @@ class UnsupportedPatternError(ValueError):
     """The pattern cannot be written as a grammar, though it may be matched against a text."""
 
 
-def pattern_rule(pattern: str) -> tuple[str, tuple[int, int | None] | None]:
-    """The right-hand side of a rule for the texts that have a match, as they stand in quotes.
+@dataclass(frozen=True)
+class PatternRule:
+    """What a pattern allows, as a grammar sees it.
 
-    Returns:
-        the rule, and bounds of the length that go with it where the pattern is one class of
-        characters repeated many times: then the rule does not count.
+    Attributes:
+        rule: the right-hand side of a rule for the texts that have a match, as they stand in
+            quotes.
+        least: characters of the shortest of them.
+        most: of the longest; None where there is none.
+        counted: the rule repeats one class of characters without end, and `least` and `most` are
+            for somebody else to count.
+    """
+
+    rule: str
+    least: int
+    most: int | None
+    counted: bool = False
+
+
+def pattern_rule(pattern: str, *, counted: bool = False) -> PatternRule:
+    """The grammar of a pattern.
+
+    Args:
+        pattern: as JSON Schema has it.
+        counted: whether somebody counts characters beside the grammar.
 
     Raises:
         UnsupportedPatternError: it has a look-around, a reference, a flag, or a long repetition.
@@ -57,18 +83,22 @@ def pattern_rule(pattern: str) -> tuple[str, tuple[int, int | None] | None]:
     tree = _parser.parse(re.sub(r"\(\?<(?=[A-Za-z_])", "(?P<", pattern))
     if tree.state.flags & ~re.UNICODE.value:
         raise UnsupportedPatternError("it sets flags")
-    long = _long_repeat(list(tree))
-    if long is not None:
-        items, bounds = long
-        return f"{items}*", bounds
+    repeated = _repeated_class(list(tree)) if counted else None
+    if repeated is not None:
+        return repeated
     ways = []
+    tied = True
     for way in _alternatives(list(tree)):
         start = bool(way) and way[0][0] is code.AT and way[0][1] in _STARTS
         end = len(way) > start and way[-1][0] is code.AT and way[-1][1] in _ENDS
         inner = way[start : len(way) - end]
         parts = [_ANYTHING * (not start), _sequence(inner), _ANYTHING * (not end)]
         ways.append(" ".join(filter(None, parts)))
-    return " | ".join(f"({way})" for way in ways), None
+        tied = tied and start and end
+    least, most = tree.getwidth()
+    finite = tied and most < _LONG
+    rule = " | ".join(f"({way})" for way in ways)
+    return PatternRule(rule, int(least), int(most) if finite else None)
 
 
 def _alternatives(sequence: Parsed) -> list[Parsed]:
@@ -102,8 +132,8 @@ def _holds_anchor(sequence: Iterable[tuple[Any, Any]]) -> bool:
     return False
 
 
-def _long_repeat(sequence: Parsed) -> tuple[str, tuple[int, int | None]] | None:
-    """One class of characters, many times, from `^` to `$`: its rule and how many."""
+def _repeated_class(sequence: Parsed) -> PatternRule | None:
+    """One class of characters, some times, from `^` to `$`; None for any other pattern."""
     if len(sequence) != 3 or sequence[0] != (code.AT, sequence[0][1]):
         return None
     (_, start), (kind, value), (last, end) = sequence
@@ -113,12 +143,13 @@ def _long_repeat(sequence: Parsed) -> tuple[str, tuple[int, int | None]] | None:
         return None
     least, most, inner = value
     finite = most is not code.MAXREPEAT
-    if max(least, most if finite else 0) <= _MOST_REPEATS // 4 or len(inner) != 1:
+    if len(inner) != 1:
         return None
     ranges = _ranges_of(*inner[0])
     if ranges is None:
         return None
-    return _characters(ranges), (int(least), int(most) if finite else None)
+    rule = f"{_characters(ranges)}*"
+    return PatternRule(rule, int(least), int(most) if finite else None, counted=True)
 
 
 def _sequence(sequence: Iterable[tuple[Any, Any]]) -> str:
@@ -160,27 +191,50 @@ def _what(kind: Any) -> str:
 # ------------------------------------------------------------------ characters
 
 
-def _ranges_of(kind: Any, value: Any) -> Ranges | None:
-    """The characters of a part that is one character; None for any other part."""
+def _ranges_of(kind: Any, value: Any, *, wide: bool = False) -> Ranges | None:
+    """The characters of a part that is one character; None for any other part.
+
+    Args:
+        kind: of the part.
+        value: of the part.
+        wide: take a class for all that any dialect means by it, because it is left out; otherwise
+            for what all of them mean.
+    """
     if kind is code.LITERAL:
         return [(value, value)]
     if kind is code.NOT_LITERAL:
         return _without([(value, value)])
     if kind is code.ANY:
-        return _without([(10, 10), (13, 13)])
+        return _without([(10, 10), (13, 13), (0x2028, 0x2029)])
     if kind is code.CATEGORY:
         if value in _NEGATED:
-            return _without(_CATEGORIES[_NEGATED[value]])
-        return _CATEGORIES[value]
+            return _without(_category(_NEGATED[value], wide=not wide))
+        return _category(value, wide=wide)
     if kind is code.RANGE:
         return [value]
     if kind is code.IN:
         negate = bool(value) and value[0][0] is code.NEGATE
         found: Ranges = []
         for inner, what in value[negate:]:
-            found += _ranges_of(inner, what) or []
+            found += _ranges_of(inner, what, wide=bool(negate)) or []
         return _without(found) if negate else found
     return None
+
+
+def _category(name: Any, *, wide: bool) -> Ranges:
+    if not wide:
+        return _CATEGORIES[name]
+    if name is code.CATEGORY_SPACE:
+        return _SPACES
+    if name is code.CATEGORY_WORD:  # beyond ASCII, letters are everywhere
+        return [*_CATEGORIES[name], (0x80, _END)]
+    return _digits()
+
+
+@cache
+def _digits() -> Ranges:
+    """The digits of all scripts."""
+    return [(point, point) for point in range(_END + 1) if chr(point).isdecimal()]
 
 
 def _without(ranges: Ranges) -> Ranges:

@@ -16,7 +16,6 @@ nothing fits, is refused before any work. docs/guides/structured.md has the tabl
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,16 +24,15 @@ from urllib.parse import unquote
 
 from langchain_pos.engine.constraints.merging import Impossible, merge
 from langchain_pos.engine.constraints.patterns import (
-    FORMATS,
     UnsupportedPatternError,
     pattern_rule,
 )
+from langchain_pos.engine.constraints.scalars import read_number, read_string
 from langchain_pos.engine.constraints.values import (
     KEYWORDS,
     Node,
     anchors_of,
     enumeration,
-    multiples_between,
     types_of,
 )
 
@@ -110,7 +108,13 @@ class _Reader:
                 return self._choice(rest, schema[keyword])
         self.checked |= _CHECKED & set(schema)
         if "enum" in schema or "const" in schema:
-            return enumeration(schema)
+            found = enumeration(schema)
+            if "format" in schema:
+                self.checked.add("format")
+            if any(isinstance(value, list | dict) for value in found["enum"]):
+                beside = {*KEYWORDS["array"], *KEYWORDS["object"]} & set(schema)
+                self.checked |= {"enum"} if beside else set()
+            return found
         types = types_of(schema)
         if types is None:
             return {}
@@ -206,74 +210,14 @@ class _Reader:
         own = {key: schema[key] for key in KEYWORDS[name] if key in schema}
         match name:
             case "string":
-                return self._string(own)
+                return read_string(own, self.checked)
             case "number" | "integer":
-                return self._number(name, own)
+                return read_number(name, own, self.checked)
             case "array":
                 return self._array(own)
             case "object":
                 return self._object(own)
         return {"type": name}
-
-    def _string(self, own: Node) -> Node:
-        least, most = own.get("minLength", 0), own.get("maxLength")
-        if most is not None and most < least:
-            raise Impossible(f"minLength={least} is more than maxLength={most}")
-        pattern = own.get("pattern")
-        if pattern is None and own.get("format") in FORMATS:
-            pattern = FORMATS[own["format"]]
-        elif own.get("format") is not None:
-            self.checked.add("format")
-        node: Node = {"type": "string"}
-        if pattern is not None:
-            try:
-                _, bounds = pattern_rule(pattern)
-                node["pattern"] = pattern
-                if bounds is not None:
-                    least = max(least, bounds[0])
-                    most = min((n for n in (most, bounds[1]) if n is not None), default=None)
-            except (UnsupportedPatternError, re.error):
-                self.checked.add("pattern")
-        if least:
-            node["minLength"] = least
-        if most is not None:
-            node["maxLength"] = most
-        return node
-
-    def _number(self, name: str, own: Node) -> Node:
-        least, most = own.get("minimum"), own.get("maximum")
-        above, below = own.get("exclusiveMinimum"), own.get("exclusiveMaximum")
-        if above is True:  # as draft 4 has it
-            least, above = None, least
-        if below is True:
-            most, below = None, most
-        above = None if isinstance(above, bool) else above
-        below = None if isinstance(below, bool) else below
-        step = own.get("multipleOf")
-        if name == "integer" or (isinstance(step, int) and step):
-            name = "integer"
-            lows = [math.ceil(least)] if least is not None else []
-            lows += [math.floor(above) + 1] if above is not None else []
-            highs = [math.floor(most)] if most is not None else []
-            highs += [math.ceil(below) - 1] if below is not None else []
-            least, above = max(lows, default=None), None
-            most, below = min(highs, default=None), None
-            if step is not None and step != 1:
-                multiples = multiples_between(least, most, step)
-                if multiples is not None:
-                    return {"enum": multiples}
-                self.checked.add("multipleOf")
-        elif step is not None:
-            self.checked.add("multipleOf")
-        if least is not None and most is not None and least > most:
-            raise Impossible(f"minimum={least} is more than maximum={most}")
-        bounds = {
-            "minimum": least,
-            "maximum": most,
-            "exclusiveMinimum": above,
-            "exclusiveMaximum": below,
-        }
-        return {"type": name} | {key: n for key, n in bounds.items() if n is not None}
 
     def _array(self, own: Node) -> Node:
         items, first = own.get("items", True), list(own.get("prefixItems", ()))
@@ -303,6 +247,8 @@ class _Reader:
         patterns = own.get("patternProperties", {})
         needed = list(dict.fromkeys(own.get("required", ())))
         for key, wanted in own.get("dependentRequired", {}).items():
+            if key not in given and (others is not None or patterns or not given):
+                self.checked.add("dependentRequired")
             if key in needed or key in given:
                 needed += [name for name in wanted if name not in needed]
         asked = {key: given[key] for key in given} | {
@@ -316,6 +262,8 @@ class _Reader:
                 both = {"allOf": [declared, *matching]} if matching else declared
                 properties[key] = self.node(both)
             except Impossible as error:
+                if matching or others not in (None, False):
+                    self.checked.add("properties")  # it might be written as a further field
                 if key in needed:
                     raise Impossible(
                         f"the field {key!r} must be there, and cannot: {error}"
@@ -347,9 +295,7 @@ class _Reader:
         held = {}
         for pattern, value in patterns.items():
             try:
-                _, bounds = pattern_rule(pattern)
-                if bounds is not None:
-                    raise UnsupportedPatternError("it counts")
+                pattern_rule(pattern)
                 held[pattern] = self.node(value)
             except (Impossible, UnsupportedPatternError, re.error):
                 self.checked.add("patternProperties")
@@ -377,9 +323,8 @@ class _Reader:
         ):
             return False
         try:
-            _, bounds = pattern_rule(named["pattern"])
+            pattern_rule(named["pattern"])
         except (UnsupportedPatternError, re.error):
             return False
-        if bounds is None:
-            node["propertyNames"] = {"pattern": named["pattern"]}
-        return bounds is None
+        node["propertyNames"] = {"pattern": named["pattern"]}
+        return True

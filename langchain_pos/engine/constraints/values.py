@@ -79,6 +79,17 @@ def _fits(value: Any, names: list[str] | None, schema: Node) -> bool:
         except re.error:
             return True
     if kind in ("integer", "number"):
+        step = schema.get("multipleOf")
+        if step and value % step:
+            return False
+        above = schema.get("exclusiveMinimum", -math.inf)
+        below = schema.get("exclusiveMaximum", math.inf)
+        if (
+            not isinstance(above, bool)
+            and not isinstance(below, bool)
+            and not above < value < below
+        ):
+            return False
         return bool(schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf))
     return True
 
