@@ -29,7 +29,7 @@ from langchain_pos.chat_models.structured_output import (
     is_pydantic,
     json_schema_of,
 )
-from langchain_pos.chat_models.tool_calling import read_choice
+from langchain_pos.chat_models.tool_calling import as_tool, read_choice
 from langchain_pos.errors import InvalidRequestError
 
 
@@ -38,8 +38,8 @@ class ChatParallelReasoning(ChatFields):
 
     A plain question is answered by parallel reasoning: the branches are reasoning content, the
     conclusion is the text. With tools bound, structured output or log-probabilities asked for, or
-    behind a tool's result, the same model answers in the ordinary way. `mode` decides otherwise,
-    here or for one call. Everything `ReasoningSettings` has can be set here, and for one call.
+    after a tool's result, the same model answers sequentially. `mode` decides otherwise, here or
+    for one call. Everything `ReasoningSettings` has can be set here, and for one call.
 
     The model is loaded when it is first needed. With `engine=OpenAICompletionsEngine(…)` a server
     answers in its place: plain answers only. One instance serves many threads and tasks;
@@ -67,8 +67,8 @@ class ChatParallelReasoning(ChatFields):
 
         Args:
             tools: tools, functions, pydantic models, TypedDicts, or schemas in OpenAI's form.
-            tool_choice: "auto" or None leaves it to the model, "any" or True wants at least one
-                call, a name exactly one of that tool, "none" no call at all.
+            tool_choice: "auto" or None leaves it to the model, "any" or True asks for at least one
+                call, a name for exactly one of that tool, "none" for no call at all.
             strict: written into the schemas; calls are held to them either way.
             parallel_tool_calls: False allows one call a message.
             **kwargs: bound as well.
@@ -76,7 +76,7 @@ class ChatParallelReasoning(ChatFields):
         Raises:
             InvalidRequestError: `tool_choice` names no tool that is given.
         """
-        formatted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+        formatted = [as_tool(tool, strict=strict) for tool in tools]
         names = [tool["function"]["name"] for tool in formatted]
         if tool_choice is not None:
             kwargs["tool_choice"] = read_choice(tool_choice, names)
@@ -97,7 +97,7 @@ class ChatParallelReasoning(ChatFields):
 
         Args:
             schema: pydantic model (answers are its objects), TypedDict or JSON schema (dicts).
-            method: "json_schema" tells the model the schema and constrains its answer,
+            method: "json_schema" shows the model the schema and constrains its answer,
                 "function_calling" does so through a tool call, "json_mode" leaves it to the prompt
                 what to write and constrains all the same.
             include_raw: answer with a dict of `raw`, `parsed` and `parsing_error`.

@@ -1,27 +1,32 @@
-"""One call of the chat model: what was asked, checked and put to the reasoner."""
+"""One call of the chat model: what is asked, checked and handed to the reasoner."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import aclosing, closing
+import logging
+import time
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from contextlib import aclosing, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_pos.chat_models.batch import belongs_to_batch, current_batch
+from langchain_pos.chat_models.fields import sampling_off
 from langchain_pos.chat_models.messages import as_turns, encode_chat, template_of
 from langchain_pos.chat_models.output import MessageWriter, whole_message
-from langchain_pos.chat_models.structured_output import read_response_format, told_schema
+from langchain_pos.chat_models.structured_output import read_response_format, schema_instruction
 from langchain_pos.chat_models.tool_calling import (
     ToolCallReader,
+    arguments_schema,
+    as_tool,
     constraint_for,
     form_of,
     read_choice,
     unique,
 )
-from langchain_pos.errors import InvalidRequestError
+from langchain_pos.errors import AnswerTimeoutError, InvalidRequestError
+from langchain_pos.reasoning.branch_schema import BranchSchema
 from langchain_pos.reasoning.decoder import NO_OPTIONS, AnswerOptions
 from langchain_pos.reasoning.settings import ReasoningSettings
 from langchain_pos.results.data import Mode, ReasoningRequest
@@ -35,8 +40,11 @@ if TYPE_CHECKING:
     from langchain_pos.reasoning.chat_template import Turn
     from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 
+logger = logging.getLogger("langchain_pos")
 MODES = ("auto", "parallel", "sequential")
 MOST_TOP_LOGPROBS = 20
+_RETRY_TEMPERATURE = 0.7
+"""Of further attempts, where the first one was greedy: it would only come again."""
 
 
 class ChatCall:
@@ -47,7 +55,7 @@ class ChatCall:
         messages: the history, ending with a question or a tool's result.
         stop: texts that end the answer; None takes the model's own.
         kwargs: what was given for this call.
-        deltas: tell the answer piece by piece.
+        deltas: write the answer piece by piece.
 
     Attributes:
         queued: whether the engine has taken it; it fits.
@@ -67,37 +75,52 @@ class ChatCall:
         deltas: bool,
     ) -> None:
         self.queued = False
+        self._began = time.monotonic()  # compiling a schema counts towards the timeout
+        self._deltas = deltas
+        self._attempts = 1
+        self._fault: str | None = None
         given = dict(kwargs)
         for ignored in ("stream", "strict"):  # langchain-core's; answers are strict either way
             given.pop(ignored, None)
         self._model = given.pop("model", None) or chat.model
-        self._timeout = given.pop("timeout", chat.timeout)
+        self._timeout: float | None = given.pop("timeout", chat.timeout)
         self._logprobs = _logprobs(given.pop("logprobs", None), given.pop("top_logprobs", None))
         steps = given.pop("steps", None)
 
         # 1. Tools and schemas.
-        tools = unique([convert_to_openai_tool(tool) for tool in given.pop("tools", None) or ()])
+        tools = unique([as_tool(tool) for tool in given.pop("tools", None) or ()])
         choice = read_choice(
             given.pop("tool_choice", None), [tool["function"]["name"] for tool in tools]
         )
         if choice == "any" and not tools:
             raise InvalidRequestError(
-                "tool_choice='any' wants a tool call, and no tools are bound; use bind_tools"
+                "tool_choice='any' asks for a tool call, and no tools are bound; use bind_tools"
             )
         tools = [] if choice == "none" else tools
         several = given.pop("parallel_tool_calls", None) is not False
         schema, tell_schema = read_response_format(given.pop("response_format", None))
+        self._schema = None if schema is None else BranchSchema(schema, what="response_format")
+        self._tool_schemas = {
+            tool["function"]["name"]: BranchSchema(
+                arguments_schema(tool), what=f"parameters of {tool['function']['name']}"
+            )
+            for tool in tools
+        }
 
         # 2. The messages, and whether branches come first.
         turns = as_turns(messages)
+        prefill = _prefill(turns, given)
         asks = bool(turns) and turns[-1]["role"] == "user"
-        if not asks and not (turns and turns[-1]["role"] == "tool"):
+        if not asks and prefill is None and not (turns and turns[-1]["role"] == "tool"):
             last = turns[-1]["role"] if turns else "nothing"
             raise InvalidRequestError(
                 f"the messages end with {last}; they must end with a human message or with the "
-                "result of a tool"
+                "result of a tool, or with an AI message to be continued "
+                "(continue_final_message=True)"
             )
-        mode = self._mode(given.pop("mode", chat.mode), asks=asks, form=bool(tools or schema))
+        form = bool(tools or schema)
+        asks = asks and prefill is None
+        mode = self._mode(given.pop("mode", chat.mode), asks=asks, form=form)
         settings = ReasoningSettings.of(
             chat, **{"mode": mode, "stop": _stops(chat, stop), **_budgets(chat, given), **given}
         )
@@ -108,50 +131,62 @@ class ChatCall:
                 "ParallelReasoningLLM gives the branches alone"
             )
 
-        # 3. What the model is told, and what it may write.
+        # 3. What the model reads, and what it may write.
         reasoner = chat._reasoner(self._model)
         self._name = chat._model_name(self._model)
         self._tokenizer: PreTrainedTokenizerBase  # of a local model
         users = [place for place, turn in enumerate(turns) if turn["role"] == "user"]
-        options, calls = NO_OPTIONS, None
-        if chat.remote is not None:
-            wants = {"tools": tools, "response_format": schema, "logprobs": self._logprobs}
+        options, local = NO_OPTIONS, chat.remote is None
+        if not local:
+            wants = {
+                "tools": tools,
+                "response_format": schema,
+                "logprobs": self._logprobs,
+                "continue_final_message": prefill,
+            }
             _refuse_over_http([name for name, value in wants.items() if value], turns)
         else:
             tokenizer = chat.engine_of(self._model).tokenizer
             self._tokenizer = tokenizer
             tool_form, _ = form_of(template_of(tokenizer, tools))
 
+            from langchain_pos.engine.tokenization.text import encode_continuation
+
             def encode(asked: str) -> list[int]:
-                told = list(turns)
+                said = list(turns)
                 if asks:
-                    told[-1] = {**told[-1], "content": asked}
+                    said[-1] = {**said[-1], "content": asked}
                 if tell_schema and schema is not None:
-                    told = _with_schema(told, users, told_schema(schema))
-                return encode_chat(tokenizer, told, tools)
+                    said = _with_schema(said, users, schema_instruction(schema))
+                token_ids = encode_chat(tokenizer, said, tools)
+                return token_ids + (encode_continuation(tokenizer, prefill) if prefill else [])
 
             constraint = constraint_for(tools, choice, tool_form, several=several, schema=schema)
             options = AnswerOptions(encode, constraint, self._logprobs)
-            calls = ToolCallReader(tool_form) if tools else None
-        self._reasoning = reasoner.prepare(
-            ReasoningRequest(
-                question=turns[users[-1]]["content"] if users else turns[-1]["content"],
-                messages=tuple((turn["role"], turn["content"]) for turn in turns),
-                steps=None if steps is None else tuple(steps),
-            ),
-            settings,
-            deltas=deltas,
-            options=options,
+        request = ReasoningRequest(
+            question=turns[users[-1]]["content"] if users else turns[-1]["content"],
+            messages=tuple((turn["role"], turn["content"]) for turn in turns),
+            steps=None if steps is None else tuple(steps),
         )
-        self._writer = MessageWriter(blocks=chat.output_version == "v1", calls=calls)
+
+        def prepare(settings: ReasoningSettings) -> None:
+            self._reasoning = reasoner.prepare(request, settings, deltas=deltas, options=options)
+            forced = choice not in ("auto", "none")
+            calls = ToolCallReader(tool_form, forced=forced) if local and tools else None
+            self._writer = MessageWriter(
+                blocks=chat.output_version == "v1", calls=calls, schemas=self._tool_schemas
+            )
+
+        self._settings, self._prepare = settings, prepare
+        prepare(settings)
 
     def _mode(self, asked: str, *, asks: bool, form: bool) -> Mode:
         if asked not in MODES:
             raise InvalidRequestError(f"mode={asked!r} is not possible; allowed are {MODES}")
         if asked == "parallel" and self._logprobs is not None:
             raise InvalidRequestError(
-                "log-probabilities are told of sequential answers only; leave mode='parallel' or "
-                "logprobs out"
+                "log-probabilities come with sequential answers only; leave out mode='parallel' or "
+                "logprobs"
             )
         if asked == "auto":
             asked = "sequential" if form or self._logprobs is not None else "parallel"
@@ -161,11 +196,20 @@ class ChatCall:
 
     def chunks(self) -> Generator[ChatGenerationChunk, None, None]:
         """Queue the call and yield its answer; closing the iterator cancels it."""
-        request = self._submit()
-        with closing(request.stream(self._timeout)) as news:
-            for chunk in news:
-                yield from self._write(chunk)
-        yield self._last(request.result())
+        while True:
+            request, held = self._submit(), []
+            with self._in_time(), closing(request.stream(self._seconds_left())) as news:
+                for chunk in news:
+                    written = list(self._write(chunk))
+                    if self._deltas:
+                        yield from written
+                    held += written
+            last = self._last(request.result())
+            if not self._tries_again():
+                break
+        if not self._deltas:
+            yield from held
+        yield last
 
     async def achunks(self) -> AsyncGenerator[ChatGenerationChunk, None]:
         """See `chunks`; the passes run beside the event loop."""
@@ -178,11 +222,19 @@ class ChatCall:
         self,
     ) -> AsyncGenerator[tuple[ReasoningChunk | None, list[ChatGenerationChunk]], None]:
         """Each piece of reasoning with the message chunks it gives; None with the last of them."""
-        request = self._submit()
-        async with aclosing(request.astream(self._timeout)) as news:
-            async for chunk in news:
-                yield chunk, list(self._write(chunk))
-        yield None, [self._last(request.result())]
+        while True:
+            request, held = self._submit(), []
+            with self._in_time():
+                async with aclosing(request.astream(self._seconds_left())) as news:
+                    async for chunk in news:
+                        written = list(self._write(chunk))
+                        if self._deltas:
+                            yield chunk, written
+                        held += written
+            last = self._last(request.result())
+            if not self._tries_again():
+                break
+        yield None, [last] if self._deltas else [*held, last]
 
     def _submit(self) -> Pending[ReasoningResult]:
         request = self._reasoning.submit(current_batch())
@@ -197,21 +249,70 @@ class ChatCall:
     def _last(self, result: ReasoningResult) -> ChatGenerationChunk:
         metadata: dict[str, Any] = {"model_name": self._name}
         if self._logprobs is not None:
-            metadata["logprobs"] = self._told_logprobs(self._logprobs)
-        return ChatGenerationChunk(message=self._writer.close(self._reasoning, result, **metadata))
+            metadata["logprobs"] = self._logprobs_of(self._logprobs)
+        message = self._writer.close(self._reasoning, result, **metadata)
+        found = message.response_metadata
+        self._fault = self._wrong_with(result) if found["finish_reason"] == "stop" else None
+        if self._fault is not None:
+            found |= {"finish_reason": "error", "error": self._fault}
+        if self._attempts > 1:
+            found["attempts"] = self._attempts
+        return ChatGenerationChunk(message=message)
 
-    def _told_logprobs(self, logprobs: Logprobs) -> dict[str, Any]:
+    def _wrong_with(self, result: ReasoningResult) -> str | None:
+        """What of a whole answer does not fit its schema; the grammar cannot say all of it."""
+        if self._writer.call_errors:
+            return "; ".join(self._writer.call_errors.values())
+        if self._schema is None:
+            return None
+        try:
+            self._schema.parse(result.conclusion)
+        except ValueError as error:
+            return f"the answer does not fit {self._schema.name}: {error}"
+        return None
+
+    def _tries_again(self) -> bool:
+        """Whether an answer that does not fit is asked for once more, with another seed."""
+        known = self._settings
+        if self._fault is None or self._deltas or self._attempts >= known.max_plan_attempts:
+            return False
+        changed = {
+            "temperature": known.temperature or _RETRY_TEMPERATURE,
+            "seed": (known.seed or 0) + self._attempts,
+        }
+        self._attempts += 1
+        logger.info("%s; trying again, with another seed", self._fault)
+        self._prepare(known.model_copy(update=changed))
+        return True
+
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
+        """Name the timeout that was given, not what compiling and earlier attempts left of it."""
+        try:
+            yield
+        except AnswerTimeoutError:
+            raise AnswerTimeoutError(
+                f"the answer was not complete after timeout={self._timeout} seconds; give it more "
+                "time, or smaller budgets"
+            ) from None
+
+    def _seconds_left(self) -> float | None:
+        if self._timeout is None:
+            return None
+        return max(self._timeout - (time.monotonic() - self._began), 0.001)
+
+    def _logprobs_of(self, logprobs: Logprobs) -> dict[str, Any]:
         """In OpenAI's form; `bytes` only where a token is whole characters."""
         tokenizer = self._tokenizer
 
-        def told(token_id: int, logprob: float) -> dict[str, Any]:
+        def entry(token_id: int, logprob: float) -> dict[str, Any]:
             text = str(tokenizer.decode([token_id]))
             known = None if "\ufffd" in text else list(text.encode())
             return {"token": text, "bytes": known, "logprob": logprob}
 
         return {
             "content": [
-                told(seen.token_id, seen.logprob) | {"top_logprobs": [told(*t) for t in seen.top]}
+                entry(seen.token_id, seen.logprob) | {"top_logprobs": [entry(*t) for t in seen.top]}
                 for seen in logprobs.of(self._reasoning.token_ids)
             ]
         }
@@ -227,7 +328,7 @@ def _refuse_over_http(wanted: Sequence[str], turns: Sequence[Turn]) -> None:
     """Only plain answers can be had from a server.
 
     Raises:
-        InvalidRequestError: something else is wanted, or has been in the history.
+        InvalidRequestError: something else is asked for, or stands in the history.
     """
     history = ["a history with tool calls"] * any(
         turn["role"] == "tool" or turn.get("tool_calls") for turn in turns
@@ -247,6 +348,7 @@ def _stops(chat: ChatFields, stop: Sequence[str] | None) -> tuple[str, ...]:
 
 def _budgets(chat: ChatFields, given: dict[str, Any]) -> dict[str, Any]:
     """The standard names of chat models as ours; taken out of `given`."""
+    given |= sampling_off({name: given[name] for name in ("top_k", "top_p") if name in given})
     budgets: dict[str, Any] = {}
     most = given.pop("max_tokens", chat.max_tokens)
     if most is not None:
@@ -277,10 +379,27 @@ def _logprobs(asked: Any, top: Any) -> Logprobs | None:
     return Logprobs(top)
 
 
-def _with_schema(turns: list[Turn], users: list[int], told: str) -> list[Turn]:
-    """The schema behind what the user said last, or as a turn of its own."""
+def _prefill(turns: list[Turn], given: dict[str, Any]) -> str | None:
+    """The beginning of the answer, taken out of the turns; None where there is none.
+
+    Raises:
+        InvalidRequestError: the last message is no text of the model's.
+    """
+    if not given.pop("continue_final_message", False):
+        return None
+    last = turns[-1] if turns else {"role": "nothing"}
+    if last["role"] != "assistant" or "tool_calls" in last or not last["content"]:
+        raise InvalidRequestError(
+            f"continue_final_message continues an AI message with text; the last one is of "
+            f"{last['role']}. Put the beginning of the answer last, as an AI message"
+        )
+    return str(turns.pop()["content"])
+
+
+def _with_schema(turns: list[Turn], users: list[int], instruction: str) -> list[Turn]:
+    """The schema after what the user said last, or as a turn of its own."""
     if not users:
-        return [*turns, {"role": "user", "content": told}]
+        return [*turns, {"role": "user", "content": instruction}]
     last = turns[users[-1]]
-    turns[users[-1]] = {**last, "content": f"{last['content']}\n\n{told}"}
+    turns[users[-1]] = {**last, "content": f"{last['content']}\n\n{instruction}"}
     return turns

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from langchain_core.language_models import BaseChatModel, ModelProfile
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import BaseMessage
-from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from langchain_pos.chat_models.messages import as_turns, encode_chat
 from langchain_pos.chat_models.output import PROVIDER
-from langchain_pos.chat_models.tool_calling import unique
+from langchain_pos.chat_models.tool_calling import as_tool, unique
+from langchain_pos.errors import InvalidRequestError
 from langchain_pos.model_source import ModelSource, shipped_model
 from langchain_pos.reasoning.settings import ReasoningSettings
 
@@ -32,7 +32,7 @@ class ChatFields(ModelSource, BaseChatModel, ReasoningSettings):
 
     mode: ChatMode = "auto"  # type: ignore[assignment]
     """"auto": parallel for plain questions, sequential with tools, schemas, log-probabilities and
-    behind a tool's result; "parallel": branches first in any case; "sequential": never."""
+    after a tool's result; "parallel": branches first in any case; "sequential": never."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Tokens of the text of an answer, in place of `max_sequential_tokens` and
     `max_conclusion_tokens`; plans and branches have their own budgets."""
@@ -45,6 +45,11 @@ class ChatFields(ModelSource, BaseChatModel, ReasoningSettings):
     """Answer `invoke` by streaming, so that callbacks get every token."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_elsewhere(cls, fields: Any) -> Any:
+        return sampling_off(fields) if isinstance(fields, dict) else fields
 
     # ------------------------------------------------------------------ the model
 
@@ -113,9 +118,32 @@ class ChatFields(ModelSource, BaseChatModel, ReasoningSettings):
     def get_num_tokens_from_messages(
         self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """Tokens that the messages take in the model's own chat template."""
-        formatted = unique([convert_to_openai_tool(tool) for tool in tools or ()])
-        return len(encode_chat(self._tokenizer, as_turns(messages), formatted))
+        """Tokens that the messages take in the model's own chat template.
+
+        Where the template refuses them, as it may a part of a history, those of their texts.
+        """
+        formatted = unique([as_tool(tool) for tool in tools or ()])
+        turns = as_turns(messages)
+        if not turns:
+            return 0
+        try:
+            return len(encode_chat(self._tokenizer, turns, formatted))
+        except InvalidRequestError:  # a part of a history, such as trim_messages counts
+            texts = [json.dumps(turn, ensure_ascii=False) for turn in formatted]
+            for turn in turns:
+                calls = turn.get("tool_calls", ())
+                texts += [turn["content"], *(json.dumps(call["function"]) for call in calls)]
+            return sum(len(self.get_token_ids(text)) for text in texts if text)
+
+
+def sampling_off(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with what turns `top_k` and `top_p` off elsewhere written as it is here."""
+    changed = dict(fields)
+    if changed.get("top_k") in (0, -1):
+        changed["top_k"] = None
+    if changed.get("top_p") == 0:
+        changed["top_p"] = 1.0
+    return changed
 
 
 def _profile(positions: int | None, *, plain: bool = False) -> ModelProfile:

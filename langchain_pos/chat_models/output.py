@@ -1,9 +1,10 @@
-"""What the reasoner tells, as LangChain messages: branches as reasoning, the conclusion as text."""
+"""The reasoner's chunks as LangChain messages: branches as reasoning, the conclusion as text."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk
@@ -16,10 +17,14 @@ from langchain_pos.results.data import Block, BranchResult
 from langchain_pos.results.result import ReasoningChunk
 
 if TYPE_CHECKING:
+    from langchain_pos.reasoning.branch_schema import BranchSchema
     from langchain_pos.reasoning.reasoner import Reasoning
     from langchain_pos.results.result import ReasoningResult
 
 PROVIDER = "langchain_pos"
+UNFINISHED = "unfinished: "
+"""Before the text of a call that is cut or does not fit its schema: without it, langchain-core
+would read the arguments as far as they go."""
 
 
 class MessageWriter:
@@ -32,19 +37,32 @@ class MessageWriter:
     Args:
         blocks: write content blocks (`output_version="v1"`).
         calls: finds tool calls in the text; None where there can be none.
+        schemas: what the arguments of each tool must be.
+
+    Attributes:
+        called: whether it has written a whole, valid call.
+        call_errors: what is wrong with other calls, by their ids.
     """
 
-    def __init__(self, *, blocks: bool, calls: ToolCallReader | None) -> None:
+    def __init__(
+        self,
+        *,
+        blocks: bool,
+        calls: ToolCallReader | None,
+        schemas: Mapping[str, BranchSchema] = MappingProxyType({}),
+    ) -> None:
+        self.call_errors: dict[str, str] = {}
+        self._schemas = schemas
         self._blocks = blocks
         self._calls = calls
         self._next_index = 0  # of the next content block
         self._places: list[int] = []  # content block of each branch of the last plan
         self._text_index: int | None = None
         self._plans = 0
-        self._told = ""  # of the conclusion behind the last plan
+        self._written_text = ""  # of the conclusion after the last plan
         self._finished: dict[int, BranchResult] = {}
         self._ended: set[int] = set()
-        self._waiting = 0  # the first branch that has not been told, without blocks
+        self._waiting = 0  # the first branch that has not been written, without blocks
         self.called = False
 
     def write(self, chunk: ReasoningChunk) -> Iterator[AIMessageChunk]:
@@ -55,7 +73,7 @@ class MessageWriter:
             branch = chunk.blocks[-1].branches[0]
             yield from self._branch(branch, ended=not chunk.delta)
         elif chunk.stage == "conclude" and chunk.conclusion:
-            self._told += chunk.conclusion
+            self._written_text += chunk.conclusion
             yield from self._answer(chunk.conclusion)
 
     def close(
@@ -68,10 +86,12 @@ class MessageWriter:
             chunk += piece
         chunk.chunk_position = "last"
         chunk.usage_metadata = _usage(reasoning, result)
-        told = _metadata(result) | metadata
-        if self.called and result.finish_reason == "stop":
-            told["finish_reason"] = "tool_calls"
-        chunk.response_metadata = told
+        found = _metadata(result) | metadata
+        if self.called and found["finish_reason"] == "stop":
+            found["finish_reason"] = "tool_calls"
+        if self.call_errors:
+            found["call_errors"] = self.call_errors
+        chunk.response_metadata = found
         return chunk
 
     # -------------------------------------------------------------------- reasoning
@@ -79,14 +99,14 @@ class MessageWriter:
     def _plan(self, blocks: tuple[Block, ...]) -> Iterator[AIMessageChunk]:
         plan = blocks[-1].plan
         if self._plans:  # the conclusion so far has become the preamble of a further block
-            rest = plan.preamble.removeprefix(self._told)
+            rest = plan.preamble.removeprefix(self._written_text)
             if plan.preamble:
                 yield from self._answer(rest + "\n\n")
         elif plan.preamble:
             yield from self._think(plan.preamble, self._new_index())
             if not self._blocks:
                 yield self._reasoning("\n")
-        self._plans, self._told, self._text_index = len(blocks), "", None
+        self._plans, self._written_text, self._text_index = len(blocks), "", None
         self._finished, self._ended, self._waiting = {}, set(), 0
         self._places = [self._new_index() for _ in plan.steps]
         if self._blocks:
@@ -139,12 +159,24 @@ class MessageWriter:
         return AIMessageChunk(content=[{"type": "text", "text": text, "index": self._text_index}])
 
     def _call(self, call: CallText) -> AIMessageChunk:
-        self.called = self.called or call.whole
-        # An unfinished call must not be read as far as it goes, as langchain-core would do.
-        args = call.args if call.whole else f"unfinished: {call.args}"
+        error = self._wrong_with(call)
+        self.called = self.called or error is None
+        if error is not None:
+            self.call_errors[call.id] = error
+        args = call.args if error is None else f"{UNFINISHED}{call.args}"
         chunk = tool_call_chunk(name=call.name, args=args, id=call.id, index=self._new_index())
         self._text_index = None
         return AIMessageChunk(content=[] if self._blocks else "", tool_call_chunks=[chunk])
+
+    def _wrong_with(self, call: CallText) -> str | None:
+        if not call.whole:
+            return "the answer ended before this call was complete"
+        try:
+            if (schema := self._schemas.get(call.name)) is not None:
+                schema.parse(call.args)
+        except ValueError as error:
+            return f"the arguments do not fit the schema of {call.name}: {error}"
+        return None
 
     def _new_index(self) -> int:
         self._next_index += 1
@@ -169,8 +201,9 @@ def whole_message(chunks: list[AIMessageChunk]) -> AIMessage:
         tool_call(name=call["name"], args=json.loads(written["args"] or "{}"), id=call["id"])
         for call, written in zip(message.tool_calls, _whole_calls(total), strict=True)
     ]
+    errors = message.response_metadata.pop("call_errors", {})
     for call in message.invalid_tool_calls:
-        call["error"] = "the answer ended before this call was complete"
+        call["error"] = errors.get(call["id"])
     return message
 
 
@@ -193,7 +226,7 @@ def _usage(reasoning: Reasoning, result: ReasoningResult) -> UsageMetadata:
 
 def _metadata(result: ReasoningResult) -> dict[str, Any]:
     reasoning = result.model_dump(mode="json")
-    told = {
+    found = {
         "model_name": result.model_name,
         "model_provider": PROVIDER,
         "finish_reason": result.finish_reason,
@@ -204,4 +237,4 @@ def _metadata(result: ReasoningResult) -> dict[str, Any]:
         "reasoning": reasoning,
     }
     optional = {"error": result.error, "fallback_reason": result.fallback_reason}
-    return told | {name: value for name, value in optional.items() if value is not None}
+    return found | {name: value for name, value in optional.items() if value is not None}

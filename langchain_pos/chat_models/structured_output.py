@@ -1,4 +1,4 @@
-"""Structured output: schemas for the grammar, and the parser behind it."""
+"""Structured output: schemas for the grammar, and the parser of what comes back."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def json_schema_of(schema: Schema) -> dict[str, Any]:
 def read_response_format(
     response_format: dict[str, Any] | None,
 ) -> tuple[dict[str, Any] | None, bool]:
-    """OpenAI's `response_format` as a JSON schema, and whether the model is told of it.
+    """OpenAI's `response_format` as a JSON schema, and whether the prompt shows it.
 
     Raises:
         InvalidRequestError: it is none.
@@ -63,8 +63,8 @@ def read_response_format(
     )
 
 
-def told_schema(schema: dict[str, Any]) -> str:
-    """What the model is told of the schema that its answer follows."""
+def schema_instruction(schema: dict[str, Any]) -> str:
+    """The sentence that shows the model the schema of its answer."""
     text = json.dumps(schema, ensure_ascii=False)
     return (
         "Your final answer must be one JSON object that follows this JSON schema, and nothing "
@@ -118,7 +118,8 @@ class StructuredOutputParser(BaseCumulativeTransformOutputParser[Any]):
             return json.loads(generation.text)
         calls = getattr(message, "tool_calls", [])
         if not calls and not partial:
-            raise ValueError("it holds no tool call")
+            invalid = getattr(message, "invalid_tool_calls", [])
+            raise ValueError((invalid and invalid[0]["error"]) or "it holds no tool call")
         return calls[0]["args"] if calls else None
 
     def _object(self, data: Any) -> Any:
@@ -144,5 +145,5 @@ def _refuse_unfinished(metadata: dict[str, Any], text: str) -> None:
         )
     if reason == "error":
         raise OutputParserException(
-            f"the model failed while it answered: {metadata.get('error')}", llm_output=text
+            f"there is no answer that fits: {metadata.get('error')}", llm_output=text
         )

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
+
+from langchain_core.tools import BaseTool, StructuredTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import BaseModel
 
 from langchain_pos.errors import InvalidRequestError
 
@@ -16,7 +21,7 @@ if TYPE_CHECKING:
 
 Tool = dict[str, Any]
 """A tool in OpenAI's form: `{"type": "function", "function": {"name", "description", …}}`."""
-_ANY_OBJECT = {"type": "object"}
+_NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class ToolForm:
     Attributes:
         opening: before the name; a call is written as soon as it stands there.
         arguments_key: under which the arguments stand.
-        closing: behind the arguments.
+        closing: after the arguments.
         several: whether one message may hold several calls.
     """
 
@@ -42,7 +47,7 @@ class ToolForm:
 
     @property
     def trigger(self) -> str:
-        """The text behind which nothing but a call may follow."""
+        """The text after which only a call may follow."""
         return self.opening.rstrip() or '{"name": "'
 
     def write(self, name: str, args: dict[str, Any]) -> str:
@@ -57,10 +62,10 @@ LLAMA = ToolForm("", "parameters", "}", several=False)
 
 
 def form_of(template: str | None) -> tuple[ToolForm, bool]:
-    """The form of a chat template's tool calls, and whether it can be told the tools itself.
+    """The form of a chat template's tool calls, and whether it can list the tools itself.
 
-    Templates with another form than ours (Mistral's special tokens, XML parameters) are not told
-    the tools: the model is, in a system message, with the form that it shall write.
+    Templates with another form than ours (Mistral's special tokens, XML parameters) are not given
+    the tools: a system message lists them, with the form that the model is to write.
     """
     template = template or ""
     if "tools" in template and "<function=" not in template:
@@ -72,7 +77,7 @@ def form_of(template: str | None) -> tuple[ToolForm, bool]:
 
 
 def instruction(tools: Sequence[Tool], form: ToolForm) -> str:
-    """What a model is told whose template knows no tools: Hermes' own words, as in Qwen's."""
+    """The system message for a template that knows no tools: Hermes' own words, as in Qwen's."""
     listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
     return (
         "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
@@ -83,6 +88,59 @@ def instruction(tools: Sequence[Tool], form: ToolForm) -> str:
         f'{form.opening}{{"name": <function-name>, "{form.arguments_key}": <args-json-object>'
         f"{form.closing}"
     )
+
+
+def as_tool(tool: Any, *, strict: bool | None = None) -> Tool:
+    """A tool in OpenAI's form, with all that its schema says.
+
+    langchain-core writes definitions out where they are used, and a part that holds itself comes
+    out as anything. Where there is such a part, the definitions are kept.
+    """
+    found = convert_to_openai_tool(tool, strict=strict)
+    source = tool
+    if isinstance(tool, BaseTool):
+        source = tool.tool_call_schema
+    elif isinstance(tool, types.FunctionType):
+        source = StructuredTool.from_function(tool, parse_docstring=False).tool_call_schema
+    if isinstance(source, type) and issubclass(source, BaseModel):
+        source = source.model_json_schema()
+    if not (isinstance(source, dict) and _recurs(source)):
+        return found
+    kept = (
+        "type",
+        "properties",
+        "required",
+        "additionalProperties",
+        "$defs",
+        "$ref",
+        "definitions",
+    )
+    parameters = {key: source[key] for key in kept if key in source}
+    return {**found, "function": {**found["function"], "parameters": parameters}}
+
+
+def _recurs(schema: dict[str, Any]) -> bool:
+    """Whether one of a schema's definitions holds itself."""
+    defs = {f"#/$defs/{name}": each for name, each in schema.get("$defs", {}).items()}
+
+    def leads(part: Any, path: tuple[str, ...]) -> bool:
+        if isinstance(part, list):
+            return any(leads(each, path) for each in part)
+        if not isinstance(part, dict):
+            return False
+        reference = part.get("$ref")
+        if reference == "#" or reference in path:
+            return True
+        if reference in defs and leads(defs[reference], (*path, reference)):
+            return True
+        return any(leads(each, path) for key, each in part.items() if key != "$defs")
+
+    return leads(schema, ())
+
+
+def arguments_schema(tool: Tool) -> dict[str, Any]:
+    """What a tool's arguments must be; a tool that names none has none."""
+    return tool["function"].get("parameters") or _NO_ARGUMENTS
 
 
 # ---------------------------------------------------------------------- choice
@@ -164,7 +222,7 @@ def constraint_for(
             "begin": form.begin(tool["function"]["name"]),
             "content": {
                 "type": "json_schema",
-                "json_schema": tool["function"].get("parameters") or _ANY_OBJECT,
+                "json_schema": arguments_schema(tool),
             },
             "end": form.closing,
         }
@@ -215,12 +273,19 @@ class CallText:
 
 
 class ToolCallReader:
-    """Splits an answer, as it comes, into text and whole tool calls."""
+    """Splits an answer, as it comes, into text and whole tool calls.
 
-    def __init__(self, form: ToolForm) -> None:
+    Args:
+        form: how calls are written.
+        forced: the answer is a call, so that what is cut at its beginning is one as well.
+    """
+
+    def __init__(self, form: ToolForm, *, forced: bool = False) -> None:
         self._form = form
+        self._forced = forced
         self._held = ""
         self._called = False
+        self._any_call = False
         name, key = r'"(?P<name>(?:[^"\\]|\\.)*)"', re.escape(f'"{form.arguments_key}"')
         self._begin = re.compile(re.escape(form.opening) + rf"{{\"name\": {name}, {key}: ")
 
@@ -237,7 +302,7 @@ class ToolCallReader:
             args = self._held[begin.end() : end]
             yield CallText(json.loads(f'"{begin["name"]}"'), args, _new_id())
             self._held = self._held[end + len(self._form.closing) :]
-            self._called = True
+            self._called = self._any_call = True
         certain = len(self._held) - self._undecided()
         yield from self._text(self._held[:certain])
         self._held = self._held[certain:]
@@ -247,7 +312,9 @@ class ToolCallReader:
         begin = self._begin.match(self._held)
         if begin is None and _end_of_object(self._held, 0) == len(self._held):
             yield from self._text(self._held)  # an answer in JSON that begins as a call does
-        elif self._held.startswith(self._form.trigger):
+        elif self._held.startswith(self._form.trigger) or (
+            self._forced and not self._any_call and self._held.strip()
+        ):
             name = json.loads(f'"{begin["name"]}"') if begin else ""
             yield CallText(name, self._held, _new_id(), whole=False)
         elif self._held.strip():

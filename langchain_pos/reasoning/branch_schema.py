@@ -20,12 +20,13 @@ from jsonschema.validators import validator_for
 from langchain_core.utils.function_calling import convert_to_json_schema
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
+from referencing.exceptions import Unresolvable
 from typing_extensions import is_typeddict
 
 from langchain_pos.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from langchain_pos.engine.completion import FinishReason
     from langchain_pos.engine.constraints import ConstraintState
@@ -42,10 +43,13 @@ _SPARE = 4
 
 
 class BranchSchema:
-    """One schema, ready to constrain and to read branches.
+    """One schema, ready to constrain and to read texts: of branches, answers and tool calls.
+
+    The grammar holds a text to most of a schema; whatever it says is checked here, in whole.
 
     Args:
         schema: a pydantic model, a dataclass, a TypedDict or a JSON schema.
+        what: it is called in messages.
 
     Attributes:
         name: of the schema, for messages.
@@ -55,23 +59,28 @@ class BranchSchema:
         InvalidRequestError: it is none of these, or cannot be written as a JSON schema.
     """
 
-    def __init__(self, schema: type[Any] | dict[str, Any]) -> None:
+    def __init__(self, schema: type[Any] | dict[str, Any], *, what: str = "branch_schema") -> None:
         self._adapter: TypeAdapter[Any] | None = None
         try:
             as_dict = self._read_schema(schema)
             self.json_schema = json.dumps(as_dict, ensure_ascii=False)
         except (PydanticUserError, SchemaError, TypeError, ValueError, KeyError) as error:
-            what = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InvalidRequestError(
-                f"branch_schema={_name(schema)} cannot be used ({what}); allowed is {_ALLOWED}"
+                f"{what}={_name(schema)} cannot be used ({reason}); allowed is {_ALLOWED}"
             ) from error
         self.name = str(as_dict.get("title") or _name(schema))
         kind = validator_for(as_dict, default=Draft202012Validator)
-        self._validator = kind(as_dict)
+        self._validator = kind(as_dict, format_checker=kind.FORMAT_CHECKER)
 
     def _read_schema(self, schema: type[Any] | dict[str, Any]) -> dict[str, Any]:
         if isinstance(schema, dict):
             validator_for(schema, default=Draft202012Validator).check_schema(schema)
+            for pattern in _patterns(schema):
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ValueError(f"the pattern {pattern!r} cannot be read: {error}") from error
             return schema
         if is_typeddict(schema):  # pydantic takes only those of typing_extensions
             return dict(convert_to_json_schema(schema))
@@ -100,9 +109,11 @@ class BranchSchema:
             data = json.loads(clean)
             self._validator.validate(data)
         except ValidationError as error:
-            raise ValueError(_told(error)) from error
+            raise ValueError(_reasons(error)) from error
         except JsonSchemaError as error:
             raise ValueError(f"{error.json_path}: {error.message.splitlines()[0]}") from error
+        except (Unresolvable, RecursionError) as error:
+            raise ValueError(f"it cannot be checked: {error}") from error
         return data
 
     def read(self, text: str, finish_reason: FinishReason) -> tuple[Any, str | None]:
@@ -174,7 +185,7 @@ def closing(text: str, state: ConstraintState) -> str | None:
 
     Args:
         text: the beginning of a JSON text.
-        state: of its grammar, behind `text`; left as it is.
+        state: of its grammar, after `text`; left as it is.
     """
     bare = re.sub(r"\\.", "", text, flags=re.DOTALL)  # without what is escaped
     outside, quote, _ = re.sub('"[^"]*"', "", bare).partition('"')
@@ -198,11 +209,26 @@ def _finite(digits: str) -> float:
     return number
 
 
-def _told(error: ValidationError) -> str:
+def _reasons(error: ValidationError) -> str:
     return "; ".join(
         f"{'.'.join(map(str, e['loc'])) or 'object'}: {e['msg'].splitlines()[0]}"
         for e in error.errors(include_url=False, include_input=False)
     )
+
+
+def _patterns(part: Any) -> Iterator[str]:
+    """All patterns of a schema."""
+    if isinstance(part, dict):
+        if isinstance(part.get("pattern"), str):
+            yield part["pattern"]
+        named = part.get("patternProperties")
+        yield from named if isinstance(named, dict) else ()
+        for key, value in part.items():
+            if key not in ("enum", "const", "default", "examples"):
+                yield from _patterns(value)
+    elif isinstance(part, list):
+        for item in part:
+            yield from _patterns(item)
 
 
 def _name(schema: Any) -> str:

@@ -67,11 +67,19 @@ class CalledFunction(_Part):
     name: str
     arguments: str
 
-    @field_validator("arguments")
+    @field_validator("arguments", mode="before")
     @classmethod
-    def _are_an_object(cls, arguments: str) -> str:
-        if not isinstance(from_json(arguments or "{}"), dict):
-            raise ValueError("the arguments of a call must be a JSON object")
+    def _are_an_object(cls, arguments: Any) -> Any:
+        """Nothing, in any of its spellings, is no arguments; what was cut stays as it is."""
+        if arguments is None or (isinstance(arguments, str) and arguments.strip() in ("", "null")):
+            return "{}"
+        if isinstance(arguments, str):
+            try:
+                found = from_json(arguments)
+            except ValueError:  # cut at a budget, by us or by another server
+                return arguments
+            if not isinstance(found, dict):
+                raise ValueError("the arguments of a call must be a JSON object")
         return arguments
 
 
@@ -120,7 +128,7 @@ class ChatRequest(_Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(default=None, ge=0, le=100)
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: float | None = Field(default=None, ge=0, le=1)
     seed: int | None = None
     stop: str | list[Annotated[str, Field(min_length=1)]] | None = None
     max_tokens: int | None = Field(default=None, ge=1)
@@ -136,7 +144,7 @@ class ChatRequest(_Body):
     steps: list[GivenStep] | None = None
     max_branches: int | None = Field(default=None, ge=2)
     max_branch_tokens: int | None = Field(default=None, ge=1)
-    top_k: int | None = Field(default=None, ge=1)
+    top_k: int | None = Field(default=None, ge=-1)
     min_p: float | None = Field(default=None, ge=0, le=1)
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
     # They change no answer; the first two, whose turn it is.

@@ -19,6 +19,7 @@ from uuid import uuid4
 
 from langchain_core.messages import AIMessageChunk
 
+from langchain_pos.chat_models.output import UNFINISHED
 from langchain_pos.server.errors import ApiError
 
 if TYPE_CHECKING:
@@ -87,6 +88,12 @@ class AnswerWriter:
             self._texts.append(message.text)
             yield self._chunk({"content": message.text})
         for call in message.tool_call_chunks:
+            if (call["args"] or "").startswith(UNFINISHED):
+                # As a call, no client could send it back; as text, all of them can.
+                text = (call["args"] or "").removeprefix(UNFINISHED)
+                self._texts.append(text)
+                yield self._chunk({"content": text})
+                continue
             told = {
                 "id": call["id"],
                 "type": "function",
