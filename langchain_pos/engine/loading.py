@@ -19,6 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from langchain_pos.engine import attention
+from langchain_pos.engine.cache.states import has_state, keeps_state
 from langchain_pos.engine.cpu.dtypes import dtype_on_a_cpu
 from langchain_pos.engine.cpu.threads import limit_threads
 from langchain_pos.engine.forest.segments import Ledger
@@ -29,7 +30,7 @@ from langchain_pos.errors import ModelLoadError, UnsupportedModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_ISOLATABLE = {"full_attention", "sliding_attention"}
+_ISOLATABLE = {"full_attention", "sliding_attention", "moe", "mlp"}
 _PROBE_WINDOW = 4
 
 
@@ -175,7 +176,8 @@ def refuse_state(config: Any) -> None:
             f"{config.model_type} is an encoder-decoder; a decoder-only model is needed"
         )
     text = config.get_text_config(decoder=True)
-    strange = sorted(set(getattr(text, "layer_types", None) or ()) - _ISOLATABLE)
+    types = set(getattr(text, "layer_types", None) or ())
+    strange = sorted(kind for kind in types - _ISOLATABLE if not keeps_state(kind))
     if strange:
         raise UnsupportedModelError(
             f"{config.model_type} has layers of type {', '.join(strange)}: what such a layer "
@@ -187,7 +189,7 @@ def refuse_state(config: Any) -> None:
 def _refuse_model(model: PreTrainedModel) -> None:
     """Refuse what only the model's class tells."""
     kind = model.config.model_type
-    if getattr(model, "_is_stateful", False):
+    if getattr(model, "_is_stateful", False) and not has_state(model.config):
         raise UnsupportedModelError(
             f"{kind} keeps a running state that every token passes through; no mask can isolate "
             "branches in it"

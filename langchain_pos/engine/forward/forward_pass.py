@@ -13,6 +13,7 @@ import torch
 
 from langchain_pos.engine.attention import FOLDED
 from langchain_pos.engine.cache.key_values import SlotCache
+from langchain_pos.engine.cache.states import PassStates, keeps_state, wrap_mixers
 from langchain_pos.engine.forest.parts import (
     LEAST_SAVED,
     Block,
@@ -22,7 +23,8 @@ from langchain_pos.engine.forest.parts import (
     plan,
     whole,
 )
-from langchain_pos.engine.forest.segments import Ledger, SegmentForest
+from langchain_pos.engine.forest.segments import Ledger, Segment, SegmentForest
+from langchain_pos.engine.forest.states import StatePlan, plan_states
 from langchain_pos.engine.forward.cuda_graphs import MOST_SAMPLED, ROWS, StepGraphs, slots_bucket
 from langchain_pos.engine.forward.masks import PassMasks
 from langchain_pos.errors import InvalidRequestError
@@ -61,6 +63,7 @@ class ForwardPass:
         model: transformers model in eval mode.
         forest: labels of the slots.
         cache: keys and values of the slots.
+        states: how many states each layer has that keeps any, by its index.
         mask_form: how the model takes its mask; the loader finds out.
         vocabulary: token ids that the model has embeddings for.
         graphs: the recorded passes, None where there are none.
@@ -86,12 +89,15 @@ class ForwardPass:
         self.config = model.config.get_text_config(decoder=True)
         embeddings: torch.nn.Parameter = model.get_input_embeddings().weight  # type: ignore[assignment]
         self.device = embeddings.device
+        self.states = wrap_mixers(model)
+        graphs = graphs and not self.states
         self.least_saved = LEAST_SAVED["cuda" if self.device.type == "cuda" else "cpu"]
         self.forest = SegmentForest(
             self.device,
             max_slots=max_slots,
             spare_slots=int(graphs),
             segments=256 if graphs else 64,
+            keeps_states=bool(self.states),
         )
         self.cache = SlotCache()
         if graphs and self.device.type == "cuda":
@@ -100,6 +106,8 @@ class ForwardPass:
             self.cache.allocate(max_slots)
         self.graphs: StepGraphs | None = None
         self.no_graphs = "" if graphs else "off"
+        if self.states:
+            self.no_graphs = "off: some layers keep a state"
         if graphs:
             self.graphs = StepGraphs(self._fixed_step, self.device, self._addresses)
         self.mask_form = mask_form
@@ -148,8 +156,14 @@ class ForwardPass:
     ) -> torch.Tensor:
         # 1. Slots for the new tokens, and how the rows are attended to.
         starts = [segment.end for segment, _ in feeds]
-        slots = [self.forest.extend(segment, len(new)) for segment, new in feeds]
-        rows = sum(map(len, slots))
+        for segment, new in feeds:
+            self.forest.extend(segment, len(new))
+        positions = [list(range(at, at + len(new))) for at, (_, new) in zip(starts, feeds, strict=True)]
+        plans = None
+        if self.states:
+            drafting = {feeds[i][0] for i, more in zip(sampled, drafted, strict=True) if more}
+            plans, feeds, positions = self._with_states(feeds, starts, drafting)
+        rows = sum(map(len, positions))
         asked = len(sampled) + sum(drafted)
         recorded = (
             self.graphs is not None and self.graphs.takes(rows, asked) and bool(self.cache.layers)
@@ -165,10 +179,10 @@ class ForwardPass:
         last_rows = [0] * len(feeds)
         for block in parts.blocks:
             segment, new = feeds[block.feed]
-            at = starts[block.feed]
+            where = positions[block.feed][block.begin : block.end]
             columns.tokens.extend(new[block.begin : block.end])
-            columns.positions.extend(range(at + block.begin, at + block.end))
-            columns.slots.extend(slots[block.feed][block.begin : block.end])
+            columns.positions.extend(where)
+            columns.slots.extend(segment.slots[at - segment.start] for at in where)
             columns.segments.extend([segment.id] * block.rows)
             last_rows[block.feed] = len(columns.tokens) - 1
         wanted = [
@@ -178,13 +192,43 @@ class ForwardPass:
         ]
 
         # 3. A pass of a recorded shape, or as it comes.
+        if plans is not None:
+            self.cache.states = self._pass_states(plans, columns, feeds)
         logits = self._replay(columns, wanted) if recorded else None
         if logits is None:
             logits = self._as_it_comes(columns, wanted, parts)
+        if plans is not None:
+            plans.settle()
+        self.cache.states = None
         self.count += 1
         self.rows += rows
         self.pairs += parts.pairs
         return logits[: len(wanted)]
+
+    def _with_states(
+        self, feeds: Feeds, starts: list[int], drafting: set[Segment]
+    ) -> tuple[StatePlan, Feeds, list[list[int]]]:
+        """What has to be fed so that states come out right: the plan, feeds and positions."""
+        for segment, new in feeds:
+            segment.tokens += new
+        own = [segment for segment, _ in feeds]
+        found = plan_states(zip(own, starts, strict=True), drafting)
+        segments = found.segments()
+        positions = [found.positions(segment) for segment in segments]
+        again = [
+            (segment, [segment.tokens[at - segment.start] for at in where])
+            for segment, where in zip(segments, positions, strict=True)
+        ]
+        return found, again, positions
+
+    def _pass_states(self, found: StatePlan, columns: _Columns, feeds: Feeds) -> PassStates:
+        by_id = {segment.id: segment for segment, _ in feeds}
+        rows: dict[Segment, dict[int, int]] = {segment: {} for segment, _ in feeds}
+        places = zip(columns.segments, columns.positions, strict=True)
+        for row, (number, position) in enumerate(places):
+            rows[by_id[number]][position] = row
+        layers = len(self.config.layer_types)
+        return PassStates(found, rows, self.states, layers, self.device)
 
     def _as_it_comes(self, columns: _Columns, wanted: list[int], parts: Plan) -> torch.Tensor:
         freed = list(self.forest.freed)
@@ -317,8 +361,12 @@ class ForwardPass:
         width = getattr(self.config, "sliding_window", None)
         types = set(getattr(self.config, "layer_types", None) or ())
         if self.mask_form == "by_layer_type":
+            attend = {kind for kind in types if not keeps_state(kind)}
+            if self.states:
+                attend.add("full_attention")  # of layers that do both
             return {
-                kind: masks.mask(width if kind == "sliding_attention" else None) for kind in types
+                **dict.fromkeys(["linear_attention", *types]),
+                **{k: masks.mask(width if k == "sliding_attention" else None) for k in attend},
             }
         slides = not types or types == {"sliding_attention"}
         return masks.mask(width if slides else None)
