@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from langchain_pos.engine import attention
-from langchain_pos.engine.cache.states import has_state, keeps_state
+from langchain_pos.engine.cache.states import has_state, keeps_state, wrap_mixers
 from langchain_pos.engine.cpu.dtypes import dtype_on_a_cpu
 from langchain_pos.engine.cpu.threads import limit_threads
 from langchain_pos.engine.forest.segments import Ledger
@@ -233,6 +233,13 @@ def prepare(model: PreTrainedModel, attn_implementation: str) -> Found:
     _refuse_model(model)
     attention.register()
     model.eval()
+    try:
+        wrap_mixers(model)
+    except Exception as error:  # whatever it trips over is the finding
+        raise UnsupportedModelError(
+            f"{model.config.model_type} has layers with a running state, but does not keep it in "
+            f"transformers' own cache: {' '.join(str(error).split())[:300]}"
+        ) from error
     if attn_implementation != "auto":
         names = [attn_implementation]
     else:

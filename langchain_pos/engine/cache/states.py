@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 _CACHES = ("cache_params", "past_key_values")
 """What mixers call the cache."""
 
+Forward = Callable[[torch.Tensor, Cache], torch.Tensor]
+"""A mixer: hidden states `[B, n, H]` and a cache, which it changes, to `[B, n, H']`."""
+
 
 def keeps_state(layer_type: str) -> bool:
     """Whether a layer of transformers' type carries a state from token to token."""
@@ -155,7 +158,6 @@ class PassStates:
         plan: the pieces; every one of them is given its state.
         rows: the row of each position that is fed of a segment.
         states: how many states each layer has, by its index.
-        layers: of the model.
         device: of the rows.
     """
 
@@ -164,11 +166,9 @@ class PassStates:
         plan: StatePlan,
         rows: dict[Segment, dict[int, int]],
         states: dict[int, int],
-        layers: int,
         device: torch.device,
     ) -> None:
         self._states = states
-        self._layers = layers
         self._groups: list[_Group] = []
         for pieces in plan.groups():
             batch = StateBatch(len(pieces))
@@ -182,15 +182,18 @@ class PassStates:
     def mix(
         self,
         index: int,
-        forward: Callable[[torch.Tensor, Cache], torch.Tensor],
+        forward: Forward,
         hidden: torch.Tensor,
+        *,
+        stepwise: bool = False,
     ) -> torch.Tensor:
         """One layer's mixer over all pieces.
 
         Args:
             index: of the layer.
-            forward: the mixer: hidden states `[B, n, H]` and a cache to `[B, n, H']`.
+            forward: the mixer.
             hidden: of the pass, `[1, Q, H]`.
+            stepwise: it can go on from a state by one token only.
 
         Returns:
             `[1, Q, H']`.
@@ -202,10 +205,13 @@ class PassStates:
                 layer = _gathered(group.sources, index)
             else:
                 layer = LinearAttentionLayer(number_of_states=self._states[index])  # type: ignore[no-untyped-call]
-            cache = Cache(layers=[LinearAttentionLayer()] * self._layers)  # type: ignore[no-untyped-call]
-            cache.layers[index] = layer
+            cache = _cache_of(layer, index)
             batch = hidden[0].index_select(0, rows).unflatten(0, (group.size, -1))
-            output = forward(batch, cache).flatten(0, 1)
+            if stepwise and group.sources:
+                steps = [forward(token, cache) for token in batch.split(1, dim=1)]
+                output = torch.cat(steps, dim=1).flatten(0, 1)
+            else:
+                output = forward(batch, cache).flatten(0, 1)
             group.batch.layers[index] = layer
             if mixed is None:
                 mixed = output.new_empty(1, hidden.shape[1], output.shape[-1])
@@ -213,6 +219,12 @@ class PassStates:
         if mixed is None:
             raise RuntimeError("a pass has rows")
         return mixed
+
+
+def _cache_of(layer: LinearAttentionLayer, index: int) -> Cache:
+    """A cache for one layer's mixer."""
+    others = [LinearAttentionLayer()] * index  # type: ignore[no-untyped-call]
+    return Cache(layers=[*others, layer])  # type: ignore[no-untyped-call]
 
 
 def _sources(pieces: Sequence[Piece]) -> list[tuple[StateBatch, list[int]]]:
@@ -235,13 +247,33 @@ class Mixer:
 
     Args:
         module: the mixer, whose `forward` it becomes.
+        hidden: states of a few tokens to try it with, `[1, n, H]`.
+
+    Attributes:
+        stepwise: it can go on from a state by one token only. transformers' Mamba forgets its state
+            before several.
     """
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, hidden: torch.Tensor) -> None:
         self._forward = module.forward
         self._signature = inspect.signature(module.forward)
         self._index = int(module.layer_idx)  # type: ignore[arg-type]
         self._cache = next(name for name in _CACHES if name in self._signature.parameters)
+        self.stepwise = self._forgets(hidden)
+
+    def _forgets(self, hidden: torch.Tensor) -> bool:
+        """Whether several tokens after a state come out otherwise than all tokens together."""
+        found = []
+        for parts in ([hidden], [hidden[:, :-2], hidden[:, -2:]]):
+            layer = LinearAttentionLayer()  # type: ignore[no-untyped-call]
+            cache = _cache_of(layer, self._index)
+            for part in parts:
+                self._forward(part, **{self._cache: cache})
+            found.append(layer.recurrent_states[0])
+        whole, resumed = found
+        if whole is None or resumed is None:
+            return False  # a convolution only
+        return bool((whole - resumed).abs().max() > 0.05 * whole.abs().max())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's `forward`."""
@@ -261,7 +293,8 @@ class Mixer:
                 output, *others[:] = output
             return output  # type: ignore[no-any-return]
 
-        mixed = states.mix(self._index, forward, given.arguments[name])
+        hidden = given.arguments[name]
+        mixed = states.mix(self._index, forward, hidden, stepwise=self.stepwise)
         return (mixed, *[None] * len(others)) if others else mixed
 
 
@@ -323,7 +356,15 @@ def wrap_mixers(model: PreTrainedModel) -> dict[int, int]:
             hook.remove()
     if missing := sorted(set(states) - set(spy.mixers)):
         raise ValueError(f"layers {missing} keep a state, but ask the cache for none")
+    width = model.config.get_text_config(decoder=True).hidden_size
+    noise = torch.randn(1, 8, width, generator=torch.Generator().manual_seed(3))
     for module in spy.mixers.values():
         if not isinstance(module.forward, Mixer):
-            module.forward = Mixer(module)
+            module.forward = Mixer(module, noise.to(next(module.parameters())))
+    # One layer may forget so fast by itself that nothing is seen there; all have the same code.
+    wrapped = [module.forward for module in spy.mixers.values()]
+    stepwise = any(isinstance(mixer, Mixer) and mixer.stepwise for mixer in wrapped)
+    for mixer in wrapped:
+        if isinstance(mixer, Mixer):
+            mixer.stepwise = stepwise
     return states

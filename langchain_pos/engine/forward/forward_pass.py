@@ -227,8 +227,7 @@ class ForwardPass:
         places = zip(columns.segments, columns.positions, strict=True)
         for row, (number, position) in enumerate(places):
             rows[by_id[number]][position] = row
-        layers = len(self.config.layer_types)
-        return PassStates(found, rows, self.states, layers, self.device)
+        return PassStates(found, rows, self.states, self.device)
 
     def _as_it_comes(self, columns: _Columns, wanted: list[int], parts: Plan) -> torch.Tensor:
         freed = list(self.forest.freed)
