@@ -21,8 +21,9 @@ from dataclasses import dataclass, field
 import torch
 
 from langchain_pos.engine.cache.key_values import SlotCache
-from langchain_pos.engine.forest.segments import Ledger, Segment, SegmentForest, State
+from langchain_pos.engine.forest.segments import Ledger, Segment, SegmentForest
 from langchain_pos.engine.forest.slots import ROOM
+from langchain_pos.engine.forest.state import State
 from langchain_pos.engine.forest.states import resumable
 
 LEAST = 64

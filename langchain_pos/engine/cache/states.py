@@ -53,6 +53,23 @@ def has_state(config: Any) -> bool:
     return any(map(keeps_state, getattr(text, "layer_types", None) or ()))
 
 
+@dataclass(frozen=True)
+class StateLayers:
+    """The layers of a model that keep a state.
+
+    Attributes:
+        numbers: how many states each of them has, by its index; empty where none keeps any.
+        nbytes: bytes of all layers' states for one text.
+    """
+
+    numbers: dict[int, int]
+    nbytes: int
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self.numbers)
+
+
 @dataclass(eq=False)
 class StateBatch:
     """States of several texts, for all layers.
@@ -117,7 +134,7 @@ def _gathered(sources: Sequence[tuple[StateBatch, list[int]]], index: int) -> Li
     The mixers write into what they are given, so it is never the state itself.
     """
     first = sources[0][0].layers[index]
-    layer = LinearAttentionLayer(number_of_states=first.number_of_states)  # type: ignore[no-untyped-call]
+    layer = LinearAttentionLayer(number_of_states=first.number_of_states)
     layer.device, layer.dtype = first.device, first.dtype
     for number in range(first.number_of_states):
         for kind in ("conv_states", "recurrent_states"):
@@ -157,7 +174,7 @@ class PassStates:
     Args:
         plan: the pieces; every one of them is given its state.
         rows: the row of each position that is fed of a segment.
-        states: how many states each layer has, by its index.
+        layers: that keep a state.
         device: of the rows.
     """
 
@@ -165,10 +182,10 @@ class PassStates:
         self,
         plan: StatePlan,
         rows: dict[Segment, dict[int, int]],
-        states: dict[int, int],
+        layers: StateLayers,
         device: torch.device,
     ) -> None:
-        self._states = states
+        self._layers = layers
         self._groups: list[_Group] = []
         for pieces in plan.groups():
             batch = StateBatch(len(pieces))
@@ -204,7 +221,7 @@ class PassStates:
             if group.sources:
                 layer = _gathered(group.sources, index)
             else:
-                layer = LinearAttentionLayer(number_of_states=self._states[index])  # type: ignore[no-untyped-call]
+                layer = LinearAttentionLayer(number_of_states=self._layers.numbers[index])
             cache = _cache_of(layer, index)
             batch = hidden[0].index_select(0, rows).unflatten(0, (group.size, -1))
             if stepwise and group.sources:
@@ -223,8 +240,8 @@ class PassStates:
 
 def _cache_of(layer: LinearAttentionLayer, index: int) -> Cache:
     """A cache for one layer's mixer."""
-    others = [LinearAttentionLayer()] * index  # type: ignore[no-untyped-call]
-    return Cache(layers=[*others, layer])  # type: ignore[no-untyped-call]
+    others = [LinearAttentionLayer()] * index
+    return Cache(layers=[*others, layer])
 
 
 def _sources(pieces: Sequence[Piece]) -> list[tuple[StateBatch, list[int]]]:
@@ -265,7 +282,7 @@ class Mixer:
         """Whether several tokens after a state come out otherwise than all tokens together."""
         found = []
         for parts in ([hidden], [hidden[:, :-2], hidden[:, -2:]]):
-            layer = LinearAttentionLayer()  # type: ignore[no-untyped-call]
+            layer = LinearAttentionLayer()
             cache = _cache_of(layer, self._index)
             for part in parts:
                 self._forward(part, **{self._cache: cache})
@@ -302,7 +319,7 @@ class _Spy(DynamicCache):
     """A cache that notes which module asks for a state."""
 
     def __init__(self, config: Any, running: list[torch.nn.Module]) -> None:
-        super().__init__(config=config)  # type: ignore[no-untyped-call]
+        super().__init__(config=config)
         self.mixers: dict[int, torch.nn.Module] = {}
         self._running = running
 
@@ -318,24 +335,25 @@ class _Spy(DynamicCache):
 
 
 @torch.inference_mode()
-def wrap_mixers(model: PreTrainedModel) -> dict[int, int]:
+def wrap_mixers(model: PreTrainedModel) -> StateLayers:
     """Put a `Mixer` in the place of every mixer of a model. Safe to call again.
 
     Returns:
-        how many states each layer has that keeps any, by its index.
+        the layers that keep a state.
 
     Raises:
         ValueError: a layer that should keep a state asks the cache for none.
     """
     if not has_state(model.config):
-        return {}
+        return StateLayers({}, 0)
     running: list[torch.nn.Module] = []
     spy = _Spy(model.config, running)
-    states = {
-        index: layer.number_of_states
+    layers = {
+        index: layer
         for index, layer in enumerate(spy.layers)
-        if isinstance(layer, LinearAttentionCacheLayerMixin)
+        if isinstance(layer, LinearAttentionLayer)
     }
+    states = {index: layer.number_of_states for index, layer in layers.items()}
 
     def enter(module: torch.nn.Module, _: Any) -> None:
         running.append(module)
@@ -367,4 +385,4 @@ def wrap_mixers(model: PreTrainedModel) -> dict[int, int]:
     for mixer in wrapped:
         if isinstance(mixer, Mixer):
             mixer.stepwise = stepwise
-    return states
+    return StateLayers(states, TextState(StateBatch(1, layers), 0).nbytes)

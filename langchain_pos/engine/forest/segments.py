@@ -26,11 +26,11 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 
 from langchain_pos.engine.forest.slots import Holder, Region, SlotPool, whole_pages
+from langchain_pos.engine.forest.state import State
 from langchain_pos.errors import InvalidRequestError, OutOfSlotsError
 
 UNBOUNDED = torch.iinfo(torch.int32).max
@@ -90,20 +90,6 @@ class Ledger(Region):
     """
 
     segments: set[Segment] = field(default_factory=set)
-
-
-class State(Protocol):
-    """What layers with a running state carry from one token to the next; it never changes."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it takes."""
-
-    def keep(self) -> None:
-        """It is kept for long: it shall not hold the memory of others that it was made with."""
-
-    def is_finite(self) -> bool:
-        """Whether every number in it is one. Waits for the device."""
 
 
 @dataclass(eq=False)

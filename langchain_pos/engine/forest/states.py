@@ -24,7 +24,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from langchain_pos.engine.forest.segments import Segment, State
+from langchain_pos.engine.forest.segments import Segment
+from langchain_pos.engine.forest.state import State
 
 STRIDE = 512
 """Positions between the states that a segment keeps, so that at most so many tokens are fed again.
@@ -123,17 +124,16 @@ class StatePlan:
                 del segment.states[at]
 
 
-def plan_states(feeds: Iterable[tuple[Segment, int]], drafting: Iterable[Segment]) -> StatePlan:
+def plan_states(starts: dict[Segment, int], drafting: Iterable[Segment]) -> StatePlan:
     """The pieces of a pass.
 
     Args:
-        feeds: segments, which hold slots for their new tokens already, and where these begin.
+        starts: segments, which hold slots for their new tokens already, and where these begin.
         drafting: those of them whose last tokens are guesses.
 
     Raises:
         ValueError: a segment begins where its parent has no token yet.
     """
-    starts = dict(feeds)
     plan = StatePlan([], starts, set(drafting))
     cuts: dict[Segment, set[int]] = {}
 
@@ -154,8 +154,6 @@ def plan_states(feeds: Iterable[tuple[Segment, int]], drafting: Iterable[Segment
         need(segment, _last(segment, at - 1))
 
     for segment, start in starts.items():
-        if segment.end == start:
-            continue
         base = _last(segment, start)
         if segment in plan._drafting and start - base >= _LAG:
             need(segment, start)

@@ -63,7 +63,7 @@ class ForwardPass:
         model: transformers model in eval mode.
         forest: labels of the slots.
         cache: keys and values of the slots.
-        states: how many states each layer has that keeps any, by its index.
+        states: the layers that keep a state.
         mask_form: how the model takes its mask; the loader finds out.
         vocabulary: token ids that the model has embeddings for.
         graphs: the recorded passes, None where there are none.
@@ -126,7 +126,8 @@ class ForwardPass:
         """Feed tokens to segments in one pass.
 
         Args:
-            feeds: segments and the tokens that each gets next. A segment occurs once.
+            feeds: segments and the tokens that each gets next. A segment may occur again, with
+                what follows; not one that is sampled from.
             sampled: indices into `feeds` whose last token's logits are wanted.
             drafted: for each of `sampled`, how many tokens before the last one count as well: a
                 draft's. None are by default.
@@ -155,14 +156,17 @@ class ForwardPass:
         drafted: Sequence[int],
     ) -> torch.Tensor:
         # 1. Slots for the new tokens, and how the rows are attended to.
-        starts = [segment.end for segment, _ in feeds]
+        positions = []
         for segment, new in feeds:
+            positions.append(list(range(segment.end, segment.end + len(new))))
             self.forest.extend(segment, len(new))
-        positions = [list(range(at, at + len(new))) for at, (_, new) in zip(starts, feeds, strict=True)]
         plans = None
         if self.states:
             drafting = {feeds[i][0] for i, more in zip(sampled, drafted, strict=True) if more}
-            plans, feeds, positions = self._with_states(feeds, starts, drafting)
+            asking = [feeds[i][0] for i in sampled]
+            plans, feeds, positions = self._with_states(feeds, positions, drafting)
+            order = {segment: index for index, (segment, _) in enumerate(feeds)}
+            sampled = [order[segment] for segment in asking]
         rows = sum(map(len, positions))
         asked = len(sampled) + sum(drafted)
         recorded = (
@@ -206,13 +210,15 @@ class ForwardPass:
         return logits[: len(wanted)]
 
     def _with_states(
-        self, feeds: Feeds, starts: list[int], drafting: set[Segment]
+        self, feeds: Feeds, positions: list[list[int]], drafting: set[Segment]
     ) -> tuple[StatePlan, Feeds, list[list[int]]]:
         """What has to be fed so that states come out right: the plan, feeds and positions."""
-        for segment, new in feeds:
+        starts: dict[Segment, int] = {}
+        for (segment, new), where in zip(feeds, positions, strict=True):
             segment.tokens += new
-        own = [segment for segment, _ in feeds]
-        found = plan_states(zip(own, starts, strict=True), drafting)
+            if new:
+                starts.setdefault(segment, where[0])
+        found = plan_states(starts, drafting)
         segments = found.segments()
         positions = [found.positions(segment) for segment in segments]
         again = [
@@ -355,7 +361,7 @@ class ForwardPass:
         heads: int = self.config.num_attention_heads
         return heads // (getattr(self.config, "num_key_value_heads", None) or heads)
 
-    def _model_mask(self, masks: PassMasks) -> torch.Tensor | dict[str, torch.Tensor]:
+    def _model_mask(self, masks: PassMasks) -> torch.Tensor | dict[str, torch.Tensor | None]:
         """The masks in the form that the model takes."""
         width = getattr(self.config, "sliding_window", None)
         types = set(getattr(self.config, "layer_types", None) or ())
@@ -363,12 +369,17 @@ class ForwardPass:
             attend = {kind for kind in types if not keeps_state(kind)}
             if self.states:
                 attend.add("full_attention")  # of layers that do both
-            return {
-                **dict.fromkeys(["linear_attention", *types]),
-                **{k: masks.mask(width if k == "sliding_attention" else None) for k in attend},
-            }
+            found: dict[str, torch.Tensor | None] = dict.fromkeys({"linear_attention", *types})
+            for kind in attend:
+                found[kind] = masks.mask(width if kind == "sliding_attention" else None)
+            return found
         slides = not types or types == {"sliding_attention"}
         return masks.mask(width if slides else None)
+
+    @property
+    def state_slots(self) -> int:
+        """Slots whose keys and values take as much memory as the states of one segment."""
+        return -(-self.states.nbytes // max(self.cache.slot_bytes, 1)) if self.states else 0
 
     def check(self, token_ids: Sequence[int]) -> None:
         """Refuse ids that the model has no embedding for; on a GPU they would end the process.
