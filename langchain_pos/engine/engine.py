@@ -94,6 +94,7 @@ class Engine:
             if packed:
                 raise PackedModelError(str(error)) from error
             raise
+        self._slot_bytes = found.slot_bytes
         slots = max_slots if max_slots is not None else _slots_that_fit(model, found.slot_bytes)
         self.forward = ForwardPass(
             model,
@@ -428,6 +429,16 @@ class Engine:
             return str(self.forward.device)
         return "computes in bfloat16" if computes_in_bfloat16() else "computes in float32 only"
 
+    def _states(self) -> str:
+        """How much a segment carries beside its slots."""
+        if not self.forward.states:
+            return "none"
+        layers = self.forward.states
+        return (
+            f"{len(layers.numbers)} layers, {layers.nbytes:,} bytes a branch: as much as "
+            f"{-(-layers.nbytes // self._slot_bytes)} slots"
+        )
+
     def describe(self) -> dict[str, str]:
         """The basics: model, device, dtype, attention, limits."""
         config = self.forward.config
@@ -445,6 +456,7 @@ class Engine:
             "weights": self.weights,
             "attention": attention,
             "layers": str(config.num_hidden_layers),
+            "states": self._states(),
             "positions": str(self.context_length or "no limit")
             + (f" ({self._rope.note})" if self._rope.note else ""),
             "max_slots": str(self.forward.forest.max_slots),

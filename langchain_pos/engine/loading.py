@@ -1,9 +1,7 @@
 """Model and tokenizer by folder or hub name: checked, placed, and probed before they serve.
 
-No mask can isolate branches in a model that keeps a running state, and not every model takes a
-four-dimensional mask the same way. So every model is probed: three short branches in company
-against the same branches alone, and siblings' keys and values overwritten. What fails is refused
-with the reason; it is never wrong in silence.
+What a configuration says about a model is not enough to serve it, so every model is probed as well
+(`probing.py`). What fails is refused with the reason; it is never wrong in silence.
 """
 
 from __future__ import annotations
@@ -19,19 +17,19 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from langchain_pos.engine import attention
+from langchain_pos.engine.cache.states import has_state, keeps_state, wrap_mixers
 from langchain_pos.engine.cpu.dtypes import dtype_on_a_cpu
 from langchain_pos.engine.cpu.threads import limit_threads
-from langchain_pos.engine.forest.segments import Ledger
-from langchain_pos.engine.forest.slots import PAGE
-from langchain_pos.engine.forward.forward_pass import ForwardPass, MaskForm
+from langchain_pos.engine.forward.forward_pass import MaskForm
 from langchain_pos.engine.gguf import unpack
+from langchain_pos.engine.probing import probe, takes_parts
 from langchain_pos.engine.sources import Source, explain, locate
 from langchain_pos.errors import ModelLoadError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_ISOLATABLE = {"full_attention", "sliding_attention"}
+_ISOLATABLE = {"full_attention", "sliding_attention", "moe", "mlp"}
 _PROBE_WINDOW = 4
 
 
@@ -167,7 +165,8 @@ def refuse_state(config: Any) -> None:
             f"{config.model_type} is an encoder-decoder; a decoder-only model is needed"
         )
     text = config.get_text_config(decoder=True)
-    strange = sorted(set(getattr(text, "layer_types", None) or ()) - _ISOLATABLE)
+    types = set(getattr(text, "layer_types", None) or ())
+    strange = sorted(kind for kind in types - _ISOLATABLE if not keeps_state(kind))
     if strange:
         raise UnsupportedModelError(
             f"{config.model_type} has layers of type {', '.join(strange)}: what such a layer "
@@ -179,13 +178,18 @@ def refuse_state(config: Any) -> None:
 def _refuse_model(model: PreTrainedModel) -> None:
     """Refuse what only the model's class tells."""
     kind = model.config.model_type
-    if getattr(model, "_is_stateful", False):
+    if getattr(model, "_is_stateful", False) and not has_state(model.config):
         raise UnsupportedModelError(
             f"{kind} keeps a running state that every token passes through; no mask can isolate "
             "branches in it"
         )
     text = model.config.get_text_config(decoder=True)
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    if has_state(model.config) and "cache_params" in inspect.signature(model.forward).parameters:
+        raise UnsupportedModelError(
+            f"{kind} has no attention, only layers with a running state, and takes a cache of "
+            "another kind; models that mix the two are supported"
+        )
     if getattr(text, "alibi", False) or not takes_positions:
         raise UnsupportedModelError(
             f"{kind} takes no positions: it counts the tokens in the cache instead (ALiBi or the "
@@ -223,6 +227,13 @@ def prepare(model: PreTrainedModel, attn_implementation: str) -> Found:
     _refuse_model(model)
     attention.register()
     model.eval()
+    try:
+        wrap_mixers(model)
+    except Exception as error:  # whatever it trips over is the finding
+        raise UnsupportedModelError(
+            f"{model.config.model_type} has layers with a running state, but does not keep it in "
+            f"transformers' own cache: {' '.join(str(error).split())[:300]}"
+        ) from error
     if attn_implementation != "auto":
         names = [attn_implementation]
     else:
@@ -263,114 +274,3 @@ def _short_window(config: Any) -> Iterator[None]:
         yield
     finally:
         config.sliding_window = width
-
-
-@torch.inference_mode()
-def probe(model: PreTrainedModel, form: MaskForm) -> int:
-    """Three short branches in company against the same alone, and with siblings overwritten.
-
-    Args:
-        model: as for `prepare`, its attention implementation set.
-        form: how the model is given its mask.
-
-    Returns:
-        bytes that the keys and values of one token take.
-
-    Raises:
-        UnsupportedModelError: a branch is not what it is alone.
-    """
-    forward = ForwardPass(model, mask_form=form)
-    generator = torch.Generator().manual_seed(7)
-    stranger, prefix, *branches = (
-        torch.randint(0, forward.vocabulary, (length,), generator=generator).tolist()
-        for length in (12, 9, 3, 5, 2)
-    )
-    forest, ledger = forward.forest, Ledger()
-
-    # 1. The prefix begins behind a stranger, whose slots are then taken by what follows, so that
-    #    slots are not in the order of positions. Openings of different lengths go with the rest
-    #    of the prefix in one pass; then one more token each.
-    passed_by, root = forest.root(ledger), forest.root(ledger)
-    forward.run([(passed_by, stranger), (root, prefix[:6])], [])
-    forest.release(passed_by)
-    if not forward.cache.layers:
-        raise UnsupportedModelError("the model does not keep its keys and values in the cache")
-    children = [forest.fork(root, at=len(prefix)) for _ in branches]
-    openings = [(child, branch[:-1]) for child, branch in zip(children, branches, strict=True)]
-    forward.run([(root, prefix[6:]), *openings], [])
-    last = [(child, branch[-1:]) for child, branch in zip(children, branches, strict=True)]
-    company = forward.run(last, range(len(last))).float()
-
-    # 2. Each branch alone, by the model's own code without our cache and mask.
-    spread = company.std().item()
-    allowed = 0.02 if model.dtype == torch.float32 else 0.5  # bfloat16 keeps 8 bits
-    for row, branch in zip(company, branches, strict=True):
-        ids = torch.tensor([[*prefix, *branch]], device=forward.device)
-        alone = model(input_ids=ids, use_cache=False).logits[0, -1].float()
-        error = (row - alone).abs().max().item() / max(spread, 1e-6)
-        if not error < allowed:
-            raise UnsupportedModelError(
-                f"a branch in company differs from the branch alone by {error:.3g} of the "
-                f"logits' spread ({allowed} is allowed)"
-            )
-
-    # 3. A token far away, which comes later: what is before it may not change. It would where the
-    #    frequencies of all positions follow from the largest one; see `engine/rope.py`.
-    last_position = (getattr(forward.config, "max_position_embeddings", None) or 0) - 1
-    near = torch.arange(len(stranger) + 1, device=forward.device)[None]
-    if last_position >= len(stranger):
-        ids = torch.tensor([[*stranger, prefix[0]]], device=forward.device)
-        far = near.clone()
-        far[0, -1] = last_position
-        seen = [
-            model(input_ids=ids, position_ids=where, use_cache=False).logits[0, -2].float()
-            for where in (near, far)
-        ]
-        error = (seen[1] - seen[0]).abs().max().item() / max(spread, 1e-6)
-        if not error < allowed:
-            raise UnsupportedModelError(
-                f"a token at position {last_position} changes what comes before it by {error:.3g} "
-                f"of the logits' spread ({allowed} is allowed): requests of different lengths "
-                "would change each other"
-            )
-
-    # 4. Siblings overwritten: not one bit of the first branch may change.
-    forest.truncate(children[0], children[0].end - 1)
-    before = forward.run(last[:1], [0])
-    forest.truncate(children[0], children[0].end - 1)
-    forward.cache.overwrite([slot for child in children[1:] for slot in child.slots], 3.0)
-    after = forward.run(last[:1], [0])
-    if not torch.equal(before, after):
-        raise UnsupportedModelError("a branch changes when its siblings' keys and values change")
-    return forward.cache.slot_bytes
-
-
-@torch.inference_mode()
-def takes_parts(model: PreTrainedModel, form: MaskForm) -> bool:
-    """Whether branches and a stranger get the same logits when they are attended to in parts.
-
-    Not so where a model does more with its mask than to hand it to the attention function.
-    """
-    forward = ForwardPass(model, mask_form=form)
-    forward.least_saved = -(1 << 40)  # in parts, however little that saves
-    forest = forward.forest
-    generator = torch.Generator().manual_seed(11)
-    prefix, stranger, *branches = (
-        torch.randint(0, forward.vocabulary, (length,), generator=generator).tolist()
-        for length in (33 * PAGE, PAGE + 3, 2, 1, 5)
-    )
-    root, ledger = forest.root(Ledger()), Ledger()
-    forward.run([(root, prefix)], [])
-    segments = [*(forest.fork(root) for _ in branches), forest.root(ledger)]
-    feeds = list(zip(segments, [*branches, stranger], strict=True))
-    logits = []
-    for forward.in_parts in (False, True):
-        try:
-            found = forward.run(feeds, range(len(feeds)))
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            return False
-        logits.append(found.float())
-        for segment in segments:
-            forest.truncate(segment, segment.start)
-    error = (logits[1] - logits[0]).abs().max().item() / max(logits[0].std().item(), 1e-6)
-    return error < (0.02 if model.dtype == torch.float32 else 0.5)

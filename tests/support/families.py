@@ -212,7 +212,110 @@ SUPPORTED = [
     ),
 ]
 
-_STATE = "layers of type .*cannot be told apart by a mask"
+_CONV = ["conv", "full_attention", "conv"]
+_LINEAR = ["linear_attention", "linear_attention", "full_attention"]
+_DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+_SHARED = {"shared_expert_intermediate_size": 16}
+_MAMBA2 = {
+    "mamba_d_state": 8,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 1,
+    "mamba_expand": 2,
+    "mamba_d_conv": 4,
+    "mamba_chunk_size": 16,
+}
+
+STATEFUL = [
+    _f("lfm2", layer_types=_CONV),
+    _f("lfm2_moe", layer_types=_CONV, **_EXPERTS, num_dense_layers=1),
+    _f("qwen3_5", "qwen3_5_text", **_HEAD, layer_types=_LINEAR, **_DELTA),
+    _f(
+        "qwen3_5_moe",
+        "qwen3_5_moe_text",
+        **_HEAD,
+        **_EXPERTS,
+        **_SHARED,
+        layer_types=_LINEAR,
+        **_DELTA,
+    ),
+    _f("qwen3_next", **_HEAD, **_EXPERTS, **_SHARED, layer_types=_LINEAR, **_DELTA),
+    _f(
+        "olmo_hybrid",
+        layer_types=["linear_attention", "full_attention"] * 2,
+        num_hidden_layers=4,
+        **_DELTA,
+    ),
+    _f(
+        "kimi_linear",
+        **{**_LATENT, "q_lora_rank": None},
+        **_HEAD,
+        **_EXPERTS,
+        layer_types=_LINEAR,
+        mlp_layer_types=["dense", "sparse", "sparse"],
+        linear_head_dim=8,
+        linear_num_heads=4,
+        n_routed_experts=4,
+    ),
+    _f(
+        "granitemoehybrid",
+        layer_types=_LINEAR,
+        **_MAMBA2,
+        **_LOCAL,
+        shared_intermediate_size=16,
+    ),
+    _f("bamba", attn_layer_indices=[2], **_MAMBA2),
+    _f("falcon_h1", **_MAMBA2, **_HEAD, mamba_d_ssm=64),
+    _f(
+        "nemotron_h",
+        **_HEAD,
+        layers_block_type=["linear_attention", "moe", "full_attention", "linear_attention", "mlp"],
+        num_hidden_layers=5,
+        ssm_state_size=8,
+        mamba_num_heads=8,
+        mamba_head_dim=8,
+        n_groups=1,
+        chunk_size=16,
+        n_routed_experts=4,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        moe_shared_expert_intermediate_size=16,
+    ),
+    _f(
+        "jamba",
+        num_hidden_layers=4,
+        num_experts=2,
+        attn_layer_period=4,
+        attn_layer_offset=2,
+        mamba_d_state=8,
+    ),
+    _f(
+        "zamba2",
+        layers_block_type=["linear_attention", "hybrid"] * 2,
+        num_hidden_layers=4,
+        mamba_d_state=8,
+        mamba_ngroups=1,
+        n_mamba_heads=8,
+        mamba_headdim=8,
+        chunk_size=16,
+        num_mem_blocks=1,
+        attention_hidden_size=64,
+        attention_head_dim=16,
+        num_key_value_heads=4,
+        adapter_rank=4,
+    ),
+]
+"""Families with layers that carry a state from token to token."""
+
+SUPPORTED += STATEFUL
+
+_STATE = "has no attention, only layers with a running state"
 _POSITIONS = "takes no positions"
 _DIFFERS = "differs from the branch alone"
 
@@ -221,33 +324,10 @@ REFUSED = [
     (_f("mamba2", state_size=8, num_heads=8, head_dim=8, n_groups=1), _STATE),
     (_f("falcon_mamba", state_size=8), _STATE),
     (_f("rwkv"), "keeps a running state"),
-    (
-        _f(
-            "qwen3_next",
-            **_HEAD,
-            num_experts=4,
-            layer_types=["linear_attention", "linear_attention", "full_attention"],
-            linear_num_key_heads=2,
-            linear_num_value_heads=4,
-            linear_key_head_dim=8,
-            linear_value_head_dim=8,
-        ),
-        _STATE,
-    ),
-    (_f("lfm2", layer_types=["conv", "full_attention", "conv"]), _STATE),
-    (_f("jamba", num_hidden_layers=8, num_experts=2, use_mamba_kernels=False), _STATE),
-    (_f("recurrent_gemma", lru_width=32, attention_window_size=64), _STATE),
+    (_f("recurrent_gemma", lru_width=32, attention_window_size=64), "ask the cache for none"),
     (
         _f("minimax", layer_types=["linear_attention", "full_attention"] * 2, num_hidden_layers=4),
-        _STATE,
-    ),
-    (
-        _f(
-            "olmo_hybrid",
-            layer_types=["linear_attention", "full_attention"] * 2,
-            num_hidden_layers=4,
-        ),
-        _STATE,
+        "does not keep it in transformers' own cache",
     ),
     (_f("bloom", n_layer=3, n_head=4), _POSITIONS),
     (_f("mpt", d_model=32, n_heads=4, n_layers=3, max_seq_len=512), _POSITIONS),

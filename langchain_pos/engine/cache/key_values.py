@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from langchain_pos.engine.cache.states import PassStates
+
 _FEWEST_SLOTS = 1024
 _FEW_ROWS = 64
 """Up to so many rows, one check at the end of a pass is cheaper than one in every layer."""
@@ -118,6 +120,7 @@ class SlotCache(Cache):
     """One `SlotLayer` for every attention layer, made as the model first asks for it."""
 
     def __init__(self) -> None:
+        self.states: PassStates | None = None  # of the current pass, where the model keeps any
         self._least = _FEWEST_SLOTS
         self._pass = _Pass()
         super().__init__(layers=[])

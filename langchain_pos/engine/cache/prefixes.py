@@ -23,6 +23,8 @@ import torch
 from langchain_pos.engine.cache.key_values import SlotCache
 from langchain_pos.engine.forest.segments import Ledger, Segment, SegmentForest
 from langchain_pos.engine.forest.slots import ROOM
+from langchain_pos.engine.forest.state import State
+from langchain_pos.engine.forest.states import resumable
 
 LEAST = 64
 """Tokens that must be alike before sharing them is worth a segment."""
@@ -50,11 +52,18 @@ class Prefix:
         before = [] if self.parent is None else self.parent.slots(start)
         return [*before, *self.segment.slots[: upto - start]]
 
+    def states(self, upto: int) -> dict[int, State]:
+        """The states that are known at positions up to `upto`, its ancestors' included."""
+        before = {} if self.parent is None else self.parent.states(min(self.segment.start, upto))
+        return before | {at: s for at, s in self.segment.states.items() if at <= upto}
+
 
 @dataclass(eq=False)
 class _Parked:
     tokens: array[int]
-    states: list[torch.Tensor]  # keys and values of each layer, [1, kv_heads, tokens, head_dim]
+    keys: list[torch.Tensor]  # and values, of each layer, [1, kv_heads, tokens, head_dim]
+    states: dict[int, State]  # by position, where the model keeps any; the last one at the end
+    worth: int  # tokens whose keys and values take as much memory
 
 
 class PrefixCache:
@@ -77,6 +86,10 @@ class PrefixCache:
     def parked(self) -> int:
         """Tokens that are kept for later."""
         return sum(len(entry.tokens) for entry in self._parked.values())
+
+    @property
+    def _worth(self) -> int:
+        return sum(entry.worth for entry in self._parked.values())
 
     @property
     def slots(self) -> int:
@@ -123,6 +136,8 @@ class PrefixCache:
         best, length = None, LEAST - 1
         for prefix in self._live:
             common = _common(prefix.tokens, tokens)
+            if self._forest.keeps_states:
+                common = resumable(prefix.segment, common)
             if common > length:
                 best, length = prefix, common
         # A fork must not lie before its parent's first token.
@@ -161,6 +176,9 @@ class PrefixCache:
     @torch.inference_mode()
     def _park(self, prefix: Prefix) -> None:
         end = prefix.segment.end
+        states = prefix.states(end)
+        if self._forest.keeps_states:  # nothing can be done with what lies after the last one
+            end = max(states, default=0)
         tokens = prefix.tokens[:end]
         if not LEAST <= end <= self.max_parked:
             return
@@ -174,13 +192,18 @@ class PrefixCache:
         slots = prefix.slots(end)
         if len(slots) < end or self._forest.any_broken(slots):  # a parent may have been emptied
             return
+        if not all(state.is_finite() for state in states.values()):
+            return
         try:
-            states = self._cache.copy_out(slots)
+            for state in states.values():
+                state.keep()
+            keys = self._cache.copy_out(slots)
         except (RuntimeError, MemoryError):  # no memory to spare: what is parked is a luxury
             self.clear()
             return
-        self._parked[tokens.tobytes()] = _Parked(tokens, states)
-        while self.parked > self.max_parked:
+        extra = sum(state.nbytes for state in states.values()) // self._cache.slot_bytes
+        self._parked[tokens.tobytes()] = _Parked(tokens, keys, states, end + extra)
+        while self._worth > self.max_parked:
             self._parked.popitem(last=False)
 
     @torch.inference_mode()
@@ -195,6 +218,8 @@ class PrefixCache:
             if common > length:
                 found, length = key, common
         length = min(length, self._forest.pool.free)
+        if found is not None and self._forest.keeps_states:
+            length = max([0, *(at for at in self._parked[found].states if at <= length)])
         if found is None or length < LEAST:
             return None, 0
         self._parked.move_to_end(found)
@@ -204,10 +229,14 @@ class PrefixCache:
             self._forest.fill_in(prefix.segment, slots)
             self._cache.copy_in(
                 slots,
-                [states[:, :, :length] for states in self._parked[found].states],
+                [keys[:, :, :length] for keys in self._parked[found].keys],
                 extent=self._forest.extent,
                 max_slots=self._forest.max_slots,
             )
+            if self._forest.keeps_states:
+                prefix.segment.tokens = list(prefix.tokens)
+                kept = self._parked[found].states
+                prefix.segment.states = {at: kept[at] for at in kept if at <= length}
         except BaseException:
             self._live.remove(prefix)
             self._forest.release(prefix.segment)

@@ -30,7 +30,8 @@ from dataclasses import dataclass, field
 import torch
 
 from langchain_pos.engine.forest.slots import Holder, Region, SlotPool, whole_pages
-from langchain_pos.errors import OutOfSlotsError
+from langchain_pos.engine.forest.state import State
+from langchain_pos.errors import InvalidRequestError, OutOfSlotsError
 
 UNBOUNDED = torch.iinfo(torch.int32).max
 """The reach of a segment into itself."""
@@ -103,6 +104,11 @@ class Segment(Holder):
             decides what is visible; this only says where it is worth looking.
         on_release: called once, when the segment is released.
         slots: the slot of each of its tokens, in order of position.
+        parent: what it was forked from; None for a root.
+        children: alive and forked from it.
+        tokens: its tokens, in order of position, where the model keeps states; else empty.
+        states: for some positions, its own first one to its end, the state before the token there;
+            see `forest/states.py`.
     """
 
     id: int
@@ -111,11 +117,23 @@ class Segment(Holder):
     ancestors: dict[Segment, int] = field(default_factory=dict)
     released: bool = False
     on_release: Callable[[], None] | None = None
+    parent: Segment | None = None
+    children: set[Segment] = field(default_factory=set)
+    tokens: list[int] = field(default_factory=list)
+    states: dict[int, State] = field(default_factory=dict)
 
     @property
     def end(self) -> int:
         """Position of the next token."""
         return self.start + len(self.slots)
+
+    def forget(self, end: int) -> None:
+        """Its tokens and states after position `end` are void, and what was forked from there."""
+        del self.tokens[end - self.start :]
+        self.states = {at: state for at, state in self.states.items() if at <= end}
+        for child in self.children:
+            if child.start > end:
+                child.states.pop(child.start, None)
 
 
 class SegmentForest:
@@ -131,6 +149,7 @@ class SegmentForest:
         max_slots: slots that may ever exist.
         spare_slots: the first so many are never given to a segment.
         segments: segments to begin with, and one; when there are more, the reach grows and moves.
+        keeps_states: the model has layers with a running state; see `forest/states.py`.
 
     Attributes:
         max_slots: slots that may ever exist.
@@ -149,7 +168,9 @@ class SegmentForest:
         max_slots: int = 1 << 30,
         spare_slots: int = 0,
         segments: int = 64,
+        keeps_states: bool = False,
     ) -> None:
+        self.keeps_states = keeps_states
         self.device = device
         self.max_slots = max_slots
         self.pool = SlotPool(capacity, max_slots, spare_slots)
@@ -189,6 +210,10 @@ class SegmentForest:
         if child.owner is not parent.owner:
             child.owner.sees.add(parent.owner)
         child.ancestors = _seen_by([parent], at)
+        child.parent = parent
+        parent.children.add(child)
+        if at in parent.states:
+            child.states[at] = parent.states[at]
         self._reach[child.id] = torch.clamp(self._reach[parent.id], max=at)
         self._reach[child.id, child.id] = UNBOUNDED
         return child
@@ -200,7 +225,16 @@ class SegmentForest:
             segments: live segments of one owner; at least one.
             at: position of the child's first token, not before the end of any of them. What
                 they hold at this position or later stays invisible to it.
+
+        Raises:
+            InvalidRequestError: the model keeps states, and none of them has seen all segments.
         """
+        if self.keeps_states:
+            raise InvalidRequestError(
+                'join="reuse" is given, but this model has layers with a running state: each '
+                "branch has one of its own, and none of them has read all branches. Allowed is "
+                'join="reprefill", which feeds the branches once more'
+            )
         child = self.fork(segments[0], at)
         child.ancestors = _seen_by(segments, at)
         rows = [segment.id for segment in segments]
@@ -212,6 +246,7 @@ class SegmentForest:
         """Forget the tokens of `segment` at position `end` and later; their slots are free."""
         keep = max(end - segment.start, 0)
         if keep < len(segment.slots):
+            segment.forget(segment.start + keep)
             self.freed.extend(self.pool.cut(segment.owner, segment, keep))
 
     def release(self, segment: Segment) -> None:
@@ -221,7 +256,9 @@ class SegmentForest:
         segment.released = True
         segment.owner.segments.discard(segment)
         self.freed.extend(self.pool.cut(segment.owner, segment, 0))
-        segment.ancestors = {}
+        segment.ancestors, segment.states = {}, {}
+        if segment.parent is not None:
+            segment.parent.children.discard(segment)
         self._reach[segment.id, :] = 0
         self._reach[:, segment.id] = 0
         self._reach_is_newer = True

@@ -13,6 +13,7 @@ import torch
 
 from langchain_pos.engine.attention import FOLDED
 from langchain_pos.engine.cache.key_values import SlotCache
+from langchain_pos.engine.cache.states import PassStates, keeps_state, wrap_mixers
 from langchain_pos.engine.forest.parts import (
     LEAST_SAVED,
     Block,
@@ -22,7 +23,8 @@ from langchain_pos.engine.forest.parts import (
     plan,
     whole,
 )
-from langchain_pos.engine.forest.segments import Ledger, SegmentForest
+from langchain_pos.engine.forest.segments import Ledger, Segment, SegmentForest
+from langchain_pos.engine.forest.states import StatePlan, plan_states
 from langchain_pos.engine.forward.cuda_graphs import MOST_SAMPLED, ROWS, StepGraphs, slots_bucket
 from langchain_pos.engine.forward.masks import PassMasks
 from langchain_pos.errors import InvalidRequestError
@@ -61,6 +63,7 @@ class ForwardPass:
         model: transformers model in eval mode.
         forest: labels of the slots.
         cache: keys and values of the slots.
+        states: the layers that keep a state.
         mask_form: how the model takes its mask; the loader finds out.
         vocabulary: token ids that the model has embeddings for.
         graphs: the recorded passes, None where there are none.
@@ -86,12 +89,15 @@ class ForwardPass:
         self.config = model.config.get_text_config(decoder=True)
         embeddings: torch.nn.Parameter = model.get_input_embeddings().weight  # type: ignore[assignment]
         self.device = embeddings.device
+        self.states = wrap_mixers(model)
+        graphs = graphs and not self.states
         self.least_saved = LEAST_SAVED["cuda" if self.device.type == "cuda" else "cpu"]
         self.forest = SegmentForest(
             self.device,
             max_slots=max_slots,
             spare_slots=int(graphs),
             segments=256 if graphs else 64,
+            keeps_states=bool(self.states),
         )
         self.cache = SlotCache()
         if graphs and self.device.type == "cuda":
@@ -100,6 +106,8 @@ class ForwardPass:
             self.cache.allocate(max_slots)
         self.graphs: StepGraphs | None = None
         self.no_graphs = "" if graphs else "off"
+        if self.states:
+            self.no_graphs = "off: some layers keep a state"
         if graphs:
             self.graphs = StepGraphs(self._fixed_step, self.device, self._addresses)
         self.mask_form = mask_form
@@ -118,7 +126,8 @@ class ForwardPass:
         """Feed tokens to segments in one pass.
 
         Args:
-            feeds: segments and the tokens that each gets next. A segment occurs once.
+            feeds: segments and the tokens that each gets next. A segment may occur again, with
+                what follows; not one that is sampled from.
             sampled: indices into `feeds` whose last token's logits are wanted.
             drafted: for each of `sampled`, how many tokens before the last one count as well: a
                 draft's. None are by default.
@@ -147,9 +156,18 @@ class ForwardPass:
         drafted: Sequence[int],
     ) -> torch.Tensor:
         # 1. Slots for the new tokens, and how the rows are attended to.
-        starts = [segment.end for segment, _ in feeds]
-        slots = [self.forest.extend(segment, len(new)) for segment, new in feeds]
-        rows = sum(map(len, slots))
+        positions = []
+        for segment, new in feeds:
+            positions.append(list(range(segment.end, segment.end + len(new))))
+            self.forest.extend(segment, len(new))
+        plans = None
+        if self.states:
+            drafting = {feeds[i][0] for i, more in zip(sampled, drafted, strict=True) if more}
+            asking = [feeds[i][0] for i in sampled]
+            plans, feeds, positions = self._with_states(feeds, positions, drafting)
+            order = {segment: index for index, (segment, _) in enumerate(feeds)}
+            sampled = [order[segment] for segment in asking]
+        rows = sum(map(len, positions))
         asked = len(sampled) + sum(drafted)
         recorded = (
             self.graphs is not None and self.graphs.takes(rows, asked) and bool(self.cache.layers)
@@ -165,10 +183,10 @@ class ForwardPass:
         last_rows = [0] * len(feeds)
         for block in parts.blocks:
             segment, new = feeds[block.feed]
-            at = starts[block.feed]
+            where = positions[block.feed][block.begin : block.end]
             columns.tokens.extend(new[block.begin : block.end])
-            columns.positions.extend(range(at + block.begin, at + block.end))
-            columns.slots.extend(slots[block.feed][block.begin : block.end])
+            columns.positions.extend(where)
+            columns.slots.extend(segment.slots[at - segment.start] for at in where)
             columns.segments.extend([segment.id] * block.rows)
             last_rows[block.feed] = len(columns.tokens) - 1
         wanted = [
@@ -178,13 +196,44 @@ class ForwardPass:
         ]
 
         # 3. A pass of a recorded shape, or as it comes.
+        if plans is not None:
+            self.cache.states = self._pass_states(plans, columns, feeds)
         logits = self._replay(columns, wanted) if recorded else None
         if logits is None:
             logits = self._as_it_comes(columns, wanted, parts)
+        if plans is not None:
+            plans.settle()
+        self.cache.states = None
         self.count += 1
         self.rows += rows
         self.pairs += parts.pairs
         return logits[: len(wanted)]
+
+    def _with_states(
+        self, feeds: Feeds, positions: list[list[int]], drafting: set[Segment]
+    ) -> tuple[StatePlan, Feeds, list[list[int]]]:
+        """What has to be fed so that states come out right: the plan, feeds and positions."""
+        starts: dict[Segment, int] = {}
+        for (segment, new), where in zip(feeds, positions, strict=True):
+            segment.tokens += new
+            if new:
+                starts.setdefault(segment, where[0])
+        found = plan_states(starts, drafting)
+        segments = found.segments()
+        positions = [found.positions(segment) for segment in segments]
+        again = [
+            (segment, [segment.tokens[at - segment.start] for at in where])
+            for segment, where in zip(segments, positions, strict=True)
+        ]
+        return found, again, positions
+
+    def _pass_states(self, found: StatePlan, columns: _Columns, feeds: Feeds) -> PassStates:
+        by_id = {segment.id: segment for segment, _ in feeds}
+        rows: dict[Segment, dict[int, int]] = {segment: {} for segment, _ in feeds}
+        places = zip(columns.segments, columns.positions, strict=True)
+        for row, (number, position) in enumerate(places):
+            rows[by_id[number]][position] = row
+        return PassStates(found, rows, self.states, self.device)
 
     def _as_it_comes(self, columns: _Columns, wanted: list[int], parts: Plan) -> torch.Tensor:
         freed = list(self.forest.freed)
@@ -312,16 +361,25 @@ class ForwardPass:
         heads: int = self.config.num_attention_heads
         return heads // (getattr(self.config, "num_key_value_heads", None) or heads)
 
-    def _model_mask(self, masks: PassMasks) -> torch.Tensor | dict[str, torch.Tensor]:
+    def _model_mask(self, masks: PassMasks) -> torch.Tensor | dict[str, torch.Tensor | None]:
         """The masks in the form that the model takes."""
         width = getattr(self.config, "sliding_window", None)
         types = set(getattr(self.config, "layer_types", None) or ())
         if self.mask_form == "by_layer_type":
-            return {
-                kind: masks.mask(width if kind == "sliding_attention" else None) for kind in types
-            }
+            attend = {kind for kind in types if not keeps_state(kind)}
+            if self.states:
+                attend.add("full_attention")  # of layers that do both
+            found: dict[str, torch.Tensor | None] = dict.fromkeys({"linear_attention", *types})
+            for kind in attend:
+                found[kind] = masks.mask(width if kind == "sliding_attention" else None)
+            return found
         slides = not types or types == {"sliding_attention"}
         return masks.mask(width if slides else None)
+
+    @property
+    def state_slots(self) -> int:
+        """Slots whose keys and values take as much memory as the states of one segment."""
+        return -(-self.states.nbytes // max(self.cache.slot_bytes, 1)) if self.states else 0
 
     def check(self, token_ids: Sequence[int]) -> None:
         """Refuse ids that the model has no embedding for; on a GPU they would end the process.

@@ -207,11 +207,16 @@ class Scheduler:
             self._resume(request)
 
     def _fits(self, comer: Request[Any]) -> bool:
-        """Whether the slots that all are likely to hold suffice with one more request."""
+        """Whether the slots that all are likely to hold suffice with one more request.
+
+        The states of a segment count as the slots that would take as much memory.
+        """
         if not self._live:
             return True
+        state = self.forward.state_slots
         probable = self.prefixes.slots + sum(
             max(request.ledger.slots, request.expected - request.shared_slots)
+            + state * max(len(request.ledger.segments), 1)
             for request in (*self._live, comer)
         )
         pool = self.forward.forest.pool

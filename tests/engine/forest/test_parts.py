@@ -14,7 +14,7 @@ from langchain_pos.engine.forest.parts import BLOCK, Block, Part, Plan, plan
 from langchain_pos.engine.forest.segments import Ledger, Segment
 from langchain_pos.engine.forest.slots import PAGE
 from langchain_pos.engine.forward.forward_pass import ForwardPass
-from langchain_pos.engine.loading import takes_parts
+from langchain_pos.engine.probing import takes_parts
 from langchain_pos.engine.sampling import SamplingParams
 from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.errors import NonFiniteLogitsError
