@@ -12,8 +12,9 @@ from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, Us
 from langchain_core.messages.tool import tool_call, tool_call_chunk
 from langchain_core.messages.utils import message_chunk_to_message
 
+from langchain_pos.chat_models.reading_order import ReadingOrder
 from langchain_pos.chat_models.tool_calling import CallText, ToolCallReader
-from langchain_pos.results.data import Block, BranchResult
+from langchain_pos.results.data import Block, BranchResult, Plan
 from langchain_pos.results.result import ReasoningChunk
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class MessageWriter:
     A branch reads `title: body`. With `blocks` every branch is a reasoning block of its own and
     grows while it is written, beside the others. Without, `additional_kwargs["reasoning_content"]`
     takes them as they are finished, in the plan's order, and the content is the text alone.
+    In native form the whole answer is the text: its list is what was asked for.
 
     Args:
         blocks: write content blocks (`output_version="v1"`).
@@ -59,6 +61,7 @@ class MessageWriter:
         self._places: list[int] = []  # content block of each branch of the last plan
         self._text_index: int | None = None
         self._plans = 0
+        self._order: ReadingOrder | None = None  # of an answer in native form
         self._written_text = ""  # of the conclusion after the last plan
         self._finished: dict[int, BranchResult] = {}
         self._ended: set[int] = set()
@@ -73,6 +76,8 @@ class MessageWriter:
             branch = chunk.blocks[-1].branches[0]
             yield from self._branch(branch, ended=not chunk.delta)
         elif chunk.stage == "conclude" and chunk.conclusion:
+            if self._order is not None and not self._written_text:
+                yield from self._answer("\n\n")
             self._written_text += chunk.conclusion
             yield from self._answer(chunk.conclusion)
 
@@ -98,7 +103,9 @@ class MessageWriter:
 
     def _plan(self, blocks: tuple[Block, ...]) -> Iterator[AIMessageChunk]:
         plan = blocks[-1].plan
-        if self._plans:  # the conclusion so far has become the preamble of a further block
+        if plan.form == "native":
+            yield from self._list(plan)
+        elif self._plans:  # the conclusion so far has become the preamble of a further block
             rest = plan.preamble.removeprefix(self._written_text)
             if plan.preamble:
                 yield from self._answer(rest + "\n\n")
@@ -106,14 +113,30 @@ class MessageWriter:
             yield from self._think(plan.preamble, self._new_index())
             if not self._blocks:
                 yield self._reasoning("\n")
-        self._plans, self._written_text, self._text_index = len(blocks), "", None
+        self._plans, self._written_text = len(blocks), ""
+        if self._order is not None:
+            return
+        self._text_index = None
         self._finished, self._ended, self._waiting = {}, set(), 0
         self._places = [self._new_index() for _ in plan.steps]
         if self._blocks:
             for step, place in zip(plan.steps, self._places, strict=True):
                 yield from self._think(f"{step.title}: ", place)
 
+    def _list(self, plan: Plan) -> Iterator[AIMessageChunk]:
+        """A list begins, after what has been written of its lead-in."""
+        rest = plan.preamble.removeprefix(self._written_text)
+        if rest and self._plans and not self._written_text:
+            rest = f"\n\n{rest}"
+        self._order = ReadingOrder(plan)
+        gap = "\n\n" if plan.preamble or self._plans else ""
+        yield from self._answer(f"{rest}{gap}{self._order.begin()}")
+
     def _branch(self, branch: BranchResult, *, ended: bool) -> Iterator[AIMessageChunk]:
+        if self._order is not None:
+            if piece := self._order.take(branch, ended=ended):
+                yield from self._answer(piece)
+            return
         if self._blocks:
             if branch.text:
                 yield from self._think(branch.text, self._places[branch.index])
@@ -220,7 +243,9 @@ def _usage(reasoning: Reasoning, result: ReasoningResult) -> UsageMetadata:
         input_token_details=InputTokenDetails(cache_read=result.cached_tokens),
     )
     tokens = reasoning.progress.stage_tokens
-    usage["output_token_details"] = OutputTokenDetails(reasoning=tokens["plan"] + tokens["expand"])
+    native = any(block.plan.form == "native" for block in result.blocks)
+    thought = tokens["plan"] + (0 if native else tokens["expand"])
+    usage["output_token_details"] = OutputTokenDetails(reasoning=thought)
     return usage
 
 

@@ -240,7 +240,7 @@ class Reasoning:
         """
         text, may_open = Conclusion(""), len(blocks) < self.settings.max_blocks
         while True:
-            with self.progress.stage("conclude" if blocks else "plan"):
+            with self.progress.stage("conclude"):
                 self.progress.open("conclude", blocks, text.text)
                 text = await self.concluder.conclude(
                     trunk, text, block=len(blocks), may_open=may_open

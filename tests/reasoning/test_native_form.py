@@ -10,23 +10,8 @@ from typing import Any
 import pytest
 
 from langchain_pos import ParallelReasoningLLM, ReasoningResult
+from tests.support.native_list import ASKED, LIST, NATIVE, UNWILLING, WRITTEN
 from tests.support.scripted import TOKENIZERS, Script, random_llm, scripted_llm, without_clocks
-
-ASKED = "Who?\n\nAnswer:\n"
-LIST: dict[str, str | list[str]] = {
-    ASKED: "Some of them:\n\n1. **Ann**:",
-    "1. **Ann**:": " is tall\n   - and old.\n\n2. **Ben**:",
-    "2. **Ben**:": " is small.\n\nThat is all.",
-    "1. **Ann**: ...\n\n": "2. **Ben**: ...\n\nT",
-    "is small.": "\n\nThat is all.",
-}
-"""A model that writes a list of two and a sentence after it, in whichever way it is asked."""
-UNWILLING = {cue: text for cue, text in LIST.items() if "..." not in cue}
-"""The same model, which would not leave out a body."""
-WRITTEN = (
-    "Some of them:\n\n1. **Ann**: is tall\n   - and old.\n\n2. **Ben**: is small.\n\nThat is all."
-)
-NATIVE = {"outline": "native", "max_pressure": 0.9, "max_sequential_tokens": 120}
 
 
 def native_llm(

@@ -1,0 +1,21 @@
+"""A scripted model that answers "Who?" with a list, in whichever way it is asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ASKED = "Who?\n\nAnswer:\n"
+LIST: dict[str, str | list[str]] = {
+    ASKED: "Some of them:\n\n1. **Ann**:",
+    "1. **Ann**:": " is tall\n   - and old.\n\n2. **Ben**:",
+    "2. **Ben**:": " is small.\n\nThat is all.",
+    "1. **Ann**: ...\n\n": "2. **Ben**: ...\n\nT",
+    "is small.": "\n\nThat is all.",
+}
+"""A model that writes a list of two and a sentence after it, in whichever way it is asked."""
+UNWILLING = {cue: text for cue, text in LIST.items() if "..." not in cue}
+"""The same model, which would not leave out a body."""
+WRITTEN = (
+    "Some of them:\n\n1. **Ann**: is tall\n   - and old.\n\n2. **Ben**: is small.\n\nThat is all."
+)
+NATIVE: dict[str, Any] = {"outline": "native", "max_pressure": 0.9, "max_sequential_tokens": 120}
