@@ -213,7 +213,8 @@ class ModelSource(BaseModel):
         decoding = LocalDecoding(self.engine_of(model))
         folder = Path(model).expanduser() if model else decoding.folder
         if folder is None or not folder.is_dir():
-            return Reasoner(decoding, prompts=self.prompts, model_name=model)
+            named = folder.name if folder and folder.is_file() else model
+            return Reasoner(decoding, prompts=self.prompts, model_name=named)
         prompts = self.prompts or load_prompts(folder)
         return Reasoner(decoding, prompts=prompts, model_name=folder.name)
 

@@ -83,12 +83,19 @@ def test_the_bar_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_a_real_gguf_file_answers_in_parallel(tmp_path: Path) -> None:
-    """SmolLM2 from its GGUF file writes the steps that it is given."""
+    """SmolLM2's GGUF file writes the given steps as its transformers folder does."""
     pytest.importorskip("gguf")
-    real = shutil.copy(real_model("smollm2-135m-instruct") / "model.gguf", tmp_path)
-    llm = ParallelReasoningLLM(
-        model=real, device="cpu", max_branch_tokens=12, max_conclusion_tokens=12
-    )
-    result = llm.invoke("Compare Paris and Tokyo.", steps=["Paris", "Tokyo"])
-    assert [branch.title for branch in result.branches] == ["Paris", "Tokyo"]
-    assert all(branch.text.strip() for branch in result.branches)
+    real = real_model("smollm2-135m-instruct")
+    written = []
+    for model in (shutil.copy(real / "model.gguf", tmp_path), real / "hf"):
+        llm = ParallelReasoningLLM(
+            model=str(model),
+            device="cpu",
+            dtype="float32",
+            max_branch_tokens=12,
+            max_conclusion_tokens=12,
+        )
+        result = llm.invoke({"question": "Compare Paris and Tokyo.", "steps": ["Paris", "Tokyo"]})
+        written.append([(branch.title, branch.text) for branch in result.branches])
+    assert [title for title, _ in written[0]] == ["Paris", "Tokyo"]
+    assert written[0] == written[1]

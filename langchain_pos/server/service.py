@@ -240,7 +240,7 @@ class ChatResponse(HeldResponse):
 
 def _served_name(chat: ChatParallelReasoning) -> str:
     name = chat._model_name(chat.model)
-    return Path(name).name if Path(name).expanduser().is_dir() else name
+    return Path(name).name if Path(name).expanduser().exists() else name
 
 
 async def _event(send: Send, data: bytes) -> None:
