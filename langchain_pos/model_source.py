@@ -1,4 +1,4 @@
-"""The fields that say which model answers, and how it is loaded: one home for all runnables."""
+"""The fields that determine which model answers, and how it is loaded, for all runnables."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class EngineCache:
-    """Engines by what they are loaded from; each is loaded once, when it is first asked for.
+    """Engines by their source; each is loaded once, when first needed.
 
-    Where a field is configurable, LangChain makes a new runnable of a runnable's fields for every
-    call. All of them hold this one object, so they share the engine, and a model that the caller
-    has loaded himself stays with them. A copy for another process starts empty.
+    If a field is configurable, LangChain creates a new runnable from a runnable's fields for every
+    call. All of them hold this one object, so they share the engine, and keep a model loaded by
+    the caller. A copy for another process starts empty.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class EngineCache:
         """Tells given engines apart in cache keys: two models of one name may differ in weights."""
 
     def give(self, name: str | None, options: dict[str, Any], engine: Engine) -> None:
-        """Keep an engine that exists already."""
+        """Keep an existing engine."""
         self._given = name, engine
         self.identity = uuid4().hex
         self._engines.append((name, options, engine))
@@ -88,7 +88,7 @@ def shipped_model() -> str:
 
 
 class ModelSource(BaseModel):
-    """A model by its name, loaded when it is first needed, one that is loaded, or a server."""
+    """A model by name, loaded when first needed; a loaded model; or a server."""
 
     model_config = ConfigDict(
         arbitrary_types_allowed=True, protected_namespaces=(), populate_by_name=True
@@ -106,13 +106,13 @@ class ModelSource(BaseModel):
     attn_implementation: str = "auto"
     """"auto", "sdpa" or "eager"."""
     max_slots: int | None = Field(default=None, ge=1)
-    """KV-cache slots to hold at most; None takes what fits in half of the free memory."""
+    """Most KV-cache slots to hold; None takes what fits in half of the free memory."""
     draft_rows: int | None = Field(default=None, ge=1)
     """Rows of a forward pass that drafts may fill; None: measured when the model is loaded."""
     prefix_cache_tokens: int = Field(default=16384, ge=0)
     """Tokens of questions whose keys and values are kept for later ones that begin alike."""
     cuda_graphs: bool | None = None
-    """Record forward passes as CUDA graphs; None: where the model lies on one CUDA device."""
+    """Record forward passes as CUDA graphs; None: if the model is on one CUDA device."""
     pack_weights: bool | None = None
     """Rewrite the weights for faster steps on a CPU; None: unless the model was given loaded."""
     trust_remote_code: bool = False
@@ -122,17 +122,17 @@ class ModelSource(BaseModel):
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """For transformers' `from_pretrained`: `device_map`, `quantization_config`, …"""
     prompts: ReasoningPrompts | None = None
-    """What is said to the model; None: its own wording if its folder carries one, else English or
-    Chinese by the question's script."""
+    """The model's prompts; None: its own wording if its folder has one, else English or Chinese by
+    the question's script."""
 
     remote: OpenAICompletionsEngine | None = Field(default=None, alias="engine")
-    """A server that answers in place of a local model; given as `engine`. What is said above about
-    loading does not concern it."""
+    """A server that answers instead of a local model; passed as `engine`. The fields above about
+    loading do not apply to it."""
 
     engines: SkipJsonSchema[EngineCache] = Field(
         default_factory=EngineCache, exclude=True, repr=False
     )
-    """The loaded model, shared by the copies that LangChain makes; leave it alone."""
+    """The loaded model, shared by the copies that LangChain creates; internal."""
 
     @field_validator("remote", mode="before")
     @classmethod
@@ -155,7 +155,7 @@ class ModelSource(BaseModel):
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any, **fields: Any) -> Self:
-        """Over a transformers model and tokenizer that are loaded already."""
+        """Over a loaded transformers model and tokenizer."""
         from langchain_pos.engine.engine import Engine
 
         return cls.from_engine(
@@ -182,7 +182,7 @@ class ModelSource(BaseModel):
 
     @property
     def engine(self) -> Engine:
-        """The engine; loads the model if need be. A server, where one was given.
+        """The engine; loads the model if necessary. A server if one was given.
 
         Raises:
             ModelLoadError, UnsupportedModelError: it cannot serve.
@@ -192,7 +192,7 @@ class ModelSource(BaseModel):
         return self.engine_of(self.model)
 
     def engine_of(self, model: str | None) -> Engine:
-        """The engine of another model, loaded as this one is."""
+        """The engine of another model, loaded like this one."""
         return self.engines.get(model, self._load_options())
 
     @property

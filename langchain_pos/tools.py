@@ -36,7 +36,7 @@ class Subtask(BaseModel):
 
 
 class ParallelSubtasksInput(BaseModel):
-    """What the tool is called with."""
+    """The tool's arguments."""
 
     subtasks: list[Subtask] = Field(
         min_length=1, description="Subtasks that need no other's result."
@@ -45,7 +45,7 @@ class ParallelSubtasksInput(BaseModel):
 
 
 def _explain(error: ValidationError | Any) -> str:
-    """What is wrong with the arguments, so that a model can mend them."""
+    """What is wrong with the arguments, so that a model can correct them."""
     wrong = "; ".join(
         f"{'.'.join(map(str, e['loc']))}: {e['msg']} (given: {str(e['input'])[:80]!r})"
         for e in error.errors(include_url=False)
@@ -57,9 +57,9 @@ class ParallelSubtasksTool(BaseTool):
     """Works out an agent's independent subtasks with one local model, all at the same time.
 
     The content of its answer is the text of all subtasks, the artifact the `ReasoningResult`.
-    Inside a LangGraph graph it tells its progress through the graph's stream writer
-    (`stream_mode="custom"`), elsewhere it says nothing. What goes wrong becomes a tool message
-    with status "error", which the agent's model can read; interrupts and cancellation pass.
+    Inside a LangGraph graph it reports progress through the graph's stream writer
+    (`stream_mode="custom"`), elsewhere not at all. Failures become a tool message with status
+    "error", which the agent's model can read; interrupts and cancellation pass through.
 
     Example:
         >>> tool = ParallelSubtasksTool(llm=ParallelReasoningLLM())
@@ -130,7 +130,7 @@ def _answer(result: ReasoningResult) -> tuple[str, ReasoningResult]:
     """The text of all subtasks, and the result.
 
     Raises:
-        ToolException: not one of them has come to anything.
+        ToolException: all of them failed.
     """
     if all(branch.error is not None for branch in result.branches):
         wrong = "; ".join(f"{branch.title}: {branch.error}" for branch in result.branches)
@@ -153,7 +153,7 @@ def _as_tool_error(error: Exception) -> ToolException:
 
 
 def _stream_writer() -> StreamWriter | None:
-    """The stream writer of the LangGraph graph that we are called in; None outside of one."""
+    """The stream writer of the surrounding LangGraph graph; None outside of one."""
     if "langgraph" not in sys.modules:
         return None
     try:
@@ -165,7 +165,7 @@ def _stream_writer() -> StreamWriter | None:
 
 
 def _tell(tool: str, tell: StreamWriter, chunk: ReasoningChunk) -> None:
-    """What a chunk says of the subtasks' progress."""
+    """The subtasks' progress in a chunk."""
     if chunk.stage == "plan" and chunk.blocks:
         tell({"tool": tool, "event": "start", "titles": list(chunk.blocks[-1].plan.titles)})
     elif chunk.stage == "expand" and chunk.blocks:

@@ -1,4 +1,4 @@
-"""How the shipped model is made: text generator, tokenizer, training, export and evaluation.
+"""The making of the shipped model: text generator, tokenizer, training, export, evaluation.
 
 python -m training.train       train (resumable), export into langchain_pos/embedded/
 python -m training.export      export a checkpoint by hand

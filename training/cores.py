@@ -1,8 +1,8 @@
-"""Shares a small machine politely: one thread while another program keeps a core busy.
+"""Shares a small machine: one thread while another program keeps a core busy.
 
-Two threads that meet at barriers run at the pace of the slower one; beside a busy neighbour of the
-same or a higher priority a two-core machine trains faster with one thread than with two. Linux
-only; elsewhere nothing is changed.
+Two threads that meet at barriers run at the pace of the slower one; next to a busy process of the
+same or a higher priority, a two-core machine trains faster with one thread than with two. Linux
+only; no effect elsewhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 
 def _busy_seconds() -> float:
-    """CPU seconds that the whole machine has worked since it was started."""
+    """CPU seconds used on the whole machine since it was started."""
     fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     user, nice, system, _idle, _wait, irq, soft = (int(x) for x in fields[:7])
     return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
@@ -30,7 +30,7 @@ def _own_seconds(pids: list[int]) -> float:
 
 
 class CoreWatch:
-    """Sets torch's threads from what other programs used since the last look."""
+    """Sets torch's threads according to other programs' use since the last check."""
 
     def __init__(self, pids: list[int], threads: int) -> None:
         self._pids, self._threads = [os.getpid(), *pids], threads
@@ -47,7 +47,7 @@ class CoreWatch:
         now, others = self._look()
         share = (others - self._last[1]) / max(now - self._last[0], 1e-3)
         self._last = (now, others)
-        first = os.getpriority(os.PRIO_PROCESS, 0) < 0  # then a neighbour hardly slows two threads
+        first = os.getpriority(os.PRIO_PROCESS, 0) < 0  # others hardly slow two threads then
         threads = 1 if 0.45 <= share < 1.35 and not first else 2
         if threads != torch.get_num_threads():
             torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""From one short record to thirty long ones, and a process that prepares the batches ahead."""
+"""From one short record to thirty long ones, with batches prepared ahead in another process."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Stage:
     """A mixture of buckets, and when it ends."""
 
     mixture: dict[str, float]
-    gate: float  # share of right validation branches and skeletons that ends the stage
-    latest: float  # share of all steps at which it ends anyhow
+    gate: float  # share of correct validation branches and skeletons that ends the stage
+    latest: float  # share of all steps at which it ends anyway
     bare: float = 0.13
 
     def next(self, index: int, progress: float, scores: dict[str, float]) -> int:
-        """Return the index of the stage to go on with."""
+        """Return the index of the stage to continue with."""
         ready = min(scores.get("branch", 0.0), scores.get("skeleton", 0.0)) >= self.gate
         if index + 1 < len(STAGES) and (ready or progress >= self.latest):
             return index + 1
@@ -96,5 +96,5 @@ class Supply:
 
     def close(self) -> None:
         """End the process."""
-        self._process.terminate()  # it may be waiting to hand over a batch that nobody wants
+        self._process.terminate()  # it may be waiting to hand over an unused batch
         self._process.join()

@@ -1,6 +1,6 @@
-"""Greedy decoding in the three stages, as plainly as possible: for measuring checkpoints only.
+"""Greedy decoding in the three stages, as simply as possible: only for measuring checkpoints.
 
-The package has an engine for real use; this one shares no code with it, so each checks the other.
+The package has an engine for real use; this code shares nothing with it, so each checks the other.
 Many rows continue one shared prefix in lock-step; a row sees the prefix and itself, and step `t`
 of every row has position `P + t`, which is the belt of the paper.
 """
@@ -60,7 +60,7 @@ def load_weights(folder: Path) -> tuple[Weights, Shape]:
 
 @dataclass
 class Decoded:
-    """What the three stages gave for one question."""
+    """The output of the three stages for one question."""
 
     preamble: str
     titles: list[str]
@@ -93,7 +93,7 @@ class Decoder:
 
     @torch.no_grad()
     def feed(self, prefix: Cache, own: Cache, tokens: Tensor, start: int) -> tuple[Tensor, Cache]:
-        """Run `tokens` `(B, T)` behind a shared `prefix` and each row's `own` cache.
+        """Run `tokens` `(B, T)` after a shared `prefix` and each row's `own` cache.
 
         Args:
             prefix: `(H, P, D)` keys and values of each layer, seen by all rows (may be empty).
@@ -143,7 +143,7 @@ class Decoder:
     def greedy(
         self, prefix: Cache, length: int, openings: list[list[int]], stops: list[str], limit: int
     ) -> list[str]:
-        """Continue each opening behind the prefix (`length` tokens) until a stop or the end."""
+        """Continue each opening after the prefix (`length` tokens) until a stop or the end."""
         rows = [list(o) for o in openings]
         done = [False] * len(rows)
         own: Cache = []
@@ -165,20 +165,20 @@ class Decoder:
         ]
 
     def sequential(self, question: str, limit: int = 1600) -> str:
-        """Return the whole answer, decoded in the ordinary way."""
+        """Return the whole answer, decoded sequentially."""
         ids = self.prompt(question)
         _, cache = self._prefill(ids[:-1])
         return self.greedy(cache, len(ids) - 1, [ids[-1:]], [], limit)[0]
 
     def parallel(self, question: str, limit: int = 80, most: int = 64) -> Decoded:
-        """Return the answer of the three stages; behind a title's `:` the first is forced."""
+        """Return the answer of the three stages; stage 1 forces the text after a title's `:`."""
         ids = self.prompt(question)
         _, cache = self._prefill(ids[:-1])
         text = self.greedy(cache, len(ids) - 1, [ids[-1:]], ["####"], limit)[0]
         preamble = text.removesuffix("####")
         root = ids + self.encode(preamble)
         _, cache = self._prefill(root)
-        # Stage 1: titles; the grammar's forced text is fed without asking the model.
+        # Stage 1: titles; text forced by the grammar is fed without running the model.
         titles: list[str] = []
         skeleton = self.encode("####")
         while len(titles) < most:

@@ -1,9 +1,9 @@
 """Score a model on questions in the paper's form: `python -m training.evaluate FILE.jsonl`.
 
-Without a file, held-out students from our own generator are asked for (`--generated 10`).
-Reported: is the skeleton complete; are the values that the branches copied and their verdicts
-right; is the final answer right, in parallel and sequentially. For reporting, not for choosing:
-the validation set does that.
+Without a file, it uses held-out students from our own generator (`--generated 10`). It reports
+whether the skeleton is complete, and whether copied values, verdicts and the final answer are
+correct, in parallel and sequentially. For reporting only: checkpoints are chosen on the validation
+set.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def generated(count: int, rows: int, seed: int = 4242) -> list[Row]:
 
 
 def _answer(text: str) -> str:
-    """The text behind the last "name:" of a conclusion."""
+    """The text after the last "name:" of a conclusion."""
     return text.rsplit("name:", 1)[-1].strip() if "name:" in text else ""
 
 
@@ -67,14 +67,14 @@ def score(row: Row, titles: list[str], bodies: list[str], conclusion: str) -> di
 
 
 def split_answer(text: str) -> tuple[list[str], list[str], str]:
-    """Cut a sequential answer into titles, bodies and conclusion."""
+    """Split a sequential answer into titles, bodies and conclusion."""
     head, _, conclusion = text.partition("####%%%%\n")
     steps = [part.partition(":") for part in head.split("####")[1:]]
     return [t for t, _, _ in steps], [b for _, _, b in steps], conclusion
 
 
 def evaluate(folder: Path, rows: list[Row], show: int = 0) -> dict[str, float]:
-    """Return the share of right things over all rows, in parallel and sequentially."""
+    """Return the share of correct items over all rows, in parallel and sequentially."""
     decoder = Decoder(folder)
     totals: dict[str, list[bool]] = defaultdict(list)
     for index, row in enumerate(tqdm(rows, mininterval=10)):
@@ -97,7 +97,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("file", type=Path, nargs="?", help="jsonl with `prompt` and `gold_keys`")
-    parser.add_argument("--generated", type=int, default=10, help="students a held-out question")
+    parser.add_argument("--generated", type=int, default=10, help="students per held-out question")
     parser.add_argument("--rows", type=int, default=50)
     parser.add_argument("--model", type=Path, default=EMBEDDED)
     parser.add_argument("--show", type=int, default=0, help="print the first answers")

@@ -1,10 +1,10 @@
 """Attention for training on a CPU: torch's flash forward and a backward that stays in the cache.
 
 torch's own flash backward for CPUs took half of a whole training step (measured, 2 cores with
-AMX). This one recomputes the scores one batch element at a time with bf16 matrix products and
-does everything between them in one pass over memory. It is compiled on first use (needs g++ and
-ninja); `attention` falls back to `scaled_dot_product_attention` where that is not possible or the
-tensors are not bf16 on a CPU.
+AMX). This one recomputes the scores one batch element at a time with bf16 matrix products and does
+everything between them in one pass over memory. It is compiled on first use (needs g++ and ninja);
+`attention` falls back to `scaled_dot_product_attention` if that is not possible or the tensors are
+not bf16 on a CPU.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ std::vector<Tensor> attention_backward(Tensor d_out, Tensor q, Tensor k, Tensor 
 
 @functools.cache
 def _kernel() -> object | None:
-    """Compile the backward; None where there is no compiler."""
+    """Compile the backward; None without a compiler."""
     try:
         from torch.utils.cpp_extension import load_inline
 
@@ -110,7 +110,7 @@ def _kernel() -> object | None:
                 "-DCPU_CAPABILITY_AVX512",
             ],
         )
-    except Exception as error:  # noqa: BLE001 (whatever fails: there is no fast path)
+    except Exception as error:  # noqa: BLE001 (any failure: no fast path)
         warnings.warn(f"No fast attention backward, using torch's own: {error}", stacklevel=2)
         return None
 
@@ -190,7 +190,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, fast: bool) 
         k: `(B, H, K, D)`.
         v: like `k`.
         mask: `(B, 1, Q, K)`, additive, of q's dtype; None means causal.
-        fast: use the compiled backward (`available` must have said yes).
+        fast: use the compiled backward (only if `available` returned True).
     """
     if fast:
         out, _ = _forward(q, k, v, mask, mask is None)

@@ -1,10 +1,9 @@
-"""The lean forward pass that training uses: Qwen2's arithmetic, without its overheads.
+"""The lean forward pass for training: Qwen2's arithmetic, without its overheads.
 
-The weights are nine stacked tensors (one for each kind, layers first), so that the optimiser
-works on a handful of large tensors. A batch is laid out as `R` root slots followed by `F` fork
-slots: roots attend causally among themselves (no mask needed), forks attend to everything their
-mask shows. Labels exist in the fork part alone, so the last layer and the output head skip the
-root.
+The weights are nine stacked tensors (one per kind, layers first), so that the optimiser works on a
+few large tensors. A batch is laid out as `R` root slots followed by `F` fork slots: roots attend
+causally among themselves (no mask needed), forks attend to everything their mask shows. Only the
+fork part has labels, so the last layer and the output head skip the root.
 """
 
 from __future__ import annotations
@@ -152,7 +151,7 @@ def loss_and_hits(
         fork_mask: see `forward`.
         root: see `forward`.
         targets: `(B, F)` int64, the token that follows each fork slot.
-        target_weights: `(B, F)` fp32; zero where nothing is to be learnt.
+        target_weights: `(B, F)` fp32; zero for slots without a loss.
         fast: see `forward`.
     """
     hidden = forward(weights, shape, tokens, cos, sin, fork_mask, root, fast)

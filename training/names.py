@@ -1,4 +1,4 @@
-"""Names for people: listed, of syllables, letters or pieces of words; look-alikes on purpose."""
+"""Names of people: from lists, syllables, letters or parts of words; some similar on purpose."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def split_list(words: list[str], held_out: bool) -> list[str]:
 
 
 def invented_word(rng: random.Random) -> str:
-    """Return a capitalised word that need not exist."""
+    """Return a capitalised word, which may be invented."""
     kind = rng.random()
     if kind < 0.5:
         word = "".join(rng.choices(SYLLABLES, k=rng.randint(1, 3)))

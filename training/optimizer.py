@@ -40,11 +40,11 @@ class Optimizer:
         }
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Return what a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"first": self.first, "second": self.second}
 
     def load(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Take up what `state` returned."""
+        """Restore what `state` returned."""
         for mine, saved in ((self.first, state["first"]), (self.second, state["second"])):
             for name, tensor in mine.items():
                 tensor.copy_(saved[name])

@@ -7,12 +7,12 @@ r"""Problems packed as forests: one root, several questions forked from it, each
      │    ├─ branch        ####Ben: ...
      │    └─ sequential    ####Ann: ...\n####Ben: ...\n####%%%%\nname: Ben<|end|>
      ├─ question 2 ...
-     └─ (apart) bare comparisons, which see themselves alone
+     └─ (apart) bare comparisons, which see only themselves
 
 A slot sees its own segment up to itself, its segment's parent, and the root: the engine's own
-rule. Every fork restarts its positions where its parent ended. `####` after a fork point is
-predicted by the parent's last slot. In some rows the positions jump between records, so that long
-distances are met in short texts.
+rule. Every fork's positions continue where its parent ended. `####` after a fork point is
+predicted by the parent's last slot. In some rows the positions jump between records, so that short
+texts contain long distances.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ FAMILIES: dict[str, tuple[Callable[..., Problem], float]] = {
 
 @dataclass(frozen=True)
 class Bucket:
-    """One static batch shape and the problems that go into it."""
+    """One static batch shape and the problems for it."""
 
     rows: int
     root: int
@@ -143,7 +143,7 @@ class Packer:
         self._add(segment, "####", FILLER)
 
     def _branch(self, line: Line, parent: int, start: int, whole: bool) -> _Segment:
-        """A belt branch; unless `whole`, it ends behind the value: look-ups at half the price."""
+        """A belt branch; unless `whole`, it ends after the value: look-ups at half the cost."""
         segment = _Segment(parent, start)
         self._add(segment, f"####{line.title}:")
         if whole:
@@ -163,7 +163,7 @@ class Packer:
             self._add(segment, ":", 0.5)
             self._add(
                 segment, "......"
-            )  # forced by the grammar; no weight, or it would rival the body
+            )  # forced by the grammar; no weight, or it would compete with the body
             self._add(segment, "\n", 0.1)
             self._add(segment, "####", 0.1)
         self._add(segment, "%%%%", 3.0, TITLE)
@@ -189,7 +189,7 @@ class Packer:
         return segment
 
     def _bare(self, rng: random.Random) -> _Segment:
-        """A comparison by itself: cheap practice for verdicts, at any position."""
+        """A comparison on its own: cheap practice for verdicts, at any position."""
         values = [rng.randint(0, 500) for _ in range(rng.randint(1, 4))]
         style = rng.choice(("short", "full"))
         wanted = choose_range(rng, values, 1, 0, 550, style)
@@ -235,7 +235,7 @@ class Packer:
             if size < length <= bucket.root:
                 best, size = (problem, [head, *ids]), length
                 if family != "students":
-                    break  # the small families are short; do not let the filling reject them
+                    break  # the small families are short; do not reject them for low fill
         return best
 
     def _row(
@@ -270,7 +270,7 @@ class Packer:
                 children.append(self._skeleton(question, parent, start))
             key = {id(line): line.hit + 0.6 * line.near + rng.random() for line in question.lines}
             belt = sorted(question.lines, key=lambda line: -key[id(line)])
-            whole = rng.choice((2, 4, 6))  # the telling ones: hits and near misses come first
+            whole = rng.choice((2, 4, 6))  # the informative ones: hits and near misses come first
             branches = [
                 self._branch(line, parent, start, index < whole)
                 for index, line in enumerate(belt[: rng.choice((6, 10, 14))])
@@ -292,7 +292,7 @@ class Packer:
             forks.append(line)
 
     def batch(self, seed: int, bucket: Bucket, bare: float = 0.08) -> Batch:
-        """Return the batch of a seed; `bare` is the least share of bare comparisons."""
+        """Return the batch of a seed; `bare` is the minimum share of bare comparisons."""
         rng = random.Random(seed)
         rows, total = bucket.rows, bucket.root + bucket.fork
         tokens = np.full((rows, total), self._pad, np.int64)
@@ -306,7 +306,7 @@ class Packer:
             root, forks = self._row(rng, bucket, bare)
             n = len(root.ids)
             tokens[row, :n] = root.ids
-            # A gap behind token i moves every later token.
+            # A gap after token i moves every later token.
             positions[row, :n] = np.arange(n) + np.cumsum([0, *root.gaps[:-1]])
             segments[row, :n] = ROOT
             at = 0
@@ -337,7 +337,7 @@ def fork_mask(segments: Tensor, parents: Tensor, root: int, dtype: torch.dtype) 
         dtype: of the result.
 
     Returns:
-        `(B, 1, F, T)`: 0 where a fork slot may look, minus infinity elsewhere.
+        `(B, 1, F, T)`: 0 for slots that a fork slot may see, minus infinity elsewhere.
     """
     total, fork = segments.shape[1], parents.shape[1]
     own, keys = segments[:, root:, None], segments[:, None, :]

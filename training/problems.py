@@ -1,8 +1,8 @@
-"""What a generated problem is made of, and the parts that all families share.
+"""The structure of a generated problem, and the parts shared by all families.
 
-A problem is a list of records and any number of questions about them. A question carries its
-whole answer as weighted pieces of text: the preamble, one line for each step, and the conclusion.
-Weights say how much the loss cares about a piece; answers are right by construction.
+A problem is a list of records and any number of questions about them. A question has its whole
+answer as weighted pieces of text: the preamble, one line for each step, and the conclusion.
+Weights scale the loss of a piece; answers are correct by construction.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Question:
-    """A question behind the records, with its answer."""
+    """A question after the records, with its answer."""
 
     text: str
     preamble: str
@@ -53,13 +53,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Range:
-    """What is wanted: a value above `low`, below `high`, or between the two, as written."""
+    """The condition: a value above `low`, below `high`, or between the two, as written."""
 
     low: str | None
     high: str | None
 
     def holds(self, value: str) -> bool:
-        """Whether a written value is what is wanted."""
+        """Whether a written value meets the condition."""
         number = float(value)
         return (self.low is None or number > float(self.low)) and (
             self.high is None or number < float(self.high)
@@ -67,7 +67,7 @@ class Range:
 
     @property
     def text(self) -> str:
-        """The words that an answer uses."""
+        """The wording in an answer."""
         if self.low is None:
             return f"under {self.high}"
         if self.high is None:
@@ -93,8 +93,8 @@ def choose_range(
 ) -> Range:
     """Choose bounds around the values (in hundredths) that no value equals.
 
-    Six in ten hold exactly one value, three in ten about half of them, the rest none; bounds are
-    often close to a value on the other side, so that the comparison cannot be guessed.
+    Six in ten contain exactly one value, three in ten about half of them, the rest none; bounds
+    are often close to a value on the other side, so that the comparison cannot be guessed.
     """
     taken = set(values)
     ordered = sorted(taken)
@@ -119,7 +119,7 @@ def choose_range(
     else:
         start = max(below + step, ordered[pick] - rng.randint(1, reach))
         stop = min(above - step, ordered[last] + rng.randint(1, reach))
-    if kind > 0.92:  # a gap that holds nothing, next to a value
+    if kind > 0.92:  # a gap without values, next to one
         start = ordered[pick] + rng.randint(1, 10) * step
         stop = start + rng.randint(1, 30) * step
     start, stop = free(start), free(stop)
@@ -141,7 +141,7 @@ def number_pieces(text: str, weight: float = COPY) -> tuple[Piece, ...]:
 
 
 def check_line(title: str, label: str, value: str, wanted: Range, margin: float) -> Line:
-    """A line that looks a value up, restates what is wanted beside it, and says yes or no."""
+    """A line that looks up a value, restates the condition next to it, and says yes or no."""
     hit, near = wanted.holds(value), wanted.near(value, margin)
     weight = NEAR_VERDICT if near else VERDICT
     body: list[Piece] = [
@@ -175,7 +175,7 @@ def conclude(key: str, lines: Sequence[Line]) -> tuple[Piece, ...]:
 
 
 def ask_format(rng: random.Random, key: str, noun: str) -> str:
-    """How the question asks for the format of the final answer; some questions do not."""
+    """The question's request for a format of the final answer; some questions have none."""
     return rng.choice(
         (
             f' Please give your final answer (the {noun}) in the format of "{key}: {{answer}}"',

@@ -122,7 +122,7 @@ def university(rng: random.Random) -> str:
 
 
 def introduction(rng: random.Random, held_out: bool) -> str:
-    """Return a sentence or two in which a student praises themselves."""
+    """Return a student's self-introduction of a sentence or two."""
 
     def word(group: list[str]) -> str:
         if rng.random() < 0.08:
@@ -262,7 +262,7 @@ def students(
 
 
 def paper_problem(rng: random.Random, count: int) -> tuple[Problem, str]:
-    """Return held-out students with one question in the paper's very form, and the right name."""
+    """Return held-out students with one question in exactly the paper's form, and the answer."""
     while True:
         problem = students(rng, count, "full", 8, held_out=True)
         if (

@@ -1,9 +1,9 @@
 """The tokenizer: byte-level BPE whose pieces never cross a delimiter.
 
-A capitalised word never absorbs the space before it, and digits stand alone. A name is therefore
-the same tokens wherever it is written, which makes copying easy. `####`, `%%%%`, `......`, `:`
-and the line break are pieces of their own: a text cut at any of them has the same tokens as its
-parts. They are ordinary vocabulary; only the five markers of the chat template are special.
+A capitalised word never absorbs the space before it, and digits are separate tokens. A name is
+therefore the same tokens wherever it is written, which makes copying easy. `####`, `%%%%`,
+`......`, `:` and the line break are separate pieces: a text cut at any of them has the same tokens
+as its parts. They are ordinary vocabulary; only the five markers of the chat template are special.
 """
 
 from __future__ import annotations

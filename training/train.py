@@ -1,9 +1,9 @@
 """Train the shipped model from scratch: `python -m training.train`.
 
-Runs on two CPU cores in a couple of hours and on a GPU in minutes; `--resume` goes on where a run
-stopped (also with other `--steps`: the learning rate is constant until three quarters of the
-steps, so a run can be extended until then). Every batch comes from the generator and depends on
-the seed and the step alone.
+Runs on two CPU cores in a couple of hours and on a GPU in minutes; `--resume` continues where a
+run stopped (also with other `--steps`: the learning rate is constant until the last share `--decay`
+of the steps, so a run can be extended until then). Every batch comes from the generator and depends
+only on the seed and the step.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=8000, help="optimiser steps in all")
+    parser.add_argument("--steps", type=int, default=8000, help="total optimiser steps")
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the run's last checkpoint"
+        "--resume", action="store_true", help="continue from the run's last checkpoint"
     )
     parser.add_argument(
         "--run", type=Path, default=RUNS / "default", help="folder of checkpoints and log"
     )
-    parser.add_argument("--out", type=Path, default=EMBEDDED, help="where the model is exported to")
+    parser.add_argument("--out", type=Path, default=EMBEDDED, help="folder for the exported model")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate")
     parser.add_argument(
@@ -60,12 +60,12 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--save-every", type=int, default=250, help="steps between checkpoints")
     parser.add_argument("--no-compile", action="store_true", help="run the forward pass eagerly")
-    parser.add_argument("--no-export", action="store_true", help="leave --out as it is")
+    parser.add_argument("--no-export", action="store_true", help="leave --out unchanged")
     return parser.parse_args()
 
 
 def learning_rate(step: int, steps: int, peak: float, decay: float) -> float:
-    """Warm up over 150 steps, stay, and fall along a cosine over the last share `decay`."""
+    """Warm up over 150 steps, stay constant, and decay along a cosine over the share `decay`."""
     hold = (1 - decay) * steps
     if step < 150:
         return peak * (step + 1) / 150
@@ -83,7 +83,7 @@ def to_compute(weights: Weights) -> Weights:
 
 
 def to_inputs(batch: Batch, shape: Shape, device: str) -> tuple[Tensor | int, ...]:
-    """Return the arguments of `loss_and_hits` behind `weights, shape`."""
+    """Return the arguments of `loss_and_hits` after `weights, shape`."""
     tokens, positions, segments, parents, targets, weights = (
         torch.from_numpy(a).to(device)
         for a in (
@@ -101,7 +101,7 @@ def to_inputs(batch: Batch, shape: Shape, device: str) -> tuple[Tensor | int, ..
 
 
 def save(path: Path, **state: object) -> None:
-    """Write a checkpoint so that a crash leaves the old one or the new one, never half of one."""
+    """Write a checkpoint atomically: a crash leaves the old one or the new one."""
     part = path.with_suffix(".part")
     torch.save(state, part)
     part.replace(path)
@@ -151,7 +151,7 @@ def main() -> None:
     started = time.monotonic()
     window: list[float] = []
     threads = torch.get_num_threads()
-    stop = threading.Event()  # asked to end: finish the step, save, leave
+    stop = threading.Event()  # on a signal: finish the step, save, exit
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     while step < args.steps and not stop.is_set():
         batch = supply.get(step, stage)
@@ -173,7 +173,7 @@ def main() -> None:
             threads = watch.adapt()
         if step % 25 == 0 or stop.is_set():
             now = seconds + time.monotonic() - started
-            if target.exists():  # the number of steps can be changed while the run goes on
+            if target.exists():  # the number of steps can be changed during a run
                 args.steps = int(target.read_text())
             entry = {
                 "step": step,

@@ -19,10 +19,10 @@ _CHECKED = (("tiny",), ("short",), ("short", "middle"), ("middle", "full"), ("fu
 
 
 def score(batch: Batch, hits: np.ndarray) -> dict[str, list[bool]]:
-    """Sort which tokens were hit into token kinds and wholly right segments.
+    """Sort hits by token kind, and find the segments that are entirely correct.
 
     Args:
-        batch: what was asked.
+        batch: as given to the model.
         hits: `(B, F)` bool, which targets were the most likely token.
     """
     found: dict[str, list[bool]] = defaultdict(list)
@@ -54,7 +54,7 @@ def score(batch: Batch, hits: np.ndarray) -> dict[str, list[bool]]:
 
 
 class Validation:
-    """Scores weights on a few fixed batches for each stage of the curriculum."""
+    """Scores weights on a few fixed batches per stage of the curriculum."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Validation:
         self._shape, self._run, self._to_inputs = shape, run, to_inputs
 
     def __call__(self, weights: Weights, stage: int, batches: int = 3) -> dict[str, float]:
-        """Return shares of right tokens and segments, for the stage's hardest problems."""
+        """Return shares of correct tokens and segments, for the stage's hardest problems."""
         totals: dict[str, list[bool]] = defaultdict(list)
         for name in _CHECKED[stage]:
             for index in range(batches):

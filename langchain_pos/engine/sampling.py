@@ -191,10 +191,10 @@ def sample(logits: torch.Tensor, rows: Sequence[RowSampling]) -> list[int | NonF
     # 3. One copy to the host.
     chosen_tokens, failures = torch.stack([tokens, broken.to(tokens.dtype)]).tolist()
     if logprobs is not None:
-        for index, told in zip(asked, logprobs.cpu(), strict=True):
+        for index, row_logprobs in zip(asked, logprobs.cpu(), strict=True):
             sink = rows[index].logprobs
             if sink is not None and not failures[index]:
-                sink.note(rows[index].step, chosen_tokens[index], told)
+                sink.note(rows[index].step, chosen_tokens[index], row_logprobs)
     return [
         NonFiniteLogitsError(
             "the model returned NaN or infinite logits, or none that the grammar allows; try "

@@ -212,7 +212,7 @@ class StagePasses(_Frozen):
 
 
 class ReasoningRequest(_Frozen):
-    """A question with the settings of its own.
+    """A question with its history and given steps.
 
     Attributes:
         question: its text, or the last human message of `messages`.

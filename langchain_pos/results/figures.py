@@ -73,9 +73,9 @@ def plot_mask(
 
     The segments, their lengths and the fork come from the result; visibility is computed by the
     engine's own mask rule (`engine/forest/segments.py`). Slots are drawn in the order of a run
-    that feeds one token of every branch per pass; drafts and waiting branches change that order,
-    but not which tokens see each other. The preamble, which all branches see like the prompt, is
-    not drawn: a result does not record how many tokens it has.
+    that feeds one token of every branch per pass; the engine's own order (pages of each segment,
+    drafts, waiting branches) differs, but the same tokens see each other. The preamble, which all
+    branches see like the prompt, is not drawn: a result does not record how many tokens it has.
 
     Args:
         result: a result with branches.
@@ -150,7 +150,7 @@ def tokens_figure(
         axes.set_xticks(middles, numbers, fontsize=6, rotation=90)
         axes.set_yticks(middles, numbers, fontsize=6)
     axes.tick_params(length=0)
-    axes.set_xlabel("slots, in the order they are filled; numbers are positions")
+    axes.set_xlabel("slots, in the order in which tokens are fed; numbers are positions")
     axes.set_ylabel("query token")
     patches = [
         matplotlib.patches.Patch(color=palette[number + 1], label=name)

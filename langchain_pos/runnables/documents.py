@@ -1,4 +1,4 @@
-"""Read each document in a branch of its own, then answer with citations.
+"""Read each document in its own branch, then answer with citations.
 
 A retriever finds N documents; all of them go into the prompt, which every branch sees, and each
 gets one branch: N readings take as many forward passes as the longest of them. The conclusion then

@@ -135,7 +135,7 @@ def tools(side: Side) -> str:
     for call in message.tool_calls:
         add.get_input_schema().model_validate(call["args"])
     outcome = "a valid call" if message.tool_calls else "no call"
-    return outcome if told else f"{outcome}; the model is not told of the tools"
+    return outcome if told else f"{outcome}; the tools do not reach the model"
 
 
 def tool_history(side: Side) -> str:

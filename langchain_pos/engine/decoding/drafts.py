@@ -55,8 +55,8 @@ class Draft:
             sampled: the tokens sampled after the token before the draft and after each of its
                 tokens; one more than the draft's length.
         """
-        for index, wanted in enumerate(self.expected):
-            if wanted is not None and sampled[index] != wanted:
+        for index, token in enumerate(self.expected):
+            if token is not None and sampled[index] != token:
                 return index
         return len(self)
 

@@ -90,7 +90,7 @@ class Driver:
             while (work := self._next()) is not None:
                 try:
                     work.step()
-                except BaseException as error:  # noqa: BLE001  nobody waits for this thread
+                except BaseException as error:  # noqa: BLE001  no caller waits for this thread
                     work.fail(error)
                 with self.changed:
                     self._stepping = False
