@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from langchain_pos.engine.seeds import derive_seed
+from langchain_pos.errors import ServerError
 from langchain_pos.reasoning.decoder import BranchTask
 from langchain_pos.results.data import Block, BranchResult, Plan
 
@@ -60,7 +61,7 @@ class Expander:
             the branches in the plan's order. One that failed says so, and the others are whole.
 
         Raises:
-            ParallelReasoningError: all of them failed.
+            ServerError: the server failed all of them.
         """
         plan = blocks[-1].plan
         layout = self.lay_out(trunk, plan)
@@ -88,8 +89,8 @@ class Expander:
             on_start=on_start,
             on_end=on_end,
         )
-        if len(failures) == len(results):
-            raise failures[0]
+        if len(failures) == len(results) and isinstance(failures[0], ServerError):
+            raise failures[0]  # what failed is what all of them need, and no branch
         return tuple(results)
 
     def lay_out(self, trunk: Trunk, plan: Plan) -> Layout:

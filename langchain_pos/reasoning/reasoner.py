@@ -158,6 +158,7 @@ class Reasoning:
         if self.given is not None or self.form.own_prompt:
             with self.progress.stage("plan"):
                 if self.given is None:
+                    self.progress.prompt(self.plan_messages())
                     self.progress.open("plan", [])
                 plan, trunk, reason = await self.plan()
                 self.progress.close(plan)

@@ -211,7 +211,7 @@ class ParallelReasoningLLM(
             sampling = {"temperature", "top_p", "top_k", "min_p", "seed", "stop"}
             tracer = RunTracer(
                 manager,
-                model_name=reasoner.model_name or "unnamed",
+                model_name=reasoner.model_name or type(self.engine.model).__name__,
                 parameters=settings.model_dump(include=sampling),
             )
         reasoning = reasoner.prepare(ask, settings, deltas=deltas, spans=tracer is not None)

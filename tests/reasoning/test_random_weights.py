@@ -90,7 +90,7 @@ def test_both_languages_and_all_tokenizers_are_among_them() -> None:
 @pytest.mark.parametrize("prompts", [None], ids=["own wording"])
 def test_the_default_prompts_serve_too(tokenizer: str, prompts: None) -> None:
     """The package's English and Chinese wording, a thousand tokens long, with the same outcome."""
-    llm = random_llm(TOKENIZERS[tokenizer](), prompts=prompts, **_TINY)
+    llm = random_llm(TOKENIZERS[tokenizer](), prompts=prompts, outline="paper", **_TINY)
     for result in llm.batch(["Which of the two is older?", "这两个人中谁的年龄更大？"]):
         assert result.mode == "parallel"
-        assert result.usage.input_tokens > 300
+        assert result.usage.input_tokens > 200
