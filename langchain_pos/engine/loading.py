@@ -231,8 +231,8 @@ def prepare(model: PreTrainedModel, attn_implementation: str) -> Found:
         wrap_mixers(model)
     except Exception as error:  # whatever it trips over is the finding
         raise UnsupportedModelError(
-            f"{model.config.model_type} has layers with a running state, but does not keep it in "
-            f"transformers' own cache: {' '.join(str(error).split())[:300]}"
+            f"{model.config.model_type} has layers with a running state, and they do not run with "
+            f"transformers' own cache layers: {' '.join(str(error).split())[:300]}"
         ) from error
     if attn_implementation != "auto":
         names = [attn_implementation]

@@ -41,12 +41,12 @@ def probe(model: PreTrainedModel, form: MaskForm) -> int:
     generator = torch.Generator().manual_seed(7)
     stranger, prefix, *branches = (
         torch.randint(0, forward.vocabulary, (length,), generator=generator).tolist()
-        for length in (12, 9, 3, 5, 2)
+        for length in (4 * PAGE, PAGE, 3, 5, 2)
     )
     forest, ledger = forward.forest, Ledger(expected=1)
 
-    # 1. The prefix begins behind a stranger, whose slots are then taken by what follows, so that
-    #    slots are not in the order of positions. Openings of different lengths go with the rest
+    # 1. The prefix lies behind a stranger, whose slots are then taken by what follows, so that
+    #    slots are not in the order of positions, and nothing is behind the prefix. Openings of different lengths go with the rest
     #    of the prefix in one pass; then one more token each.
     passed_by, root = forest.root(Ledger(expected=1)), forest.root(ledger)
     forward.run([(passed_by, stranger), (root, prefix[:6])], [])
@@ -58,7 +58,7 @@ def probe(model: PreTrainedModel, form: MaskForm) -> int:
     forward.run([(root, prefix[6:]), *openings], [])
     last = [(child, branch[-1:]) for child, branch in zip(children, branches, strict=True)]
     company = forward.run(last, range(len(last))).float()
-    if children[0].slots[0] > root.slots[0]:
+    if forest.extent != root.slots[-1] + 1:
         raise RuntimeError("the probe has lost its sense: slots lie in the order of positions")
 
     # 2. Each branch alone, by the model's own code without our cache and mask.

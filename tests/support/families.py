@@ -327,7 +327,7 @@ REFUSED = [
     (_f("recurrent_gemma", lru_width=32, attention_window_size=64), "ask the cache for none"),
     (
         _f("minimax", layer_types=["linear_attention", "full_attention"] * 2, num_hidden_layers=4),
-        "does not keep it in transformers' own cache",
+        "cache of its own",
     ),
     (_f("bloom", n_layer=3, n_head=4), _POSITIONS),
     (_f("mpt", d_model=32, n_heads=4, n_layers=3, max_seq_len=512), _POSITIONS),

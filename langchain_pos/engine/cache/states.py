@@ -122,6 +122,7 @@ class TextState:
         """Whether every number is one. Waits for the device."""
         return all(bool(s[self.row].isfinite().all()) for s in self.batch.tensors())
 
+    @torch.inference_mode()
     def overwrite(self, value: float) -> None:
         """Set it to a number: how tests and the probe look for leaks."""
         for states in self.batch.tensors():

@@ -11,6 +11,7 @@ from langchain_pos.engine import Engine
 from langchain_pos.engine import engine as engine_module
 from langchain_pos.engine.constraints import Constraint
 from langchain_pos.engine.decoding.sequence import Feed, decode, feed
+from langchain_pos.engine.forward.forward_pass import ForwardPass
 from langchain_pos.engine.sampling import SamplingParams
 from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.errors import OutOfSlotsError, RequestCancelled
@@ -73,7 +74,7 @@ def submitted(engine: Engine, calls: list[Callable[[Engine], Any]]) -> list[Requ
     return requests
 
 
-@pytest.mark.parametrize("name", ["qwen2", "gemma3_text"])
+@pytest.mark.parametrize("name", ["qwen2", "gemma3_text", "qwen3_5"])
 @pytest.mark.parametrize("max_rows", [1024, 16])
 @pytest.mark.parametrize("mixture", MIXTURES)
 def test_requests_that_do_not_fit_together_write_what_each_writes_alone(
@@ -83,6 +84,7 @@ def test_requests_that_do_not_fit_together_write_what_each_writes_alone(
     slots, calls = MIXTURES[mixture]
     expected = [said(call(tiny_engine(name))) for call in calls]
     monkeypatch.setattr(engine_module, "ROOM", 4)  # so far too little is expected
+    monkeypatch.setattr(ForwardPass, "state_slots", 0)  # of states, too
     engine = tiny_engine(name, max_slots=slots, max_rows=max_rows)
     with engine.scheduler.paused():
         requests = submitted(engine, calls)
