@@ -19,6 +19,8 @@ from langchain_pos.reasoning.prompts import ReasoningPrompts, load_prompts
 from langchain_pos.remote.engine import OpenAICompletionsEngine
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from langchain_pos.engine.engine import Engine
     from langchain_pos.reasoning.reasoner import Reasoner
 
@@ -208,6 +210,15 @@ class ModelSource(BaseModel):
                 "model to the engine: OpenAICompletionsEngine(model=…)"
             )
         return self
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """The model's name first, then what else differs from the defaults."""
+        name = self.model or ("langchain_pos/embedded" if self.remote is None else None)
+        if name is not None:
+            yield "model", name
+        for key, value in super().__repr_args__():
+            if key not in ("model", "metadata", "profile", "engines") and value not in ({}, None):
+                yield key, value
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any, **fields: Any) -> Self:
