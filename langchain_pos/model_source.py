@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic.json_schema import SkipJsonSchema
 
 from langchain_pos.errors import ModelLoadError
+from langchain_pos.field_names import known_names
 from langchain_pos.reasoning.prompts import ReasoningPrompts, load_prompts
 from langchain_pos.remote.engine import OpenAICompletionsEngine
 
@@ -136,6 +137,10 @@ def _load(name: str, options: dict[str, Any]) -> Engine:
         return engine
 
 
+def _aliases(cls: type[BaseModel]) -> set[str]:
+    return {field.alias for field in cls.model_fields.values() if field.alias}
+
+
 def shipped_model() -> str:
     """The folder of the model that ships with the package."""
     from langchain_pos.embedded import embedded_model_path
@@ -191,6 +196,16 @@ class ModelSource(BaseModel):
         default_factory=EngineCache, exclude=True, repr=False
     )
     """The loaded model, shared by the copies that LangChain makes; leave it alone."""
+
+    def __init__(self, model: str | None = None, /, **fields: Any) -> None:
+        super().__init__(**fields if model is None else {"model": model, **fields})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_names(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return known_names(fields, {*cls.model_fields, *_aliases(cls)})
 
     @field_validator("remote", mode="before")
     @classmethod
