@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import threading
+import time
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import uuid4
@@ -11,13 +15,23 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic.json_schema import SkipJsonSchema
 
 from langchain_pos.errors import ModelLoadError
+from langchain_pos.field_names import known_names
 from langchain_pos.loading_bar import loading_bar
 from langchain_pos.reasoning.prompts import ReasoningPrompts, load_prompts
 from langchain_pos.remote.engine import OpenAICompletionsEngine
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from langchain_pos.engine.engine import Engine
     from langchain_pos.reasoning.reasoner import Reasoner
+
+logger = logging.getLogger("langchain_pos")
+
+_loading = threading.Lock()
+_loaded: weakref.WeakValueDictionary[tuple[str, str], Engine] = weakref.WeakValueDictionary()
+"""All engines of this process that were loaded by name, by model and options, while anybody holds
+them: two runnables of one model share its weights."""
 
 
 class EngineCache:
@@ -32,6 +46,7 @@ class EngineCache:
         self._lock = threading.Lock()
         self._engines: list[tuple[str | None, dict[str, Any], Engine]] = []
         self._given: tuple[str | None, Engine] | None = None
+        self._idle: threading.Timer | None = None
         self.identity: str | None = None
         """Tells given engines apart in cache keys: two models of one name may differ in weights."""
 
@@ -41,17 +56,22 @@ class EngineCache:
         self.identity = uuid4().hex
         self._engines.append((name, options, engine))
 
-    def get(self, name: str | None, options: dict[str, Any]) -> Engine:
+    def get(
+        self, name: str | None, options: dict[str, Any], *, keep_alive: float | None = None
+    ) -> Engine:
         """The engine of a model.
 
         Args:
             name: folder, GGUF file or hub name; None for the shipped model, or for a given one.
             options: for `Engine.load`.
+            keep_alive: seconds without a further call after which it is let go.
 
         Raises:
             ModelLoadError, UnsupportedModelError: it cannot be loaded, or cannot serve.
         """
         with self._lock:
+            if keep_alive is not None:
+                self._let_go_in(keep_alive)
             for known, with_options, engine in self._engines:
                 if (known, with_options) == (name, options):
                     return engine
@@ -61,12 +81,29 @@ class EngineCache:
                     "dtype, slots and the like cannot be changed; make another runnable with "
                     "from_model, or give the model's folder or hub name"
                 )
-            from langchain_pos.engine.engine import Engine
-
-            with loading_bar():
-                engine = Engine.load(name or shipped_model(), **options)
+            engine = _load(name or shipped_model(), options)
             self._engines.append((name, options, engine))
             return engine
+
+    def close(self) -> None:
+        """Let go of all that was loaded; what others hold, and what is running, stays.
+
+        The next call loads again. A model that was given loaded is the caller's, and stays.
+        """
+        with self._lock:
+            if self._idle is not None:
+                self._idle.cancel()
+                self._idle = None
+            given = None if self._given is None else self._given[1]
+            self._engines = [entry for entry in self._engines if entry[2] is given]
+        gc.collect()  # a model and its hooks hold each other
+
+    def _let_go_in(self, seconds: float) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = threading.Timer(seconds, self.close)
+        self._idle.daemon = True
+        self._idle.start()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EngineCache:
         return self
@@ -78,6 +115,32 @@ class EngineCache:
                 "with model=… (a folder or hub name), and each process loads its own"
             )
         return EngineCache, ()
+
+
+def _load(name: str, options: dict[str, Any]) -> Engine:
+    """The engine of a model with these options, which this process may have already."""
+    from langchain_pos.engine.engine import Engine
+
+    key = name, repr(sorted(options.items()))
+    with _loading:
+        engine = _loaded.get(key)
+        if engine is None:
+            began = time.monotonic()
+            with loading_bar():
+                engine = Engine.load(name, **options)
+            _loaded[key] = engine
+            logger.info(
+                "loaded %s on %s as %s in %.1f s",
+                name,
+                engine.model.device,
+                engine.model.dtype,
+                time.monotonic() - began,
+            )
+        return engine
+
+
+def _aliases(cls: type[BaseModel]) -> set[str]:
+    return {field.alias for field in cls.model_fields.values() if field.alias}
 
 
 def shipped_model() -> str:
@@ -119,6 +182,9 @@ class ModelSource(BaseModel):
     """Run Python code that comes with the model."""
     use_safetensors: bool = True
     """Refuse pickled weights."""
+    keep_alive: float | None = Field(default=None, gt=0)
+    """Seconds after the last call in which the model stays loaded; None: as long as this object
+    lives. `close()` lets it go at once."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """For transformers' `from_pretrained`: `device_map`, `quantization_config`, …"""
     prompts: ReasoningPrompts | None = None
@@ -133,6 +199,16 @@ class ModelSource(BaseModel):
         default_factory=EngineCache, exclude=True, repr=False
     )
     """The loaded model, shared by the copies that LangChain creates; internal."""
+
+    def __init__(self, model: str | None = None, /, **fields: Any) -> None:
+        super().__init__(**fields if model is None else {"model": model, **fields})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_names(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return known_names(fields, {*cls.model_fields, *_aliases(cls)})
 
     @field_validator("remote", mode="before")
     @classmethod
@@ -152,6 +228,15 @@ class ModelSource(BaseModel):
                 "model to the engine: OpenAICompletionsEngine(model=…)"
             )
         return self
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """The model's name first, then what else differs from the defaults."""
+        name = self.model or ("langchain_pos/embedded" if self.remote is None else None)
+        if name is not None:
+            yield "model", name
+        for key, value in super().__repr_args__():
+            if key not in ("model", "metadata", "profile", "engines") and value not in ({}, None):
+                yield key, value
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any, **fields: Any) -> Self:
@@ -193,7 +278,11 @@ class ModelSource(BaseModel):
 
     def engine_of(self, model: str | None) -> Engine:
         """The engine of another model, loaded like this one."""
-        return self.engines.get(model, self._load_options())
+        return self.engines.get(model, self._load_options(), keep_alive=self.keep_alive)
+
+    def close(self) -> None:
+        """Let go of the model; others that share it keep it, and a further call loads it again."""
+        self.engines.close()
 
     @property
     def reasoner(self) -> Reasoner:

@@ -28,7 +28,7 @@ StreamWriter = Callable[[Any], None]
 class Subtask(BaseModel):
     """One independent subtask."""
 
-    title: str = Field(min_length=1, description="A few words that tell it from the others.")
+    title: str = Field(min_length=1, description="A few words that set it apart from the others.")
     prompt: str = Field(
         min_length=1,
         description="The whole instruction. A subtask sees the context and its own prompt only.",
@@ -82,15 +82,15 @@ class ParallelSubtasksTool(BaseTool):
     def _run(
         self, subtasks: list[Subtask], config: RunnableConfig, context: str = ""
     ) -> tuple[str, ReasoningResult]:
-        tell = _stream_writer()
+        report = _stream_writer()
         try:
             request, settings = _request(subtasks, context), self._settings()
-            if tell is None:
+            if report is None:
                 return _answer(self.llm.invoke(request, config, **settings))
             chunks = []
             for chunk in self.llm.stream(request, config, **settings):
                 chunks.append(chunk)
-                _tell(self.name, tell, chunk)
+                _report(self.name, report, chunk)
             return _answer(reduce(add, chunks).result())
         except ToolException:
             raise
@@ -100,15 +100,15 @@ class ParallelSubtasksTool(BaseTool):
     async def _arun(
         self, subtasks: list[Subtask], config: RunnableConfig, context: str = ""
     ) -> tuple[str, ReasoningResult]:
-        tell = _stream_writer()
+        report = _stream_writer()
         try:
             request, settings = _request(subtasks, context), self._settings()
-            if tell is None:
+            if report is None:
                 return _answer(await self.llm.ainvoke(request, config, **settings))
             chunks = []
             async for chunk in self.llm.astream(request, config, **settings):
                 chunks.append(chunk)
-                _tell(self.name, tell, chunk)
+                _report(self.name, report, chunk)
             return _answer(reduce(add, chunks).result())
         except ToolException:
             raise
@@ -164,15 +164,15 @@ def _stream_writer() -> StreamWriter | None:
         return None
 
 
-def _tell(tool: str, tell: StreamWriter, chunk: ReasoningChunk) -> None:
-    """The subtasks' progress in a chunk."""
+def _report(tool: str, report: StreamWriter, chunk: ReasoningChunk) -> None:
+    """Report what a chunk says of the subtasks' progress."""
     if chunk.stage == "plan" and chunk.blocks:
-        tell({"tool": tool, "event": "start", "titles": list(chunk.blocks[-1].plan.titles)})
+        report({"tool": tool, "event": "start", "titles": list(chunk.blocks[-1].plan.titles)})
     elif chunk.stage == "expand" and chunk.blocks:
         (branch,) = chunk.blocks[-1].branches
-        told: dict[str, Any] = {"tool": tool, "index": branch.index, "title": branch.title}
+        fields: dict[str, Any] = {"tool": tool, "index": branch.index, "title": branch.title}
         if chunk.delta:
-            tell({**told, "event": "token", "delta": chunk.delta})
+            report({**fields, "event": "token", "delta": chunk.delta})
         else:
             end = {"finish_reason": branch.finish_reason, "error": branch.error}
-            tell({**told, "event": "end", **end})
+            report({**fields, "event": "end", **end})

@@ -1,101 +1,67 @@
-"""Models by name from the LangChain side: GGUF files, and the bar while one is read."""
+"""Which engine answers: loaded once in a process, shared, and let go."""
 
 from __future__ import annotations
 
-import io
-import shutil
-from pathlib import Path
+import gc
+import time
+import weakref
+from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from langchain_pos import ChatParallelReasoning, InvalidRequestError, ParallelReasoningLLM
-from langchain_pos.cli.main import app
-from langchain_pos.loading_bar import loading_bar
-from tests.support.gguf_files import real_model, write_gguf
+from langchain_pos import ChatParallelReasoning, ParallelReasoningLLM
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model as a GGUF file."""
-    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", quantised=True)
+def test_instances_of_one_model_share_its_weights() -> None:
+    """The runnable and the chat model, made independently; other settings are another engine."""
+    runnable, chat = ParallelReasoningLLM(), ChatParallelReasoning()
+    assert runnable.engine is chat.engine is ParallelReasoningLLM().engine
+    assert ParallelReasoningLLM(max_slots=999).engine is not runnable.engine
 
 
-def test_a_gguf_file_is_a_model_like_any_other(file: Path) -> None:
-    """The runnable takes a file or its folder, and writes the steps that it is given."""
-    for name in (file, file.parent):
-        llm = ParallelReasoningLLM(
-            model=str(name), device="cpu", max_branch_tokens=4, max_conclusion_tokens=4
-        )
-        result = llm.invoke({"question": "Who?", "steps": ["Ann", "Ben"]})
-        assert [branch.title for branch in result.branches] == ["Ann", "Ben"]
+def test_what_nobody_holds_is_freed() -> None:
+    """The process-wide cache keeps nothing alive by itself."""
+    runnable = ParallelReasoningLLM(max_slots=1234)
+    runnable.invoke("Who?", mode="sequential", max_sequential_tokens=2)
+    engine = weakref.ref(runnable.engine)
+    del runnable
+    gc.collect()
+    assert engine() is None
 
 
-def test_the_chat_model_takes_it_with_its_template(file: Path) -> None:
-    """The chat model loads it by name, and the file's own template formats the messages."""
-    chat = ChatParallelReasoning(model=str(file), device="cpu", max_tokens=6)
-    assert isinstance(chat.invoke("Who?").content, str)
+def test_close_lets_go_and_the_next_call_loads_again() -> None:
+    """Others that share the model keep it."""
+    one, other = ParallelReasoningLLM(max_slots=1235), ParallelReasoningLLM(max_slots=1235)
+    engine = weakref.ref(one.engine)
+    assert other.engine is engine()
+    one.close()
+    assert other.engine is engine()
+    other.close()
+    assert engine() is None
+    assert one.invoke("Who?", mode="sequential", max_sequential_tokens=2).conclusion is not None
 
 
-def test_doctor_says_where_the_model_came_from(file: Path) -> None:
-    """File, quantisation and unpacked size stand in the command's output."""
-    done = CliRunner().invoke(app, ["doctor", "--model", str(file), "--device", "cpu"])
-    assert done.exit_code == 0
-    [line] = [line for line in done.stdout.splitlines() if line.startswith("gguf")]
-    assert f"{file} (llama, Q8_0), unpacked to 0.00 GB in {file}.unpacked" in line
+def test_a_given_model_stays() -> None:
+    """It is the caller's to let go of."""
+    engine = ParallelReasoningLLM().engine
+    given = ChatParallelReasoning.from_engine(engine)
+    given.close()
+    assert given.engine is engine
 
 
-def test_ask_takes_a_gguf_file(file: Path) -> None:
-    """`langchain-pos ask --model x.gguf` answers; a file that is not there exits with an error."""
-    args = ["ask", "Who?", "--device", "cpu", "--steps", "Ann,Ben", "--max-branch-tokens", "3"]
-    done = CliRunner().invoke(app, [*args, "--model", str(file)])
-    assert done.exit_code == 0
-    missing = CliRunner().invoke(app, [*args, "--model", str(file.with_name("no.gguf"))])
-    assert missing.exit_code == 3
-    assert "there is none at" in missing.stderr
+def test_an_idle_model_is_let_go() -> None:
+    """After `keep_alive` seconds without a call."""
+    runnable = ParallelReasoningLLM(max_slots=1236, keep_alive=0.05)
+    engine = weakref.ref(runnable.engine)
+    while engine() is not None:
+        time.sleep(0.01)
+    assert runnable.engine is not None
 
 
-@pytest.mark.parametrize("question", ["", "  \n", {"question": " ", "steps": ["Ann"]}])
-def test_a_blank_question_is_refused_before_the_model_loads(question: object) -> None:
-    """A question that nobody can answer costs no loading: the model here does not even exist."""
-    with pytest.raises(InvalidRequestError, match="question"):
-        ParallelReasoningLLM(model="/no/such/model").invoke(question)
-
-
-def test_the_bar_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal what is read is shown; elsewhere nothing is written, and all items pass."""
-    from transformers.utils import logging
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    monkeypatch.setenv("TERM", "xterm")
-    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
-        monkeypatch.delenv(name, raising=False)
-    for stream, shown in ((Terminal(), True), (io.StringIO(), False)):
-        monkeypatch.setattr("sys.stderr", stream)
-        with loading_bar():
-            assert list(logging.tqdm([1, 2, 3], desc="Unpacking")) == [1, 2, 3]
-        assert ("Unpacking" in stream.getvalue()) is shown
-        assert bool(stream.getvalue()) is shown
-
-
-@pytest.mark.slow
-def test_a_real_gguf_file_answers_in_parallel(tmp_path: Path) -> None:
-    """SmolLM2's GGUF file writes the given steps as its transformers folder does."""
-    pytest.importorskip("gguf")
-    real = real_model("smollm2-135m-instruct")
-    written = []
-    for model in (shutil.copy(real / "model.gguf", tmp_path), real / "hf"):
-        llm = ParallelReasoningLLM(
-            model=str(model),
-            device="cpu",
-            dtype="float32",
-            max_branch_tokens=12,
-            max_conclusion_tokens=12,
-        )
-        result = llm.invoke({"question": "Compare Paris and Tokyo.", "steps": ["Paris", "Tokyo"]})
-        written.append([(branch.title, branch.text) for branch in result.branches])
-    assert [title for title, _ in written[0]] == ["Paris", "Tokyo"]
-    assert written[0] == written[1]
+@pytest.mark.parametrize("kind", [ParallelReasoningLLM, ChatParallelReasoning])
+def test_loading_is_logged(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """What, where, in which dtype; under the package's own logger."""
+    caplog.set_level("INFO", logger="langchain_pos")
+    assert kind(max_slots=2000 + len(kind.__name__)).engine
+    (record,) = [each for each in caplog.records if each.name == "langchain_pos"]
+    assert "on cpu as torch." in record.getMessage()

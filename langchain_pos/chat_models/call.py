@@ -324,7 +324,7 @@ def as_result(chunks: Sequence[ChatGenerationChunk]) -> ChatResult:
     return ChatResult(generations=[ChatGeneration(message=whole_message(messages))])
 
 
-def _refuse_over_http(wanted: Sequence[str], turns: Sequence[Turn]) -> None:
+def _refuse_over_http(asked: Sequence[str], turns: Sequence[Turn]) -> None:
     """Only plain answers can be had from a server.
 
     Raises:
@@ -333,7 +333,7 @@ def _refuse_over_http(wanted: Sequence[str], turns: Sequence[Turn]) -> None:
     history = ["a history with tool calls"] * any(
         turn["role"] == "tool" or turn.get("tool_calls") for turn in turns
     )
-    if refused := [*wanted, *history]:
+    if refused := [*asked, *history]:
         raise InvalidRequestError(
             f"{', '.join(refused)}: over a server, only plain answers can be asked for. Take a "
             "local model, or ask the server's own chat endpoint, by ChatOpenAI(base_url=…)"

@@ -31,8 +31,8 @@ def json_schema_of(schema: Schema) -> dict[str, Any]:
         return schema.model_json_schema()
     if isinstance(schema, type) and issubclass(schema, BaseModelV1):
         return dict(schema.schema())
-    if isinstance(schema, dict) and ("properties" in schema or "$ref" in schema):
-        return schema
+    if isinstance(schema, dict) and not {"parameters", "input_schema", "function"} & set(schema):
+        return schema  # and no tool, whose schema lies inside
     try:
         return convert_to_json_schema(schema)
     except (TypeError, ValueError) as error:

@@ -37,6 +37,14 @@ class ReasoningResult(ResultData):
         model_name: folder or hub name of the model.
     """
 
+    def __str__(self) -> str:
+        """The answer as a reader takes it: preamble, steps, conclusion; no figures."""
+        parts = []
+        for block in self.blocks:
+            branches = [f"{branch.title}: {branch.text}" for branch in block.branches]
+            parts += [block.plan.preamble, "\n".join(branches)]
+        return "\n\n".join(part for part in [*parts, self.conclusion] if part)
+
     def sequential_estimate(self) -> SequentialEstimate | None:
         """What sequential decoding would have cost; None if answered that way, or untimed."""
         from langchain_pos.results.timeline import SequentialEstimate

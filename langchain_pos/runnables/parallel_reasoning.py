@@ -13,6 +13,7 @@ from langchain_core.callbacks import (
     AsyncCallbackManagerForChainRun,
     CallbackManagerForChainRun,
 )
+from langchain_core.output_parsers import BaseLLMOutputParser
 from langchain_core.runnables import RunnableConfig, RunnablePassthrough, RunnableSerializable
 from langchain_core.runnables.config import (
     get_callback_manager_for_config,
@@ -25,12 +26,18 @@ from pydantic import ConfigDict
 from langchain_pos.model_source import ModelSource
 from langchain_pos.reasoning.settings import ReasoningSettings
 from langchain_pos.results.result import ReasoningChunk, ReasoningResult
+from langchain_pos.runnables.as_text import as_text
 from langchain_pos.runnables.inputs import ReasoningInput, as_request, sum_up
 from langchain_pos.runnables.pending import PendingAnswer, answer_all
 from langchain_pos.runnables.tracing import RunTracer
 
 if TYPE_CHECKING:
     from langchain_pos.reasoning.reasoner import Reasoning
+
+
+def _reads_text(other: Any) -> bool:
+    return isinstance(other, BaseLLMOutputParser)
+
 
 _AsyncChunks = AsyncGenerator[ReasoningChunk, None]
 _Manager = CallbackManagerForChainRun | AsyncCallbackManagerForChainRun
@@ -56,6 +63,18 @@ class ParallelReasoningLLM(
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
+
+    # -------------------------------------------------------------------- in a chain
+
+    def __or__(self, other: Any) -> Any:
+        """A chain; an output parser takes the answer as a text, `str(result)`."""
+        return super().__or__(as_text() | other if _reads_text(other) else other)
+
+    def pipe(self, *others: Any, name: str | None = None) -> Any:
+        """See `__or__`."""
+        if others and _reads_text(others[0]):
+            others = (as_text(), *others)
+        return super().pipe(*others, name=name)
 
     # ------------------------------------------------------------------ one question
 

@@ -1,6 +1,6 @@
 """What a server allows: bodies, requests at once, requests that wait, seconds; and draining.
 
-Who waits is taken in turn (`FairQueue`, in engine/turns.py), not in order of coming: one caller
+Who waits is taken in turn (`FairQueue`), not in order of coming: one caller
 with many requests delays another one's by a single request.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 DEADLINE = "X-Request-Timeout"
 """Header of our own in which a client says how many seconds its answer may take. What OpenAI's
-clients tell of their own patience (`x-stainless-read-timeout`) is not looked at: they send it
+clients say of their own patience (`x-stainless-read-timeout`) is not looked at: they send it
 unasked, and one that gives up closes its connection, which ends its request as well."""
 DISCARDED_BODIES = 16
 """A body that is too large is read on, and thrown away, up to this many times the limit: a client
@@ -51,7 +51,7 @@ class ServerLimits(BaseModel):
     """From the request to the end of its answer, waiting included; 504. A request may ask for
     less."""
     drain_seconds: float = Field(default=30, ge=0)
-    """For answers under way when the server is told to end; then they get 503."""
+    """For answers under way when the server is asked to end; then they get 503."""
 
 
 class ClientGone(Exception):
@@ -163,7 +163,7 @@ class Gate:
         Returns only when the work has ended, so that whatever it held is free.
 
         Args:
-            receive: tells when the client has gone.
+            receive: says when the client has gone.
             work: what to do.
             seconds: that the client gives it, at most the server's own; see `read_deadline`.
 
@@ -246,17 +246,17 @@ def read_deadline(request: Request) -> float | None:
     Raises:
         ApiError: no number of seconds.
     """
-    told = request.headers.get(DEADLINE)
-    if told is None:
+    given = request.headers.get(DEADLINE)
+    if given is None:
         return None
     try:
-        seconds = float(told)
+        seconds = float(given)
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
         raise ApiError(
             400,
-            f"{DEADLINE}: {told[:80]!r} is no number of seconds above 0; give one such as 30, or "
+            f"{DEADLINE}: {given[:80]!r} is no number of seconds above 0; give one such as 30, or "
             "leave it out",
             "invalid_value",
             param=DEADLINE,

@@ -8,7 +8,7 @@
     PosServer        uvicorn that drains before it ends            (process)
 
 Requests share the engine's forward passes: each is a `ChatCall`, and one thread drives for all.
-Several replicas stand behind one door in `replicas`.
+Several replicas share one front door in `replicas`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, Response
 
 from langchain_pos.engine.scheduler.fair_queue import Caller
 from langchain_pos.server.admission import ServerLimits, read_body, read_deadline
-from langchain_pos.server.auth import Guard, keys_of, told
+from langchain_pos.server.auth import Guard, error_response, keys_of
 from langchain_pos.server.errors import ApiError, api_error
 from langchain_pos.server.page import PAGE_PATHS, add_page
 from langchain_pos.server.requests import ChatRequest
@@ -78,16 +78,16 @@ def app_of(service: Served, *, api_keys: Sequence[str] = (), page: bool = True) 
 
     @app.exception_handler(Exception)
     async def _fault(_: Request, raised: Exception) -> Response:
-        return told(api_error(raised))
+        return error_response(api_error(raised))
 
     @app.exception_handler(ApiError)
     async def _refused(_: Request, raised: Exception) -> Response:
-        return told(api_error(raised))
+        return error_response(api_error(raised))
 
     @app.exception_handler(HTTPException)
     async def _no_route(request: Request, raised: Exception) -> Response:
         status = getattr(raised, "status_code", 404)
-        return told(
+        return error_response(
             ApiError(
                 status,
                 f"{request.method} {request.url.path} is not possible; there are POST {ANSWERS}, "

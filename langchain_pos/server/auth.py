@@ -66,12 +66,12 @@ class Guard:
                 account = self._account(Headers(scope=scope), public=public)
                 scope.setdefault("state", {})["account"] = account or _address(scope)
         except ApiError as error:
-            await told(error)(scope, receive, noted)
+            await error_response(error)(scope, receive, noted)
             return
         await self._app(scope, receive, noted)
 
     def _account(self, headers: Headers, *, public: bool) -> str | None:
-        """Which of the keys was given; None where none is wanted.
+        """Which of the keys was given; None where none is needed.
 
         Raises:
             ApiError: 401, 403.
@@ -137,6 +137,6 @@ def _without_port(host: str) -> str:
     return host.partition(":")[0]
 
 
-def told(error: ApiError) -> Response:
-    """The response that tells an error."""
+def error_response(error: ApiError) -> Response:
+    """An error as a response."""
     return JSONResponse(error.body, status_code=error.status, headers=error.headers)

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's API tells them: `{"error": {"message", "type", "param", "code"}}`."""
+"""Errors in the form of OpenAI's API: `{"error": {"message", "type", "param", "code"}}`."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ApiError(Exception):
 
 
 def api_error(error: BaseException, *, queued: bool = False, retry_after: int = 1) -> ApiError:
-    """Any error as a client sees it; what is none of ours is logged and told without details.
+    """Any error as a client sees it; what is none of ours is logged and sent without details.
 
     Args:
         error: what was raised.

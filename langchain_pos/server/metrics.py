@@ -1,4 +1,4 @@
-"""What `/metrics` tells, in Prometheus' text form; every server has a registry of its own."""
+"""The body of `/metrics`, in Prometheus' text form; every server has a registry of its own."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class PosServer(uvicorn.Server):
-    """uvicorn that, told to end, refuses new requests and finishes those under way.
+    """uvicorn that, asked to end, refuses new requests and finishes those under way.
 
     A second signal ends it at once.
 
@@ -70,7 +70,7 @@ def make_server(
     Args:
         chat: see `create_app`.
         host: address that it will listen on.
-        api_key: wanted where `host` is not this machine's loopback.
+        api_key: needed where `host` is not this machine's loopback.
         limits: see `create_app`.
         model_name: see `create_app`.
         page: see `create_app`.

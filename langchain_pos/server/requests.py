@@ -10,7 +10,8 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from langchain_core.messages import BaseMessage, convert_to_messages
+from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
+from langchain_core.messages.tool import invalid_tool_call
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import from_json
 
@@ -82,6 +83,15 @@ class CalledFunction(_Part):
                 raise ValueError("the arguments of a call must be a JSON object")
         return arguments
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the arguments can be read."""
+        try:
+            from_json(self.arguments)
+        except ValueError:
+            return False
+        return True
+
 
 class CallSpec(_Part):
     """See `CalledFunction`."""
@@ -147,6 +157,8 @@ class ChatRequest(_Body):
     top_k: int | None = Field(default=None, ge=-1)
     min_p: float | None = Field(default=None, ge=0, le=1)
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
     # They change no answer; the first two, whose turn it is.
     user: Any = None
     safety_identifier: Any = None
@@ -183,19 +195,27 @@ class ChatRequest(_Body):
         for name, (allowed, instead) in _NEUTRAL.items():
             value = getattr(asked, name)
             if value is not None and (value not in allowed or isinstance(value, bool)):
-                told = ", ".join(map(repr, (*allowed, None)))
+                listed = ", ".join(map(repr, (*allowed, None)))
                 raise ApiError(
                     400,
-                    f"{name}={_short(value)} is not possible; allowed is {told}: {instead}",
+                    f"{name}={_short(value)} is not possible; allowed is {listed}: {instead}",
                     "unsupported_value",
                     param=name,
                 )
         if asked.top_logprobs is not None and not asked.logprobs:
             raise ApiError(
                 400,
-                "top_logprobs wants logprobs=true beside it",
+                "top_logprobs needs logprobs=true beside it",
                 "invalid_value",
                 param="top_logprobs",
+            )
+        if asked.add_generation_prompt not in (None, not asked.continue_final_message):
+            raise ApiError(
+                400,
+                "add_generation_prompt must be the opposite of continue_final_message: an answer "
+                "is either begun or continued; leave it out",
+                "invalid_value",
+                param="add_generation_prompt",
             )
         if asked.stream_options is not None and not asked.stream:
             raise ApiError(
@@ -247,8 +267,7 @@ class ChatRequest(_Body):
             ApiError: one of them cannot be read.
         """
         try:
-            dumped = [each.model_dump(exclude_none=True) for each in self.messages]
-            return convert_to_messages([{"content": "", **each} for each in dumped])
+            return [_as_message(each) for each in self.messages]
         except (KeyError, NotImplementedError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ApiError(
@@ -276,6 +295,7 @@ class ChatRequest(_Body):
                 *("temperature", "top_p", "seed", "logprobs", "top_logprobs"),
                 *("parallel_tool_calls", "response_format", "steps", "max_branches"),
                 *("max_branch_tokens", "top_k", "min_p", "repetition_penalty"),
+                "continue_final_message",
             )
             if (value := getattr(self, name)) is not None
         }
@@ -304,6 +324,30 @@ class ChatRequest(_Body):
                 "limit_exceeded",
                 param=name,
             )
+
+
+def _as_message(spec: MessageSpec) -> BaseMessage:
+    """A message as LangChain's; of its calls, those that were cut are invalid ones."""
+    fields = {"content": "", **spec.model_dump(exclude_none=True)}
+    cut = [call for call in spec.tool_calls or () if not call.function.is_whole]
+    if cut:
+        fields["tool_calls"] = [
+            call
+            for call, own in zip(fields["tool_calls"], spec.tool_calls or (), strict=True)
+            if own.function.is_whole
+        ]
+    (message,) = convert_to_messages([fields])
+    if isinstance(message, AIMessage):
+        message.invalid_tool_calls = [
+            invalid_tool_call(
+                name=call.function.name,
+                args=call.function.arguments,
+                id=call.id,
+                error="it was cut",
+            )
+            for call in cut
+        ]
+    return message
 
 
 def _wrong(error: ValidationError) -> ApiError:

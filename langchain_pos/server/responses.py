@@ -31,7 +31,7 @@ Json = dict[str, Any]
 
 
 class AnswerWriter:
-    """Writes one answer from what the chat model tells.
+    """Writes one answer from what the chat model yields.
 
     Args:
         model: the name that the request gave.
@@ -54,7 +54,7 @@ class AnswerWriter:
     # ---------------------------------------------------------------------- stream
 
     def write(
-        self, piece: ReasoningChunk | None, told: Sequence[ChatGenerationChunk]
+        self, piece: ReasoningChunk | None, written: Sequence[ChatGenerationChunk]
     ) -> Iterator[Json]:
         """The chunks of the stream for a piece of reasoning and the message chunks it gives."""
         if not self._opened:
@@ -62,12 +62,12 @@ class AnswerWriter:
             yield self._chunk({"role": "assistant", "content": ""})
         if piece is not None and (news := self._reasoning(piece)) is not None:
             yield self._chunk({}, reasoning_delta=news)
-        for chunk in told:
+        for chunk in written:
             if isinstance(chunk.message, AIMessageChunk):
                 yield from self._said(chunk.message)
 
     def close(self) -> Iterator[Json]:
-        """The last chunks: the finish reason, and the usage if it is wanted.
+        """The last chunks: the finish reason, and the usage if it was asked for.
 
         Raises:
             ApiError: the model has written no text.
@@ -79,8 +79,9 @@ class AnswerWriter:
             yield self._as("chat.completion.chunk") | {"choices": [], "usage": self._usage()}
 
     def _chunk(self, delta: Json, choice: Json | None = None, **extension: Any) -> Json:
-        told = {"index": 0, "delta": delta, "finish_reason": None, "logprobs": None}
-        chunk = self._as("chat.completion.chunk") | {"choices": [told | (choice or {})]}
+        choice = choice or {}
+        whole = {"index": 0, "delta": delta, "finish_reason": None, "logprobs": None}
+        chunk = self._as("chat.completion.chunk") | {"choices": [whole | choice]}
         return chunk | ({"usage": None} if self._include_usage else {}) | extension
 
     def _said(self, message: AIMessageChunk) -> Iterator[Json]:
@@ -94,13 +95,13 @@ class AnswerWriter:
                 self._texts.append(text)
                 yield self._chunk({"content": text})
                 continue
-            told = {
+            fields = {
                 "id": call["id"],
                 "type": "function",
                 "function": {"name": call["name"] or "", "arguments": call["args"] or ""},
             }
-            yield self._chunk({"tool_calls": [{"index": len(self._calls), **told}]})
-            self._calls.append(told)
+            yield self._chunk({"tool_calls": [{"index": len(self._calls), **fields}]})
+            self._calls.append(fields)
         if message.chunk_position == "last":
             self.last = message
 
@@ -113,14 +114,14 @@ class AnswerWriter:
             return {"stage": "plan", "block": place, "titles": piece.blocks[-1].plan.titles}
         if piece.stage == "expand" and piece.branch is not None:
             branch = piece.blocks[-1].branches[0]
-            told = {
+            place_of = {
                 "stage": "expand",
                 "block": place,
                 "branch": branch.index,
                 "title": branch.title,
             }
             ended = {"finish_reason": branch.finish_reason}
-            return told | ({"text": piece.delta} if piece.delta else ended)
+            return place_of | ({"text": piece.delta} if piece.delta else ended)
         return None
 
     # ----------------------------------------------------------------------- whole
@@ -168,7 +169,7 @@ class AnswerWriter:
     def _usage(self) -> Json:
         usage = self._last().usage_metadata
         if usage is None:
-            raise RuntimeError("the chat model told no usage")
+            raise RuntimeError("the chat model gave no usage")
         return {
             "prompt_tokens": usage["input_tokens"],
             "completion_tokens": usage["output_tokens"],

@@ -55,7 +55,7 @@ class Served(ABC):
     Attributes:
         name: of the model.
         gate: who may go on.
-        metrics: what `/metrics` tells.
+        metrics: what `/metrics` shows.
     """
 
     def __init__(self, name: str, gate: Gate, metrics: DoorMetrics) -> None:
@@ -72,11 +72,11 @@ class Served(ABC):
         """The response to a request."""
 
     async def health(self) -> dict[str, Any]:
-        """What `/health` tells; anything but the status "ok" comes with 503."""
+        """The body of `/health`; anything but the status "ok" comes with 503."""
         return {"status": "draining" if self.gate.draining else "ok"}
 
     async def metrics_text(self) -> bytes:
-        """What `/metrics` tells, as Prometheus reads it."""
+        """The body of `/metrics`, as Prometheus reads it."""
         return self.metrics.text()
 
     def known(self, model: str) -> None:
@@ -105,7 +105,7 @@ class HeldResponse(Response):
         self._ended = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer; an error that comes before anything is sent is raised, a later one told."""
+        """Answer; an error that comes before anything is sent is raised, a later one sent."""
         gate, metrics = self._served.gate, self._served.metrics
         try:
             work = self._work(scope, receive, send)
@@ -127,7 +127,7 @@ class HeldResponse(Response):
     async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; sets `_started` before anything is sent.
 
-        And `_ended` before the last byte, if there is still something to do behind it.
+        And `_ended` before the last byte, if there is still something to do after it.
         """
         raise NotImplementedError
 
@@ -152,9 +152,9 @@ class Service(Served):
 
     def model(self) -> dict[str, Any]:
         """The model as `/v1/models` lists it."""
-        told = {"id": self.name, "object": "model", "created": self.created}
+        entry = {"id": self.name, "object": "model", "created": self.created}
         length = self.chat.engine.context_length
-        return told | {"owned_by": "langchain-pos", "max_model_len": length}
+        return entry | {"owned_by": "langchain-pos", "max_model_len": length}
 
     def answer(self, errand: Errand) -> Response:
         """Whole or streamed."""
@@ -189,17 +189,17 @@ class ChatResponse(HeldResponse):
 
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._news()) as news:
-            async for piece, told in news:
-                for _ in self._writer.write(piece, told):
+            async for piece, written in news:
+                for _ in self._writer.write(piece, written):
                     pass
         await JSONResponse(self._writer.whole())(scope, receive, send)
 
     async def _stream(self, send: Send) -> None:
         async with aclosing(self._news()) as news:
-            async for piece, told in news:
+            async for piece, written in news:
                 if not self._started:  # what is refused before this gets a status of its own
                     await self._start(send)
-                for chunk in self._writer.write(piece, told):
+                for chunk in self._writer.write(piece, written):
                     await _event(send, json.dumps(chunk).encode())
         for chunk in self._writer.close():
             await _event(send, json.dumps(chunk).encode())
@@ -209,7 +209,7 @@ class ChatResponse(HeldResponse):
     async def _news(
         self,
     ) -> AsyncGenerator[tuple[ReasoningChunk | None, list[ChatGenerationChunk]], None]:
-        """What the chat model tells, from when there is a place for the request."""
+        """What the chat model writes, from when there is a place for the request."""
         asked, gate = self._asked, self._service.gate
         began = time.monotonic()
         async with gate.place(self._errand.caller):
@@ -249,7 +249,7 @@ async def _event(send: Send, data: bytes) -> None:
 
 
 async def _end_stream(send: Send, error: ApiError) -> None:
-    """Tell the error in the stream; a client that does not read is left alone."""
+    """Send the error in the stream; a client that does not read is left alone."""
     try:
         async with asyncio.timeout(1):
             await send({"type": "http.response.body", "body": error.event, "more_body": False})

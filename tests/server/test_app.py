@@ -287,6 +287,27 @@ class TestToolsAndForms:
         assert whole(tool_server.ask(tools=[ADD, NOW], tool_choice="required"))["calls"]
         assert not whole(tool_server.ask(tools=[ADD], tool_choice="none"))["calls"]
 
+    @pytest.mark.parametrize("stream", [False, True])
+    @pytest.mark.parametrize("cut", [3, 12, 30])
+    def test_a_cut_call_can_be_sent_back(self, stream: bool, cut: int) -> None:
+        """It is text, and whatever the server wrote it takes as history."""
+        chat, _ = qwen_chat({ASKED: CALL})
+        most = len(chat.get_token_ids(CALL[:cut]))
+        with running(chat) as server:
+            form = joined if stream else whole
+            answer = form(
+                server.ask("?", tools=[ADD], tool_choice="required", max_tokens=most, stream=stream)
+            )
+            assert (answer["finish_reason"], answer["calls"]) == ("length", [])
+            assert CALL.startswith(answer["text"])
+            assert answer["text"]
+            history = [
+                {"role": "user", "content": "?"},
+                {"role": "assistant", "content": answer["text"]},
+                {"role": "user", "content": "Go on."},
+            ]
+            assert server.post(body(messages=history, max_tokens=2)).status_code == 200
+
     def test_a_tools_result_goes_back(self, tool_server: Running) -> None:
         """The second turn of an agent, with the first one's message as the client got it."""
         messages: Any = [{"role": "user", "content": "What is 3 + 4?"}]

@@ -124,8 +124,7 @@ def _(_: pytest.MonkeyPatch) -> list[Outcome]:
 
 @row("wrong-type")
 def _(_: pytest.MonkeyPatch) -> list[Outcome]:
-    cut = {"name": "add", "arguments": 'unfinished: {"a": 3'}
-    unfinished = {"id": "1", "type": "function", "function": cut}
+    listed = {"id": "1", "type": "function", "function": {"name": "add", "arguments": "[3]"}}
     wrong: list[dict[str, Any]] = [
         {"temperature": "hot"},
         {"temperature": -1},
@@ -145,7 +144,8 @@ def _(_: pytest.MonkeyPatch) -> list[Outcome]:
         {"tool_choice": {}},
         {"steps": ["a", "b"], "reasoning_mode": "sequential"},
         {"steps": ["a", "b"], "response_format": {"type": "json_object"}},
-        {"messages": [{"role": "assistant", "tool_calls": [unfinished]}]},
+        {"messages": [{"role": "assistant", "tool_calls": [listed]}]},
+        {"add_generation_prompt": False},
     ]
     with served() as (server, _):
         return [seen(server, body(**each) if each else {}) for each in wrong]

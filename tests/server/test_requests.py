@@ -98,3 +98,39 @@ def test_null_is_as_if_left_out(name: str) -> None:
     """Clients send null for what was not set."""
     chat, limits = ChatParallelReasoning(), ServerLimits()
     assert read(**{name: None}).call_options(chat, limits) == read().call_options(chat, limits)
+
+
+@pytest.mark.parametrize("arguments", ["", " ", "null", None, "{}"])
+def test_no_arguments_in_any_spelling(arguments: Any) -> None:
+    """A call without arguments is one, as clients and other servers write it."""
+    call = {"id": "1", "type": "function", "function": {"name": "now", "arguments": arguments}}
+    _, called = read(
+        messages=[{"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": [call]}]
+    ).to_messages()
+    assert isinstance(called, AIMessage)
+    assert called.tool_calls[0]["args"] == {}
+
+
+@pytest.mark.parametrize("arguments", ['unfinished: {"a": 3', '{"a": 3', "<tool_call>"])
+def test_a_call_that_was_cut_is_history(arguments: str) -> None:
+    """Whoever cut it: the model sees the text of it."""
+    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": arguments}}
+    (called,) = read(messages=[{"role": "assistant", "tool_calls": [call]}]).to_messages()
+    assert isinstance(called, AIMessage)
+    assert called.tool_calls == []
+    assert called.invalid_tool_calls[0]["args"] == arguments
+
+
+@pytest.mark.parametrize("off", [{"top_p": 0}, {"top_k": 0}, {"top_k": -1}])
+def test_sampling_that_is_off(off: Any) -> None:
+    """As other servers spell it."""
+    assert refusal(**off) is None
+
+
+def test_an_answer_that_is_begun() -> None:
+    """VLLM's pair of fields: continued, so not begun anew."""
+    both = {"continue_final_message": True, "add_generation_prompt": False}
+    asked = read(**both)
+    options = asked.call_options(ChatParallelReasoning(), ServerLimits())
+    assert options["continue_final_message"] is True
+    assert refusal(continue_final_message=True, add_generation_prompt=True) is not None

@@ -108,13 +108,13 @@ class _Reader:
                 return self._choice(rest, schema[keyword])
         self.checked |= _CHECKED & set(schema)
         if "enum" in schema or "const" in schema:
-            found = enumeration(schema)
+            listed = enumeration(schema)
             if "format" in schema:
                 self.checked.add("format")
-            if any(isinstance(value, list | dict) for value in found["enum"]):
+            if any(isinstance(value, list | dict) for value in listed["enum"]):
                 beside = {*KEYWORDS["array"], *KEYWORDS["object"]} & set(schema)
                 self.checked |= {"enum"} if beside else set()
-            return found
+            return listed
         types = types_of(schema)
         if types is None:
             return {}

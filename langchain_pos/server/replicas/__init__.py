@@ -1,4 +1,4 @@
-"""Several replicas of the server behind one door, on Ray Serve."""
+"""Several replicas of the server with one front door, on Ray Serve."""
 
 from typing import TYPE_CHECKING
 

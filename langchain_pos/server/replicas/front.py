@@ -1,4 +1,4 @@
-"""The front door before replicas: what it forwards, what it tries again, what it must tell.
+"""The front door before replicas: what it forwards, what it tries again, what it must report.
 
     client ── Guard, limits, queue ── Forwarded ──┬── replica 0: the same app, a model of its own
               (the server's own)                  └── replica 1 …

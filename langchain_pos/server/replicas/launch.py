@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _APP = "langchain-pos"
 _METRICS_SECONDS = 2.0
-"""For replicas to tell their metrics."""
+"""For replicas to report their metrics."""
 _OBJECT_STORE_BYTES = 256 * 2**20
 """Long requests and answers pass through it; what does not fit goes to the disk."""
 
@@ -132,11 +132,13 @@ class RayReplicas:
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
 
-        told = self._handle.broadcast("report")
+        reported = self._handle.broadcast("report")
         try:
-            reports = await told.results_async(timeout_s=_METRICS_SECONDS, return_exceptions=True)
+            reports = await reported.results_async(
+                timeout_s=_METRICS_SECONDS, return_exceptions=True
+            )
         except (TimeoutError, RayError, RayServeException) as error:
-            logger.warning("replicas told no metrics: %s", error)
+            logger.warning("replicas reported no metrics: %s", error)
             return {}
         return dict(each for each in reports if not isinstance(each, BaseException))
 
@@ -205,12 +207,12 @@ def _deploy(application: Any) -> Any:
         return serve.run(application, name=_APP, route_prefix=None)
     except RuntimeError as error:
         app = serve.status().applications.get(_APP)
-        told = app.deployments[DEPLOYMENT].message if app else str(error)
-        raise ModelLoadError(f"no replica could be started: {_reason(told)}") from error
+        reason = app.deployments[DEPLOYMENT].message if app else str(error)
+        raise ModelLoadError(f"no replica could be started: {_reason(reason)}") from error
 
 
 def _reason(message: str) -> str:
-    """The error at the end of a traceback that Ray tells as text."""
+    """The error at the end of a traceback that Ray gives as text."""
     lines = [line.strip() for line in message.splitlines()]
     errors = [line for line in lines if "Error: " in line or line.endswith("Error")]
     last = (errors or [" ".join(message.split())[-300:]])[-1]
@@ -219,12 +221,12 @@ def _reason(message: str) -> str:
 
 @contextmanager
 def _cluster(address: str | None) -> Iterator[bool]:
-    """Connect to a Ray cluster while inside; tells whether it is this machine's, for this alone."""
+    """Connect to a Ray cluster; yields whether it is this machine's, for this alone."""
     # Ray reads some of these when it is imported.
     private = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",  # they are in the files of the session
-        # Seconds after which load is told to who scales.
+        # Seconds after which load is reported to the autoscaler.
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     }

@@ -98,7 +98,7 @@ class Sizes:
 
         Args:
             options: see there.
-            resources: what the cluster has, as `ray.cluster_resources()` tells.
+            resources: what the cluster has, as `ray.cluster_resources()` says.
             own: it is this machine alone, and nobody else's.
 
         Raises:
@@ -127,7 +127,7 @@ class Sizes:
 
     def deployment(self, options: RayOptions, limits: ServerLimits) -> dict[str, Any]:
         """Arguments of `serve.deployment`."""
-        told: dict[str, Any] = {
+        common: dict[str, Any] = {
             "name": DEPLOYMENT,
             "ray_actor_options": {"num_gpus": self.gpus, "num_cpus": self.cpus},
             "max_ongoing_requests": limits.max_concurrency,
@@ -138,8 +138,8 @@ class Sizes:
             "logging_config": {"log_level": "WARNING", "enable_access_log": False},
         }
         if self.least == self.most:
-            return told | {"num_replicas": self.most}
-        return told | {
+            return common | {"num_replicas": self.most}
+        return common | {
             "autoscaling_config": {
                 "min_replicas": self.least,
                 "max_replicas": self.most,

@@ -23,7 +23,7 @@ FAULTS = 3
 
 
 class Replica:
-    """One model behind the app of `create_app`.
+    """One model serving the app of `create_app`.
 
     Args:
         chat: answers; loaded here.
@@ -47,7 +47,7 @@ class Replica:
         return self._service.model()
 
     async def metrics(self) -> str:
-        """What `/metrics` of a single server tells."""
+        """The body of `/metrics` of a single server."""
         return (await self._service.metrics_text()).decode()
 
     def check_health(self) -> None:
@@ -77,9 +77,9 @@ class Replica:
         """Count faults in a row."""
         last = messages[-1]
         status = next((m["status"] for m in messages if "status" in m), 200)
-        told = last.get("body", b"")
-        if status == 500 or told.startswith(ERROR_EVENT):
-            error = json.loads(told.removeprefix(b"data: "))["error"]
+        ending = last.get("body", b"")
+        if status == 500 or ending.startswith(ERROR_EVENT):
+            error = json.loads(ending.removeprefix(b"data: "))["error"]
             self._faults += error["code"] == "internal_error"
         elif status == 200 and not last.get("more_body"):
             self._faults = 0
@@ -110,7 +110,7 @@ async def messages_of(app: ASGIApp, body: bytes) -> AsyncGenerator[list[Message]
     sent: asyncio.Queue[Message | None] = asyncio.Queue()
     request: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
     gone = asyncio.Event()
-    told = False
+    answered = False
 
     async def receive() -> Message:
         if request:
@@ -119,17 +119,17 @@ async def messages_of(app: ASGIApp, body: bytes) -> AsyncGenerator[list[Message]
         return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
-        nonlocal told
-        told = True
+        nonlocal answered
+        answered = True
         sent.put_nowait(message)
 
     async def run() -> None:
         try:
             await app(scope, receive, send)
         except Exception as error:
-            if not told:
+            if not answered:
                 raise
-            logger.debug("the app has told this error", exc_info=error)
+            logger.debug("the app has answered with this error", exc_info=error)
         finally:
             sent.put_nowait(None)
 

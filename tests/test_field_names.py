@@ -1,0 +1,62 @@
+"""Constructors take what people write, or say what it is called here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from langchain_pos import ChatParallelReasoning, ParallelReasoningLLM
+
+BOTH = pytest.mark.parametrize("kind", [ParallelReasoningLLM, ChatParallelReasoning])
+
+
+@BOTH
+def test_the_model_may_come_first(kind: Any) -> None:
+    """As a positional argument, once."""
+    assert kind("a/b").model == "a/b"
+    assert kind("a/b", seed=3).seed == 3
+    with pytest.raises(ValueError, match="given twice"):
+        kind("a/b", model_name="c/d")
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("given", "name", "value"),
+    [
+        ({"torch_dtype": torch.bfloat16}, "dtype", "bfloat16"),
+        ({"dtype": torch.float16}, "dtype", "float16"),
+        ({"device": 0}, "device", "cuda:0"),
+        ({"device": torch.device("cpu")}, "device", "cpu"),
+        ({"device_map": "auto"}, "model_kwargs", {"device_map": "auto"}),
+        ({"model_name": "a/b"}, "model", "a/b"),
+    ],
+)
+def test_names_of_other_libraries(kind: Any, given: Any, name: str, value: Any) -> None:
+    """They are read as the field that they mean."""
+    assert getattr(kind(**given), name) == value
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "num_predict", "max_completion_tokens"])
+def test_budgets_of_other_libraries(name: str) -> None:
+    """The chat model has one; the runnable has one for each stage, and says so."""
+    assert ChatParallelReasoning(**{name: 7}).max_tokens == 7
+    with pytest.raises(ValueError, match="max_sequential_tokens"):
+        ParallelReasoningLLM(**{name: 7})
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("temprature", "did you mean 'temperature'"),
+        ("max_branch", "did you mean 'max_branch"),
+        ("load_in_4bit", "BitsAndBytesConfig"),
+        ("of_no_meaning_at_all", "leave it out"),
+    ],
+)
+def test_a_name_that_is_unknown(kind: Any, name: str, hint: str) -> None:
+    """The error has the one that is like it."""
+    with pytest.raises(ValueError, match=hint):
+        kind(**{name: 1})
