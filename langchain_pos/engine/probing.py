@@ -45,15 +45,9 @@ def probe(model: PreTrainedModel, form: MaskForm) -> int:
     )
     forest, ledger = forward.forest, Ledger(expected=1)
 
-<<<<<<< HEAD
     # 1. The prefix lies after a stranger, whose slots are then taken by what follows, so that slots
     #    are not in the order of positions, and nothing lies after the prefix. Openings of different
     #    lengths go with the rest of the prefix in one pass; then one more token each.
-=======
-    # 1. The prefix lies behind a stranger, whose slots are then taken by what follows, so that
-    #    slots are not in the order of positions, and nothing is behind the prefix. Openings of
-    #    different lengths go with the rest of the prefix in one pass; then one more token each.
->>>>>>> hybrid
     passed_by, root = forest.root(Ledger(expected=1)), forest.root(ledger)
     forward.run([(passed_by, stranger), (root, prefix[:6])], [])
     forest.release(passed_by)
