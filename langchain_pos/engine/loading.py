@@ -17,7 +17,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from langchain_pos.engine import attention
-from langchain_pos.engine.cache.states import has_state, keeps_state, wrap_mixers
+from langchain_pos.engine.cache.states import (
+    attends,
+    has_state,
+    keeps_state,
+    wrap_mixers,
+)
 from langchain_pos.engine.cpu.dtypes import dtype_on_a_cpu
 from langchain_pos.engine.cpu.threads import limit_threads
 from langchain_pos.engine.forward.forward_pass import MaskForm
@@ -155,10 +160,11 @@ def load(
 
 
 def refuse_state(config: Any) -> None:
-    """Refuse what no mask can isolate, as far as the configuration tells.
+    """Refuse what cannot be isolated, as far as the configuration says.
 
     Raises:
-        UnsupportedModelError: some layer keeps a running state, or it is no decoder.
+        UnsupportedModelError: some layer is of another kind, none has attention, or it is no
+            decoder.
     """
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
@@ -169,9 +175,15 @@ def refuse_state(config: Any) -> None:
     strange = sorted(kind for kind in types - _ISOLATABLE if not keeps_state(kind))
     if strange:
         raise UnsupportedModelError(
-            f"{config.model_type} has layers of type {', '.join(strange)}: what such a layer "
-            "carries from token to token cannot be told apart by a mask, so branches would leak "
-            "into one another. Models with full and sliding-window attention only are supported"
+            f"{config.model_type} has layers of type {', '.join(strange)}: what such a layer sees "
+            "or carries from token to token cannot be taken apart, so branches would leak into one "
+            "another. Full and sliding-window attention are supported, and layers whose running "
+            "state lies in transformers' own cache layers"
+        )
+    if types and not any(map(attends, types)):
+        raise UnsupportedModelError(
+            f"{config.model_type} has no attention, only layers with a running state; models that "
+            "mix the two are supported"
         )
 
 
@@ -185,11 +197,6 @@ def _refuse_model(model: PreTrainedModel) -> None:
         )
     text = model.config.get_text_config(decoder=True)
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-    if has_state(model.config) and "cache_params" in inspect.signature(model.forward).parameters:
-        raise UnsupportedModelError(
-            f"{kind} has no attention, only layers with a running state, and takes a cache of "
-            "another kind; models that mix the two are supported"
-        )
     if getattr(text, "alibi", False) or not takes_positions:
         raise UnsupportedModelError(
             f"{kind} takes no positions: it counts the tokens in the cache instead (ALiBi or the "

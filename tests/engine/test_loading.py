@@ -75,7 +75,7 @@ def test_a_folder_loads_and_answers_as_the_model_in_memory(saved: Path) -> None:
     said = engine.describe()
     assert said["model"] == str(saved)
     assert (said["device"], said["dtype"], said["layers"]) == ("cpu", "float32", "3")
-    assert said["attention"] == "langchain_pos_folded (by_layer_type mask, requests apart)"
+    assert said["attention"] == "langchain_pos_folded (by_layer_type mask, in parts)"
 
 
 def test_dtype_and_attention_are_the_callers(saved: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import pytest
@@ -161,27 +162,30 @@ def test_overwritten_siblings_change_no_bit(name: str) -> None:
         before = again()
         assert before.isfinite().all()
         for value in (0.0, 30.0, float("nan")):
-            for other in set(branches) - {branch, sibling}:
-                other.states = {at: overwritten(s, value) for at, s in kept[other].items()}
-            assert torch.equal(again(), before)
-        own = kept[branch][936]
-        kept[branch][936] = overwritten(own, 3.0)
-        assert not torch.equal(again(), before)
-        kept[branch][936] = own
+            others = [kept[other][936] for other in set(branches) - {branch, sibling}]
+            with overwritten(others, value):
+                assert torch.equal(again(), before)
+        with overwritten([kept[branch][936]], 3.0):
+            assert not torch.equal(again(), before)
         assert torch.equal(again(), before)
-        for segment in branches:
+        for segment in (branch, sibling):
             forward.forest.truncate(segment, 936)
             segment.states = kept[segment]
 
 
-def overwritten(state: State, value: float) -> TextState:
-    """A copy of a state, set to a number."""
-    assert isinstance(state, TextState)
-    twin = TextState(StateBatch(2, state.batch.layers), state.row)
+@contextmanager
+def overwritten(states: Sequence[State], value: float) -> Iterator[None]:
+    """Set states to a number where they lie, beside the others of their batch, for a while."""
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for state in states:
+        assert isinstance(state, TextState)
+        assert state.batch.size == 5
+        kept += [(tensor[state.row], tensor[state.row].clone()) for tensor in state.batch.tensors()]
+        state.overwrite(value)
+    yield
     with torch.inference_mode():
-        twin.keep()
-    twin.overwrite(value)
-    return twin
+        for row, before in kept:
+            row.copy_(before)
 
 
 @pytest.mark.parametrize("name", ["lfm2", "qwen3_5", "bamba"])

@@ -23,6 +23,7 @@ import torch
 from transformers.cache_utils import (
     DYNAMIC_LAYER_TYPE_MAPPING,
     Cache,
+    CacheLayerMixin,
     DynamicCache,
     LinearAttentionCacheLayerMixin,
     LinearAttentionLayer,
@@ -45,6 +46,11 @@ def keeps_state(layer_type: str) -> bool:
     """Whether a layer of transformers' type carries a state from token to token."""
     kind = DYNAMIC_LAYER_TYPE_MAPPING.get(layer_type, object)
     return issubclass(kind, LinearAttentionCacheLayerMixin)
+
+
+def attends(layer_type: str) -> bool:
+    """Whether a layer of transformers' type has keys and values."""
+    return issubclass(DYNAMIC_LAYER_TYPE_MAPPING.get(layer_type, object), CacheLayerMixin)
 
 
 def has_state(config: Any) -> bool:

@@ -367,8 +367,8 @@ class ForwardPass:
         types = set(getattr(self.config, "layer_types", None) or ())
         if self.mask_form == "by_layer_type":
             attend = {kind for kind in types if not keeps_state(kind)}
-            if self.states:
-                attend.add("full_attention")  # of layers that do both
+            if self.states:  # layers that do both ask for the mask of their attention
+                attend.add("sliding_attention" if "hybrid_sliding" in types else "full_attention")
             found: dict[str, torch.Tensor | None] = dict.fromkeys({"linear_attention", *types})
             for kind in attend:
                 found[kind] = masks.mask(width if kind == "sliding_attention" else None)
