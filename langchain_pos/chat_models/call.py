@@ -13,7 +13,13 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 
 from langchain_pos.chat_models.batch import belongs_to_batch, current_batch
 from langchain_pos.chat_models.fields import sampling_off
-from langchain_pos.chat_models.messages import as_turns, encode_chat, template_of
+from langchain_pos.chat_models.messages import (
+    as_turns,
+    encode_chat,
+    take_prefill,
+    template_of,
+    with_instruction,
+)
 from langchain_pos.chat_models.output import MessageWriter, whole_message
 from langchain_pos.chat_models.structured_output import read_response_format, schema_instruction
 from langchain_pos.chat_models.tool_calling import (
@@ -109,7 +115,7 @@ class ChatCall:
 
         # 2. The messages, and whether branches come first.
         turns = as_turns(messages)
-        prefill = _prefill(turns, given)
+        prefill = take_prefill(turns) if given.pop("continue_final_message", False) else None
         asks = bool(turns) and turns[-1]["role"] == "user"
         if not asks and prefill is None and not (turns and turns[-1]["role"] == "tool"):
             last = turns[-1]["role"] if turns else "nothing"
@@ -157,7 +163,7 @@ class ChatCall:
                 if asks:
                     said[-1] = {**said[-1], "content": asked}
                 if tell_schema and schema is not None:
-                    said = _with_schema(said, users, schema_instruction(schema))
+                    said = with_instruction(said, users, schema_instruction(schema))
                 token_ids = encode_chat(tokenizer, said, tools)
                 return token_ids + (encode_continuation(tokenizer, prefill) if prefill else [])
 
@@ -377,29 +383,3 @@ def _logprobs(asked: Any, top: Any) -> Logprobs | None:
     from langchain_pos.engine.sampling import Logprobs
 
     return Logprobs(top)
-
-
-def _prefill(turns: list[Turn], given: dict[str, Any]) -> str | None:
-    """The beginning of the answer, taken out of the turns; None where there is none.
-
-    Raises:
-        InvalidRequestError: the last message is no text of the model's.
-    """
-    if not given.pop("continue_final_message", False):
-        return None
-    last = turns[-1] if turns else {"role": "nothing"}
-    if last["role"] != "assistant" or "tool_calls" in last or not last["content"]:
-        raise InvalidRequestError(
-            f"continue_final_message continues an AI message with text; the last one is of "
-            f"{last['role']}. Put the beginning of the answer last, as an AI message"
-        )
-    return str(turns.pop()["content"])
-
-
-def _with_schema(turns: list[Turn], users: list[int], instruction: str) -> list[Turn]:
-    """The schema after what the user said last, or as a turn of its own."""
-    if not users:
-        return [*turns, {"role": "user", "content": instruction}]
-    last = turns[users[-1]]
-    turns[users[-1]] = {**last, "content": f"{last['content']}\n\n{instruction}"}
-    return turns

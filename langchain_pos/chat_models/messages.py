@@ -114,6 +114,30 @@ def template_of(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool] = ()) 
     return template
 
 
+def take_prefill(turns: list[Turn]) -> str:
+    """The beginning of the answer, which stands last; taken out of the turns.
+
+    Raises:
+        InvalidRequestError: the last message is no text of the model's.
+    """
+    last = turns[-1] if turns else {"role": "nothing"}
+    if last["role"] != "assistant" or "tool_calls" in last or not last["content"]:
+        raise InvalidRequestError(
+            f"continue_final_message continues an AI message with text; the last one is of "
+            f"{last['role']}. Put the beginning of the answer last, as an AI message"
+        )
+    return str(turns.pop()["content"])
+
+
+def with_instruction(turns: list[Turn], users: list[int], instruction: str) -> list[Turn]:
+    """An instruction after what the user said last, or as a turn of its own."""
+    if not users:
+        return [*turns, {"role": "user", "content": instruction}]
+    last = turns[users[-1]]
+    turns[users[-1]] = {**last, "content": f"{last['content']}\n\n{instruction}"}
+    return turns
+
+
 def _role(message: BaseMessage) -> str:
     if isinstance(message, HumanMessage):
         return "user"

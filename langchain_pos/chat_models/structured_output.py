@@ -16,6 +16,7 @@ from pydantic.v1 import BaseModel as BaseModelV1
 from pydantic.v1 import ValidationError as ValidationErrorV1
 
 from langchain_pos.errors import InvalidRequestError
+from langchain_pos.reasoning.branch_schema import JsonSchemaOfModel
 
 StructuredMethod = Literal["json_schema", "function_calling", "json_mode"]
 Schema = dict[str, Any] | type
@@ -28,7 +29,7 @@ def json_schema_of(schema: Schema) -> dict[str, Any]:
         InvalidRequestError: it is none of these.
     """
     if isinstance(schema, type) and issubclass(schema, BaseModel):
-        return schema.model_json_schema()
+        return schema.model_json_schema(schema_generator=JsonSchemaOfModel)
     if isinstance(schema, type) and issubclass(schema, BaseModelV1):
         return dict(schema.schema())
     if isinstance(schema, dict) and not {"parameters", "input_schema", "function"} & set(schema):

@@ -15,6 +15,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel
 
 from langchain_pos.errors import InvalidRequestError
+from langchain_pos.reasoning.branch_schema import JsonSchemaOfModel
 
 if TYPE_CHECKING:
     from langchain_pos.engine.constraints import Constraint
@@ -94,7 +95,8 @@ def as_tool(tool: Any, *, strict: bool | None = None) -> Tool:
     """A tool in OpenAI's form, with all that its schema says.
 
     langchain-core writes definitions out where they are used, and a part that holds itself comes
-    out as anything. Where there is such a part, the definitions are kept.
+    out as anything. Where there is such a part, the definitions are kept. See `JsonSchemaOfModel`
+    for exact numbers.
     """
     found = convert_to_openai_tool(tool, strict=strict)
     source = tool
@@ -102,9 +104,11 @@ def as_tool(tool: Any, *, strict: bool | None = None) -> Tool:
         source = tool.tool_call_schema
     elif isinstance(tool, types.FunctionType):
         source = StructuredTool.from_function(tool, parse_docstring=False).tool_call_schema
+    changed = False
     if isinstance(source, type) and issubclass(source, BaseModel):
-        source = source.model_json_schema()
-    if not (isinstance(source, dict) and _recurs(source)):
+        usual, source = source, source.model_json_schema(schema_generator=JsonSchemaOfModel)
+        changed = source != usual.model_json_schema()
+    if not (isinstance(source, dict) and (changed or _recurs(source))):
         return found
     kept = (
         "type",

@@ -20,6 +20,7 @@ from jsonschema.validators import validator_for
 from langchain_core.utils.function_calling import convert_to_json_schema
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
+from pydantic.json_schema import GenerateJsonSchema
 from referencing.exceptions import Unresolvable
 from typing_extensions import is_typeddict
 
@@ -27,6 +28,8 @@ from langchain_pos.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from pydantic_core import core_schema
 
     from langchain_pos.engine.completion import FinishReason
     from langchain_pos.engine.constraints import ConstraintState
@@ -40,6 +43,19 @@ _ROOM_TO_CLOSE = 24
 """Tokens before a branch's budget from which on it is looked whether the text can be closed."""
 _SPARE = 4
 """Tokens that one step may write beyond the one that was sampled, where a grammar forces text."""
+
+
+class JsonSchemaOfModel(GenerateJsonSchema):
+    """As pydantic writes schemas, but an exact number is a number.
+
+    Pydantic takes one as any text as well, which a grammar cannot tell from "about 12 dollars".
+    """
+
+    def decimal_schema(self, schema: core_schema.DecimalSchema) -> dict[str, Any]:
+        """See `GenerateJsonSchema.decimal_schema`."""
+        found = super().decimal_schema(schema)
+        numbers = [each for each in found.get("anyOf", ()) if each.get("type") == "number"]
+        return numbers[0] if numbers else found
 
 
 class BranchSchema:
@@ -86,7 +102,7 @@ class BranchSchema:
             return dict(convert_to_json_schema(schema))
         if issubclass(schema, BaseModel) or is_dataclass(schema):
             self._adapter = TypeAdapter(schema)
-            return self._adapter.json_schema()
+            return self._adapter.json_schema(schema_generator=JsonSchemaOfModel)
         raise TypeError("it is none of these")
 
     def parse(self, text: str) -> Any:

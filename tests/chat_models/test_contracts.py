@@ -111,6 +111,8 @@ class TestAnswers:
         assert any(isinstance(each["parsed"] and each["parsed"].amount, Decimal) for each in found)
         for each in found:  # where its digits went on and on, they were digits
             assert re.match(r'\{"amount": [-0-9]', each["raw"].text)
+        parameters = as_tool(Price)["function"]["parameters"]
+        assert parameters["properties"]["amount"]["type"] == "number"
 
     def test_a_schema_that_cannot_be_used_is_refused_before_any_work(self) -> None:
         """By name."""
