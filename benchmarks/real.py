@@ -63,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     where = Path(args.model)
     name = where.parent.name if where.name in ("hf", "model.gguf") else where.name
     args.words = [word if word != args.model else name for word in args.words]
-    engine = llm.engine.describe() | {"model": name}
-    publish(f"real-{name}", [_row(name, answers)], args, answers=answers, engine=engine)
+    args.model, args.name = name, args.name or f"real_{name}"
+    publish("real", [_row(name, answers)], args, answers=answers, engine=llm.engine.describe())
 
 
 def _answer(llm: ParallelReasoningLLM, row: dict[str, Any]) -> dict[str, Any]:

@@ -69,6 +69,12 @@ nearly as many passes as tokens either way.""",
 `python -m benchmarks.embedded`: real questions, the model's own tokens. Parallel is ours;
 sequential is transformers `generate` on the prompt of `mode="sequential"`. Of twenty questions one
 is five percent: for how often answers are right, see *Quality*, which asks fifty.""",
+    "real": """## Real models on everyday questions
+
+`python -m benchmarks.real --model MODEL`: questions that people wrote, each with a person's
+judgement whether its answer suits parallel writing, answered in the model's own form and
+sequentially, greedily, on one engine. The texts are scored by the same model after the bare
+question. Sequential over parallel counts the questions that were written in parallel.""",
     "roofline": """## Roofline
 
 `python -m benchmarks.roofline`: one decoding step of our engine, over the time in which this

@@ -70,6 +70,8 @@ SETTINGS = ReasoningSettings(
     max_branch_tokens=4096,
     max_conclusion_tokens=4096,
     decline_without_gain=False,
+    max_pressure=None,
+    outline="paper",
     on_plan_failure="raise",
 )
 """Bounds that no recorded text reaches."""
