@@ -41,16 +41,19 @@ def probe(model: PreTrainedModel, form: MaskForm) -> int:
     generator = torch.Generator().manual_seed(7)
     stranger, prefix, *branches = (
         torch.randint(0, forward.vocabulary, (length,), generator=generator).tolist()
-        for length in (4 * PAGE, PAGE, 3, 5, 2)
+        for length in (PAGE, PAGE, 3, 5, 2)
     )
     forest, ledger = forward.forest, Ledger(expected=1)
 
-    # 1. The prefix lies after a stranger, whose slots are then taken by what follows, so that slots
+    # 1. The prefix lies after strangers, whose slots are then taken by what follows, so that slots
     #    are not in the order of positions, and nothing lies after the prefix. Openings of different
     #    lengths go with the rest of the prefix in one pass; then one more token each.
-    passed_by, root = forest.root(Ledger(expected=1)), forest.root(ledger)
-    forward.run([(passed_by, stranger), (root, prefix[:6])], [])
-    forest.release(passed_by)
+    #    Four short ones, since a model may know few positions.
+    passed_by = [forest.root(Ledger(expected=1)) for _ in range(4)]
+    root = forest.root(ledger)
+    forward.run([*((one, stranger) for one in passed_by), (root, prefix[:6])], [])
+    for one in passed_by:
+        forest.release(one)
     if not forward.cache.layers:
         raise UnsupportedModelError("the model does not keep its keys and values in the cache")
     children = [forest.fork(root, at=len(prefix)) for _ in branches]
