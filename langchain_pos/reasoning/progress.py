@@ -62,13 +62,22 @@ class Progress:
         self._started_at = self._queued_at
         self._seconds: dict[Stage, float] = {"plan": 0.0, "expand": 0.0, "conclude": 0.0}
         self._passes: dict[Stage, int] = {"plan": 0, "expand": 0, "conclude": 0}
-        self._pending: Pending[ReasoningResult]  # from `begin` on, as the next one
+        self._pending: Pending[ReasoningResult]  # while it is under way, as the next one
         self._decoder: Footprint
 
-    def begin(self, pending: Pending[ReasoningResult], decoder: Footprint) -> None:
-        """The question leaves the queue; `decoder` knows what is held and read for it."""
+    @contextmanager
+    def under_way(self, pending: Pending[ReasoningResult], decoder: Footprint) -> Iterator[None]:
+        """The question has left the queue; `decoder` knows what is held and read for it.
+
+        Both are let go of at the end. They refer to this object too, and a ring of references would
+        keep the model's weights until the garbage collector comes by.
+        """
         self._pending, self._decoder = pending, decoder
         self._started_at = time.perf_counter()
+        try:
+            yield
+        finally:
+            del self._pending, self._decoder
 
     @property
     def now(self) -> float:

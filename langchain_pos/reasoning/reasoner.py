@@ -144,14 +144,17 @@ class Reasoning:
     # ------------------------------------------------------------------ all stages
 
     async def reason(self, pending: Pending[ReasoningResult]) -> ReasoningResult:
-        """All stages in reading order."""
-        self.progress.begin(pending, self.decoder)
-        await self.decoder.start(pending)
-        if self.budget is None:
-            self._share_out()
-        if self.settings.mode == "sequential":
-            return await self.answer_sequentially(None)
+        """The whole answer, once it is this question's turn."""
+        with self.progress.under_way(pending, self.decoder):
+            await self.decoder.start(pending)
+            if self.budget is None:
+                self._share_out()
+            if self.settings.mode == "sequential":
+                return await self.answer_sequentially(None)
+            return await self.answer_in_stages()
 
+    async def answer_in_stages(self) -> ReasoningResult:
+        """All stages in reading order."""
         # Stage 1. A plan: the caller's, the model's outline, or a list that its answer begins.
         blocks: list[Block] = []
         conclusion = Conclusion("")

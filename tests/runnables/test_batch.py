@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -199,6 +201,21 @@ class TestLoading:
             engines = list(pool.map(lambda _: llm.engine, range(4)))
         assert len(loads) == 1
         assert len(set(map(id, engines))) == 1
+
+    @pytest.mark.parametrize("outline", ["paper", "native"])
+    def test_weights_go_with_the_last_reference(self, loads: list[Any], outline: str) -> None:
+        """At once, not when the garbage collector comes by: they may be gigabytes."""
+        gc.collect()
+        gc.disable()
+        try:
+            llm = ParallelReasoningLLM(model="one/lost", prompts=BARE, outline=outline, **SMALL)
+            llm.invoke("Who?")
+            "".join(chunk.conclusion for chunk in llm.stream("Who?"))
+            engine, keys = weakref.ref(llm.engine), weakref.ref(llm.engine.forward.cache)
+            del llm
+            assert (engine(), keys()) == (None, None)
+        finally:
+            gc.enable()
 
     def test_fields_reach_the_loader(self, loads: list[Any]) -> None:
         """Names as in the constructor; `model_kwargs` as they are."""
