@@ -168,9 +168,10 @@ class Answering:
         asked = self._prepare(question)
 
         async def steps(request: Request[_Planned]) -> _Planned:
-            asked.progress.begin(request, asked.decoder)  # type: ignore[arg-type]
-            await asked.decoder.start(request)  # type: ignore[arg-type]
-            plan, trunk, _ = await asked.plan()
+            pending = cast("Request[ReasoningResult]", request)
+            with asked.progress.under_way(pending, asked.decoder):
+                await asked.decoder.start(pending)
+                plan, trunk, _ = await asked.plan()
             if plan is None or not isinstance(trunk, LocalTrunk):
                 return _Planned(None, [], [], asked.progress.output_tokens, 0)
             openings = [trunk.encode(PAPER.opening(plan, i)) for i in range(len(plan.steps))]
