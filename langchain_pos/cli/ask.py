@@ -14,6 +14,7 @@ from langchain_pos.cli.options import (
     DeviceOption,
     DtypeOption,
     ModelOption,
+    QuantizationOption,
     SeedOption,
     SequentialOption,
     TemperatureOption,
@@ -44,6 +45,7 @@ def ask(
     seed: SeedOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    quantization: QuantizationOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Answer one question; a terminal shows its branches side by side while they are written."""
@@ -60,6 +62,7 @@ def ask(
             seed=seed,
             device=device,
             dtype=dtype,
+            quantization=quantization,
         )
         from langchain_pos.cli.live import closing_line, show_stream
 

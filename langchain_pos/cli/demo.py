@@ -11,6 +11,7 @@ from langchain_pos.cli.options import (
     DeviceOption,
     DtypeOption,
     ModelOption,
+    QuantizationOption,
     exit_codes,
 )
 from langchain_pos.cli.running import is_live, load, new_console, report
@@ -26,6 +27,7 @@ def demo(
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    quantization: QuantizationOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Answer a question that ships with the package, in parallel and sequentially."""
@@ -37,7 +39,7 @@ def demo(
         console = new_console()
         live = is_live(console)
         typer.echo(question + "\n")
-        llm = load(model=model, device=device, dtype=dtype)
+        llm = load(model=model, device=device, dtype=dtype, quantization=quantization)
         # Not shown: the first question includes the one-time setup.
         llm.invoke(question, max_branch_tokens=1, max_conclusion_tokens=1)
         results: dict[Mode, ReasoningResult] = {}
