@@ -17,63 +17,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from langchain_pos.engine.completion import FinishReason, TokenUsage
 from langchain_pos.reasoning.progress import Footprint
+from langchain_pos.reasoning.question import NO_OPTIONS, AnswerOptions
 
 if TYPE_CHECKING:
-    from langchain_pos.engine.constraints import Constraint
-    from langchain_pos.engine.sampling import Logprobs
     from langchain_pos.engine.scheduler.pending import Pending
     from langchain_pos.engine.tokenization.stopping import TextEnd
     from langchain_pos.errors import ParallelReasoningError
     from langchain_pos.reasoning.branch_schema import BranchSchema
     from langchain_pos.reasoning.budget import Budget
-    from langchain_pos.reasoning.form import Form, OpenedStep, Skeleton
-    from langchain_pos.reasoning.progress import Progress
-    from langchain_pos.reasoning.settings import ReasoningSettings
-    from langchain_pos.results.data import ReasoningRequest
+    from langchain_pos.reasoning.form import OpenedStep, Skeleton
+    from langchain_pos.reasoning.prompts import Messages
+    from langchain_pos.reasoning.question import Question
     from langchain_pos.results.result import ReasoningResult
-
-Messages = list[tuple[str, str]]
-"""`(role, text)` of each message; the last one is the user's."""
-
-
-@dataclass(frozen=True)
-class AnswerOptions:
-    """What a caller may ask for beyond a question and its settings.
-
-    Attributes:
-        encode: token ids of the prompt, given the text that is asked in place of the question;
-            None puts the request's messages through the model's chat template.
-        constraint: the language that the conclusion, or the sequential answer, must belong to.
-        logprobs: collects how likely each token of the sequential answer was.
-    """
-
-    encode: Callable[[str], list[int]] | None = None
-    constraint: Constraint | None = None
-    logprobs: Logprobs | None = None
-
-
-NO_OPTIONS = AnswerOptions()
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a decoder is made for.
-
-    Attributes:
-        request: the question, its history and the steps that the caller gives.
-        settings: budgets and sampling.
-        options: what is asked for beyond them.
-        form: what skeletons, branches and joins look like.
-        schema: what every branch must be; None for free text.
-        progress: counts what the decoder has written and read.
-    """
-
-    request: ReasoningRequest
-    settings: ReasoningSettings
-    options: AnswerOptions
-    form: Form
-    schema: BranchSchema | None
-    progress: Progress
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from langchain_pos.errors import ModelLoadError
 from langchain_pos.results.data import BODY_PLACEHOLDER, END_MARK, STEP_MARK
 
+Messages = list[tuple[str, str]]
+"""`(role, text)` of each message; the last one is the user's."""
 PROMPTS_FILE = "parallel_reasoning.json"
 """A model folder may carry its own wording under this name."""
 

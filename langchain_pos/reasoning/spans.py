@@ -11,10 +11,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from langchain_pos.engine.completion import FinishReason, TokenUsage
+from langchain_pos.reasoning.prompts import Messages
 from langchain_pos.results.data import Block, BranchResult, Plan, Stage
-
-Messages = list[tuple[str, str]]
-"""`(role, text)` of each message."""
 
 
 @dataclass(frozen=True)
