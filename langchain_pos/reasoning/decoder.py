@@ -1,10 +1,10 @@
-"""What the stages ask of whoever decodes: our own engine (`local/`), or a server (`remote/`).
+"""What the stages require of a decoder: our own engine (`local/`), or a server (`remote/`).
 
 The stages are coroutines over a `Decoder`. Over our engine, the engine's scheduler steps them, and
 an `await` is a place where forward passes happen. Over a server, asyncio does, and an `await` is an
 HTTP request. The stages cannot tell the difference.
 
-    Decoding    a model that questions can be put to; makes a decoder for each question
+    Decoding    a model that answers questions; makes a decoder for each of them
     Decoder     has text written for one question, each time after a `Trunk`
     Trunk       the prompt, and what of the answer is settled
 """
@@ -107,11 +107,11 @@ class Written:
     """What a decoder has written.
 
     Attributes:
-        text: cut before the stop text that ended it; stripped where that was asked for.
+        text: cut before the stop text that ended it; stripped if the task says so.
         raw: the same as the model wrote it, with what was stripped or cut where the decoder knows.
         finish_reason: how it ended.
         usage: tokens read for it and tokens written.
-        passes: forward passes that it took part in; 0 where nobody knows.
+        passes: forward passes that it took part in; 0 if unknown.
         token_ids: of `raw`, where the decoder knows them.
         opened: the step that it was broken off at.
         failure: what went wrong, as an error to be raised; `text` is what was there by then.
@@ -181,7 +181,7 @@ class Decoder(Footprint, Protocol):
         """Tokens of a text after the trunk and another text; 0 where they cannot be counted."""
 
     async def start(self, pending: Pending[ReasoningResult]) -> None:
-        """The question leaves the queue. `limit` is known afterwards, if anybody knows it."""
+        """The question leaves the queue. After this, `limit` is known, if it can be."""
 
     def open(self, messages: Messages) -> Trunk:
         """A prompt, with nothing of the answer yet. What was written before is dropped."""
@@ -206,7 +206,7 @@ class Decoder(Footprint, Protocol):
     ) -> None:
         """Write branches side by side; none sees another.
 
-        What goes wrong with one of them is its `failure`, and the others' business in no way.
+        What goes wrong with one of them is its `failure`, and does not concern the others.
 
         Args:
             trunk: what all of them stand on; left as it is.
@@ -232,14 +232,14 @@ class Decoder(Footprint, Protocol):
 
 
 class Decoding(Protocol):
-    """A model that questions can be put to."""
+    """A model that answers questions."""
 
     @property
     def model_name(self) -> str:
         """What results call it."""
 
     def decoder(self, question: Question) -> Decoder:
-        """A decoder for one question; what can be refused before any work, is refused here."""
+        """A decoder for one question; whatever can be refused before any work is refused here."""
 
     def submit(
         self,
@@ -248,4 +248,4 @@ class Decoding(Protocol):
         budget: Budget | None,
         caller: Hashable | None,
     ) -> Pending[ReasoningResult]:
-        """Queue a question. Questions of one caller wait for each other, not others for all."""
+        """Queue a question. A caller's questions wait for each other, not other callers for all."""

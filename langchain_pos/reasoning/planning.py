@@ -225,7 +225,7 @@ def _settle_preamble(trunk: Trunk, skeleton: Skeleton, written: Written, plan: P
 
 
 async def _at_once(seconds: float) -> None:
-    """In place of a pause between attempts: the model is no busy server."""
+    """In place of a pause between attempts: waiting would not help."""
 
 
 def _is_worth_another_attempt(error: BaseException) -> bool:

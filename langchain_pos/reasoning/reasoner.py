@@ -7,7 +7,7 @@
                               (concluding.py)
 
 The stages are coroutines, written once over a `Decoder` (decoder.py): our engine, whose scheduler
-steps many questions in the same forward passes, or a server that is asked over HTTP. Closing or
+steps many questions in the same forward passes, or a server that is called over HTTP. Closing or
 cancelling the coroutine cancels the question.
 """
 
@@ -122,7 +122,7 @@ class Reasoning:
             self.budget = share_out(self.decoder, question)
 
     def submit(self, caller: Hashable | None = None) -> Pending[ReasoningResult]:
-        """Queue it; the questions of one `caller` wait for one another, not others for all."""
+        """Queue it. A caller's questions wait for each other, not other callers for all."""
         return self.decoding.submit(self.reason, budget=self.budget, caller=caller)
 
     # ------------------------------------------------------------------ all stages
@@ -156,7 +156,7 @@ class Reasoning:
         while plan is not None:
             # Stage 2. All branches together.
             blocks.append(Block(plan=plan))
-            self.progress.tell(ReasoningChunk(stage="plan", blocks=tuple(_bare(blocks))))
+            self.progress.report(ReasoningChunk(stage="plan", blocks=tuple(_bare(blocks))))
             with self.progress.stage("expand"):
                 self.progress.open("expand", blocks)
                 branches = await self.expander.expand(trunk, blocks)
@@ -207,7 +207,7 @@ class Reasoning:
 
         `blocks` that came to nothing stay in the result, and are no part of its text.
         """
-        self.progress.tell(
+        self.progress.report(
             ReasoningChunk(stage="conclude", mode="sequential", fallback_reason=reason)
         )
         with self.progress.stage("conclude"):
