@@ -248,4 +248,4 @@ class Decoding(Protocol):
         budget: Budget | None,
         caller: Hashable | None,
     ) -> Pending[ReasoningResult]:
-        """Queue a question. A caller's questions wait for each other, not other callers for all."""
+        """Queue a question; those of one caller do not hold up another caller's."""

@@ -109,7 +109,7 @@ class ReasoningPrompts(BaseModel):
         return _fill(self.plan, {"question": question, "max_branches": str(max_branches)})
 
     def for_branch_schema(self, schema: str) -> str:
-        """What follows the plan prompt when every branch is to be JSON under a schema."""
+        """What follows the plan prompt when every branch is to be JSON that follows a schema."""
         return _fill(self.branch_schema, {"schema": schema})
 
     def for_list(self, question: str) -> str:

@@ -122,7 +122,7 @@ class Reasoning:
             self.budget = share_out(self.decoder, question)
 
     def submit(self, caller: Hashable | None = None) -> Pending[ReasoningResult]:
-        """Queue it. A caller's questions wait for each other, not other callers for all."""
+        """Queue it; the questions of one `caller` do not hold up another caller's."""
         return self.decoding.submit(self.reason, budget=self.budget, caller=caller)
 
     # ------------------------------------------------------------------ all stages
