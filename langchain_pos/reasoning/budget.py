@@ -88,7 +88,7 @@ class Budget:
         share = room // len(openings) - 2  # the join writes a line break after each body
         if share < 1:
             raise ContextLengthError(
-                f"{len(openings)} steps do not fit: {self.limit - base} tokens remain after "
+                f"{len(openings)} steps do not fit: {self.limit - base} tokens are left after "
                 f"the plan, {self.conclusion} of them for the conclusion. Ask for fewer branches "
                 "(max_branches) or a shorter conclusion (max_conclusion_tokens)"
             )
