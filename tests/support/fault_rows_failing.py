@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import types
 from typing import Any
 
 import httpx
@@ -26,17 +27,21 @@ from tests.support.serving import URL, body, started
 STAGES = [(Planner, "plan"), (Expander, "expand"), (Concluder, "conclude")]
 
 
-def breaking(kind: type, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a stage raise behind its first forward pass."""
+def breaking(kind: type, stage: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let a stage raise after its first forward pass; returns where it has done so, and grows."""
     original = getattr(kind, stage)
+    raised: list[str] = []
 
-    def broken(*given: Any) -> Any:
-        steps = original(*given)
-        yield next(steps)
+    @types.coroutine
+    def broken(*given: Any, **named: Any) -> Any:
+        steps = original(*given, **named)
+        yield steps.send(None)
         steps.close()
+        raised.append(stage)
         raise ZeroDivisionError("a secret of ours")
 
     monkeypatch.setattr(kind, stage, broken)
+    return raised
 
 
 @row("stage-raises")
@@ -49,7 +54,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
             beside = InThread(server, body("Hello?", **SEQUENTIAL))
             halt.inside.wait()
             with monkeypatch.context() as patched:  # the other one comes through no such stage
-                breaking(kind, stage, patched)
+                raised = breaking(kind, stage, patched)
                 failing = InThread(server, body())
                 until(lambda: server.service.gate.running == 2)
                 halt.go_on.set()
@@ -57,6 +62,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
                 answer = server.post(body())
                 assert "secret" not in answer.text
                 found.append(raw(answer))
+                assert raised == [stage] * 2
             assert beside.outcome()[0] == 200
             assert server.at_rest()
         return found
@@ -168,9 +174,10 @@ def _(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
     with served() as (server, _):
         for count, (kind, stage) in enumerate(STAGES[1:], 1):
             with monkeypatch.context() as patched:
-                breaking(kind, stage, patched)
+                raised = breaking(kind, stage, patched)
                 with pytest.raises(openai.APIError, match="log says how") as caught:
                     server.ask(stream=True)
+                assert raised == [stage]
             assert server.metric("broken_streams_total", reason="error") == count
             assert server.at_rest()
             found.append(outcome(caught.value))
