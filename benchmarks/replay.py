@@ -179,9 +179,9 @@ class Replay:
         self._ask = ReasoningRequest(question=recorded.prompt)
         answer = self._reasoner.prepare(self._ask, settings)
         decoder = cast("LocalDecoder", answer.decoder)
-        self.prompt_ids = decoder.encode(answer.plan_messages())
+        self.prompt_ids = decoder.encode(answer.question.plan_messages())
         tokenizer: Any = engine.tokenizer
-        seed = answer.seed
+        seed = answer.question.seed
         self._by_seed = {derive_seed(seed, "plan", 1): encode(tokenizer, recorded.skeleton)}
         for index, (_, body) in enumerate(recorded.steps):
             self._by_seed[derive_seed(seed, "branch", 1, index)] = encode(tokenizer, body)

@@ -33,7 +33,7 @@ from langchain_pos.chat_models.tool_calling import (
 )
 from langchain_pos.errors import AnswerTimeoutError, InvalidRequestError
 from langchain_pos.reasoning.branch_schema import BranchSchema
-from langchain_pos.reasoning.decoder import NO_OPTIONS, AnswerOptions
+from langchain_pos.reasoning.question import NO_OPTIONS, AnswerOptions
 from langchain_pos.reasoning.settings import ReasoningSettings
 from langchain_pos.results.data import Mode, ReasoningRequest
 

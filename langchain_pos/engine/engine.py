@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from langchain_pos.engine.completion import Completion, TokenUsage
-from langchain_pos.engine.constraints import Constraint, ConstraintCompiler
+from langchain_pos.engine.constraints import Constraint
 from langchain_pos.engine.cpu.dtypes import computes_in_bfloat16
 from langchain_pos.engine.cpu.openmp import give_back_workers
 from langchain_pos.engine.cpu.row_cost import DRAFT_ROWS, RowCost, measure_row_cost
 from langchain_pos.engine.cpu.weight_packing import PackedModelError, can_pack, pack
-from langchain_pos.engine.decoding.drafts import Draft, PromptLookup
-from langchain_pos.engine.decoding.sequence import DecodingSequence, Feed, Steps, decode
-from langchain_pos.engine.forest.segments import Ledger, Segment
+from langchain_pos.engine.decoding.drafts import PromptLookup
+from langchain_pos.engine.decoding.sequence import Feed, Steps, decode
 from langchain_pos.engine.forest.slots import ROOM
 from langchain_pos.engine.forward.forward_pass import ForwardPass
 from langchain_pos.engine.loading import load, prepare
-from langchain_pos.engine.memory import available_memory
 from langchain_pos.engine.rope import RopeFactors, fix_frequencies
-from langchain_pos.engine.sampling import Logprobs, SamplingParams, derive_seed
+from langchain_pos.engine.sampling import SamplingParams, derive_seed
 from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.engine.scheduler.scheduler import Scheduler
-from langchain_pos.engine.seeds import request_seed
-from langchain_pos.engine.tokenization.stopping import TextEnd, check_stop
+from langchain_pos.engine.sequences import Sequences
+from langchain_pos.engine.sizing import can_record, eos_token_ids, pass_seconds, slots_that_fit
+from langchain_pos.engine.tokenization.stopping import check_stop
 from langchain_pos.engine.tokenization.text import backend
-from langchain_pos.engine.tokenization.vocabulary import tokens_beyond
 from langchain_pos.errors import ContextLengthError, InvalidRequestError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -38,7 +35,7 @@ GREEDY = SamplingParams()
 PREFIX_CACHE_TOKENS = 16384
 
 
-class Engine:
+class Engine(Sequences):
     """A model that decodes many sequences of one forest together.
 
     Safe to use from several threads: their requests share forward passes.
@@ -83,7 +80,6 @@ class Engine:
     ) -> None:
         backend(tokenizer)  # refuses slow tokenizers before any work
         self.model = model
-        self.tokenizer = tokenizer
         self.parameters = sum(p.numel() for p in model.parameters())
         self._rope = fix_frequencies(model, rope_factors)
         packed = pack(model) if pack_weights and can_pack(model) else 0
@@ -95,20 +91,20 @@ class Engine:
                 raise PackedModelError(str(error)) from error
             raise
         self._slot_bytes = found.slot_bytes
-        slots = max_slots if max_slots is not None else _slots_that_fit(model, found.slot_bytes)
-        self.forward = ForwardPass(
+        slots = max_slots if max_slots is not None else slots_that_fit(model, found.slot_bytes)
+        forward = ForwardPass(
             model,
             mask_form=found.mask_form,
             max_slots=slots,
-            graphs=_can_record(model) if cuda_graphs is None else cuda_graphs,
+            graphs=can_record(model) if cuda_graphs is None else cuda_graphs,
             in_parts=found.in_parts,
         )
-        self._tokens_beyond = tokens_beyond(tokenizer, self.forward.vocabulary)
+        super().__init__(tokenizer, forward, eos_token_ids(model, tokenizer, forward.vocabulary))
         kept = min(prefix_cache_tokens, slots // 4)
         cost = RowCost(draft_rows or DRAFT_ROWS)
         if draft_rows is None:
             most = min(slots, max_rows, self.context_length or slots)
-            cost = measure_row_cost(_pass_seconds(self.forward), most)
+            cost = measure_row_cost(pass_seconds(self.forward), most)
         self.scheduler = Scheduler(
             self.forward,
             max_rows=max_rows,
@@ -116,8 +112,6 @@ class Engine:
             row_seconds=cost.seconds,
             max_parked=kept,
         )
-        self.eos_token_ids = _eos_token_ids(model, tokenizer, self.forward.vocabulary)
-        self._constraints: ConstraintCompiler | None = None
         give_back_workers()  # the thread that loads a model is not the one that drives it
 
     @classmethod
@@ -303,8 +297,6 @@ class Engine:
         expected = len(prefix_ids) + together * longest + ROOM
         return self.run(steps, reserve=reserve, expected=expected)
 
-    # ------------------------------------------------- building blocks of requests
-
     def run(
         self,
         make: Callable[[Request[T]], Steps[T]],
@@ -314,81 +306,6 @@ class Engine:
     ) -> T:
         """Run a request to its end; see `Scheduler.submit`."""
         return self.scheduler.submit(make, reserve=reserve, expected=expected).wait()
-
-    def sequence(
-        self,
-        segment: Segment,
-        prompt_ids: Sequence[int],
-        *,
-        max_new_tokens: int,
-        sampling: SamplingParams,
-        seed: int,
-        constraint: Constraint | None = None,
-        stop: Sequence[str] = (),
-        strip: bool | str = False,
-        end: TextEnd | None = None,
-        first_step: int = 0,
-        context_ids: Sequence[int] = (),
-        on_text: Callable[[str], None] | None = None,
-        lookup: PromptLookup | None = None,
-        guess: Callable[[DecodingSequence], Draft] | None = None,
-        on_token: Callable[[DecodingSequence], None] | None = None,
-        logprobs: Logprobs | None = None,
-    ) -> DecodingSequence:
-        """A sequence for this tokenizer and its EOS; see `DecodingSequence`."""
-        return DecodingSequence(
-            self.tokenizer,
-            segment,
-            prompt_ids,
-            eos_token_ids=self.eos_token_ids,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            seed=seed,
-            stop=stop,
-            constraint=None if constraint is None else self.constraints.state(constraint),
-            strip=strip,
-            end=end,
-            first_step=first_step,
-            context_ids=context_ids,
-            on_text=on_text,
-            lookup=lookup,
-            guess=guess,
-            on_token=on_token,
-            logprobs=logprobs,
-        )
-
-    def fork(self, segment: Segment, at: int | None = None) -> Segment:
-        """See `SegmentForest.fork`."""
-        return self.forward.forest.fork(segment, at)
-
-    def join(self, segments: Sequence[Segment], at: int) -> Segment:
-        """See `SegmentForest.join`."""
-        return self.forward.forest.join(segments, at)
-
-    def release(self, segment: Segment) -> None:
-        """See `SegmentForest.release`."""
-        self.forward.forest.release(segment)
-
-    def truncate(self, segment: Segment, end: int) -> None:
-        """See `SegmentForest.truncate`."""
-        self.forward.forest.truncate(segment, end)
-
-    @property
-    def constraints(self) -> ConstraintCompiler:
-        """Grammars for this tokenizer; created when first needed."""
-        if self._constraints is None:
-            self._constraints = ConstraintCompiler(
-                self.tokenizer,
-                vocabulary=self.forward.config.vocab_size,
-                stop_token_ids=sorted(self.eos_token_ids),
-                unknown=tuple(self._tokens_beyond),
-            )
-        return self._constraints
-
-    @staticmethod
-    def seed(sampling: SamplingParams) -> int:
-        """See `request_seed`."""
-        return request_seed(sampling.seed, sampling.temperature)
 
     # --------------------------------------------------------------------- limits
 
@@ -464,39 +381,3 @@ class Engine:
             "draft_rows": str(self.scheduler.budget.draft_rows),
             "probe": "passed",
         }
-
-
-def _eos_token_ids(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vocabulary: int
-) -> frozenset[int]:
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    known = [i for i in [*ids, tokenizer.eos_token_id] if i is not None]
-    return frozenset(i for i in known if i < vocabulary)  # tokenizers may add some of their own
-
-
-def _can_record(model: PreTrainedModel) -> bool:
-    """Whether the whole model is on one CUDA device."""
-    devices = {parameter.device for parameter in model.parameters()}
-    return len(devices) == 1 and next(iter(devices)).type == "cuda"
-
-
-def _pass_seconds(forward: ForwardPass) -> Callable[[int], float]:
-    """A function that runs a pass of n rows, all of them sampled, and returns its seconds."""
-
-    def seconds(rows: int) -> float:
-        root = forward.forest.root(Ledger())
-        try:
-            began = time.perf_counter()
-            logits = forward.run([(root, [0] * rows)], [0], [rows - 1])
-            logits.amax(dim=-1).tolist()  # waits for the device
-            return time.perf_counter() - began
-        finally:
-            forward.forest.release(root)
-
-    return seconds
-
-
-def _slots_that_fit(model: PreTrainedModel, slot_bytes: int) -> int:
-    """Slots whose keys and values fill half of the memory available now."""
-    return max(available_memory(model.device) // 2 // slot_bytes, 1024)

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from langchain_pos.reasoning.decoder import (
         BranchTask,
         Decoder,
-        Messages,
         Outline,
         Passage,
-        Question,
         Trunk,
     )
+    from langchain_pos.reasoning.prompts import Messages
+    from langchain_pos.reasoning.question import Question
     from langchain_pos.results.result import ReasoningResult
 
 

@@ -14,24 +14,24 @@ if TYPE_CHECKING:
     from langchain_pos.results.data import Plan
 
 LEAST_ROOM = 64
-"""Tokens after the prompt without which no answer is tried."""
+"""Tokens that must remain after the prompt; with fewer, no answer is attempted."""
 UNLIMITED = 1 << 40
-"""Positions where nobody knows how many there are."""
+"""Positions where the limit is unknown."""
 
 
 @dataclass(frozen=True)
 class Budget:
     """What one question may use, in tokens.
 
-    The joined answer must fit the model's positions, so the room behind the prompt is shared out:
-    a third at most for the skeleton, a third at most for the conclusion, the rest for the
+    The joined answer must fit the model's positions, so the room after the prompt is divided: at
+    most a third for the skeleton, at most a third for the conclusion, and the rest for the
     branches.
 
     Attributes:
         limit: positions and slots that the answer may reach.
         plan: one skeleton.
         conclusion: one conclusion.
-        sequential: an answer in the ordinary way.
+        sequential: a sequential answer.
         reserve: slots held at most, at any moment.
     """
 
@@ -47,8 +47,8 @@ class Budget:
     ) -> Budget:
         """Share out what `limit` positions leave after a prompt of so many tokens.
 
-        Steps that are given may ask for longer branches than the settings do. Without a limit the
-        settings alone bound, and whoever decodes refuses what is too long.
+        Given steps may specify longer branches than the settings do. Without a limit, only the
+        settings apply, and the decoder refuses what is too long.
 
         Args:
             limit: positions; the prompt leaves `LEAST_ROOM` of them, or more.
@@ -69,43 +69,43 @@ class Budget:
         return cls(limit, plan, conclusion, sequential, reserve)
 
     def further_plan(self, base: int) -> int:
-        """Tokens of a further skeleton behind `base` tokens; 0 when there is no room for one."""
+        """Tokens of a further skeleton after `base` tokens; 0 if there is no room for one."""
         room = self.limit - base
         return min(self.plan, room // 3) if room >= LEAST_ROOM else 0
 
-    def branches(self, base: int, openings: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    def branches(self, base: int, openings: Sequence[int], most: Sequence[int]) -> list[int]:
         """Tokens of each branch, so that all of them and the conclusion fit after `base`.
 
         Args:
             base: tokens that all of them stand on.
             openings: tokens of each branch's opening.
-            wanted: tokens that each branch may have at most.
+            most: the upper bound of each branch, in tokens.
 
         Raises:
-            ContextLengthError: not even one token for each is left.
+            ContextLengthError: less than one token remains for each.
         """
         room = self.limit - base - self.conclusion - sum(openings)
-        share = room // len(openings) - 2  # the join writes a line break behind each body
+        share = room // len(openings) - 2  # the join writes a line break after each body
         if share < 1:
             raise ContextLengthError(
-                f"{len(openings)} steps do not fit: {self.limit - base} tokens are left behind "
+                f"{len(openings)} steps do not fit: {self.limit - base} tokens are left after "
                 f"the plan, {self.conclusion} of them for the conclusion. Ask for fewer branches "
                 "(max_branches) or a shorter conclusion (max_conclusion_tokens)"
             )
-        return [min(tokens, share) for tokens in wanted]
+        return [min(tokens, share) for tokens in most]
 
     def parallel(
-        self, base: int, openings: Sequence[int], branches: Sequence[int], wanted: int
+        self, base: int, openings: Sequence[int], branches: Sequence[int], most: int
     ) -> int:
         """Branches that may be decoded at the same time within the reserved slots."""
         lengths = (start + own for start, own in zip(openings, branches, strict=True))
         longest_first = sorted(lengths, reverse=True)
         fit = sum(held <= self.reserve - base for held in accumulate(longest_first))
-        return max(min(wanted, fit), 1)
+        return max(min(most, fit), 1)
 
 
 def no_gain(steps: int, longest: int) -> str | None:
-    """Why it does not pay to write steps together, or None where it may.
+    """Why writing the steps together does not pay; None if it may.
 
     Together they take a pass for the openings, one for each token of the longest body, and one for
     the join; one after the other, a pass for each token of all bodies. How long bodies get is not

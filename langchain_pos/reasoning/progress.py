@@ -1,4 +1,4 @@
-"""What one question has cost so far, and what its caller is told while it is answered."""
+"""What one question has cost so far, and what is reported to its caller in the meantime."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from langchain_pos.engine.completion import DraftUsage, TokenUsage
-from langchain_pos.reasoning.spans import Ending, SpanTeller
+from langchain_pos.reasoning.spans import Ending, SpanReporter
 from langchain_pos.results.data import Block, BranchResult, Plan, Stage, StagePasses, StageTimings
 from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 
@@ -29,26 +29,26 @@ class Footprint(Protocol):
 
     @property
     def passes(self) -> int:
-        """Forward passes so far; 0 where nobody knows."""
+        """Forward passes so far; 0 if unknown."""
 
     @property
     def peak_slots(self) -> int:
-        """KV-cache slots held at most, shared ones included; 0 where nobody knows."""
+        """KV-cache slots held at most, shared ones included; 0 if unknown."""
 
 
 class Progress:
     """Clocks, counters and chunks of one question.
 
     Args:
-        deltas: whether pieces of text are told, or only plans and finished branches.
-        spans: whether the beginning and end of every stage and branch are told as well.
+        deltas: whether to report pieces of text, or only plans and finished branches.
+        spans: whether to report the beginning and end of every stage and branch as well.
     """
 
     def __init__(self, *, deltas: bool, spans: bool = False) -> None:
         self.deltas = deltas
-        self.spans: SpanTeller | None = None
+        self.spans: SpanReporter | None = None
         if spans:
-            self.spans = SpanTeller(
+            self.spans = SpanReporter(
                 lambda event: self._pending.emit(event),
                 deltas,
                 lambda: self.now,
@@ -69,8 +69,8 @@ class Progress:
     def under_way(self, pending: Pending[ReasoningResult], decoder: Footprint) -> Iterator[None]:
         """The question has left the queue; `decoder` knows what is held and read for it.
 
-        Both are let go of at the end. They refer to this object too, and a ring of references would
-        keep the model's weights until the garbage collector comes by.
+        Both are dropped at the end. They refer to this object too, and a ring of references would
+        keep the model's weights until the garbage collector runs.
         """
         self._pending, self._decoder = pending, decoder
         self._started_at = time.perf_counter()
@@ -104,12 +104,12 @@ class Progress:
             self.spans.prompt_tokens += tokens
 
     def prompt(self, messages: list[tuple[str, str]]) -> None:
-        """What is asked from here on."""
+        """The prompt from here on."""
         if self.spans is not None:
             self.spans.prompt = messages
 
     def open(self, stage: Stage, blocks: list[Block], so_far: str = "") -> None:
-        """A stage begins behind `blocks` and what the conclusion has written so far."""
+        """A stage begins after `blocks` and what the conclusion has written so far."""
         if self.spans is not None:
             self.spans.open_stage(stage, blocks, so_far)
 
@@ -123,9 +123,9 @@ class Progress:
         if self.spans is not None:
             self.spans.open_branch(blocks, index, opening)
 
-    # ------------------------------------------------------------------ telling
+    # ---------------------------------------------------------------- reporting
 
-    def tell(self, chunk: ReasoningChunk) -> None:
+    def report(self, chunk: ReasoningChunk) -> None:
         """Give the caller a chunk."""
         self._pending.emit(chunk)
 
@@ -134,7 +134,7 @@ class Progress:
         if self.spans is not None:
             self.spans.stage_text(piece)
         if self.deltas:
-            self.tell(ReasoningChunk(stage="plan", delta=piece))
+            self.report(ReasoningChunk(stage="plan", delta=piece))
 
     def branch_text(self, blocks: list[Block], index: int, piece: str) -> None:
         """A piece of a branch's body."""
@@ -143,19 +143,19 @@ class Progress:
         if self.deltas:
             title = blocks[-1].plan.titles[index]
             branch = BranchResult(index=index, title=title, text=piece)
-            self._tell_branch(blocks, branch, piece)
+            self._report_branch(blocks, branch, piece)
 
     def branch_end(self, blocks: list[Block], branch: BranchResult, passes: int) -> None:
-        """A branch has ended. Its text, if told already, is not told again."""
+        """A branch has ended. Its text, if already reported, is not repeated."""
         if self.spans is not None:
             self.spans.close_branch(branch, passes)
         update = {"text": ""} if self.deltas else {}
-        self._tell_branch(blocks, branch.model_copy(update=update), "")
+        self._report_branch(blocks, branch.model_copy(update=update), "")
 
-    def _tell_branch(self, blocks: list[Block], branch: BranchResult, piece: str) -> None:
+    def _report_branch(self, blocks: list[Block], branch: BranchResult, piece: str) -> None:
         bare = [Block.model_construct(plan=block.plan) for block in blocks[:-1]]
         last = Block.model_construct(plan=blocks[-1].plan, branches=(branch,))
-        self.tell(
+        self.report(
             ReasoningChunk(stage="expand", branch=branch.index, delta=piece, blocks=(*bare, last))
         )
 
@@ -164,12 +164,12 @@ class Progress:
         if self.spans is not None:
             self.spans.stage_text(piece)
         if self.deltas:
-            self.tell(ReasoningChunk(stage="conclude", delta=piece, conclusion=piece))
+            self.report(ReasoningChunk(stage="conclude", delta=piece, conclusion=piece))
 
     # ---------------------------------------------------------------- the result
 
     def finish(self, result: ReasoningResult) -> ReasoningResult:
-        """Add what it has cost, and tell the caller what no chunk has told yet."""
+        """Add what it has cost, and report what no chunk has carried yet."""
         result = result.model_copy(
             update={
                 "usage": TokenUsage(self._decoder.input_tokens, self.output_tokens),
@@ -181,9 +181,9 @@ class Progress:
                 "cached_tokens": self._decoder.cached_tokens,
             }
         )
-        told = {name: getattr(result, name) for name in ReasoningResult.model_fields}
-        del told["blocks"]
+        rest = {name: getattr(result, name) for name in ReasoningResult.model_fields}
+        del rest["blocks"]
         if self.deltas:
-            del told["conclusion"]
-        self.tell(ReasoningChunk(stage="conclude", **told))
+            del rest["conclusion"]
+        self.report(ReasoningChunk(stage="conclude", **rest))
         return result

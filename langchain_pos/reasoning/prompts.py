@@ -8,7 +8,7 @@ the same turn. So the plan prompt describes the whole way (Yu, arXiv 2503.20533,
     ####title2:......
     ####%%%%
                             stage 2: `####title:` stands open, its text follows
-                            stage 3: behind `####%%%%` the conclusion follows
+                            stage 3: the conclusion follows `####%%%%`
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from langchain_pos.errors import ModelLoadError
 from langchain_pos.results.data import BODY_PLACEHOLDER, END_MARK, STEP_MARK
 
+Messages = list[tuple[str, str]]
+"""`(role, text)` of each message; the last one is the user's."""
 PROMPTS_FILE = "parallel_reasoning.json"
 """A model folder may carry its own wording under this name."""
 
@@ -84,7 +86,7 @@ class ReasoningPrompts(BaseModel):
         sequential: asks for the ordinary answer.
         retry: asks for the outline once more, after `{error}`.
         branch_schema: follows the plan prompt where every branch is to be JSON; `{schema}` is
-            filled in. Empty: the model is not told, and the grammar alone sees to it.
+            filled in. Empty: the prompt does not mention it, and the grammar alone enforces it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -107,7 +109,7 @@ class ReasoningPrompts(BaseModel):
         return _fill(self.plan, {"question": question, "max_branches": str(max_branches)})
 
     def for_branch_schema(self, schema: str) -> str:
-        """What follows the plan prompt when every branch is to be JSON of a schema."""
+        """What follows the plan prompt when every branch is to be JSON that follows a schema."""
         return _fill(self.branch_schema, {"schema": schema})
 
     def for_list(self, question: str) -> str:
@@ -115,7 +117,7 @@ class ReasoningPrompts(BaseModel):
         return _fill(self.ask, {"question": question})
 
     def for_sequential(self, question: str) -> str:
-        """The prompt of the ordinary way."""
+        """The prompt of a sequential answer."""
         return _fill(self.sequential, {"question": question})
 
     def for_retry(self, question: str, *, max_branches: int, error: str) -> str:

@@ -19,7 +19,7 @@ class ReasoningSettings(BaseModel):
     """Settings of one question; every one of them is also a field of `ParallelReasoningLLM`."""
 
     mode: Mode = "parallel"
-    """"parallel", or "sequential": the same model, the ordinary way."""
+    """"parallel", or "sequential": one text, as any model answers."""
     max_branches: int = Field(default=64, ge=2)
     """Most steps of one plan."""
     max_parallel_branches: int = Field(default=32, ge=1)
@@ -37,11 +37,11 @@ class ReasoningSettings(BaseModel):
     max_conclusion_tokens: int = Field(default=1024, ge=1)
     """Tokens of one conclusion."""
     max_sequential_tokens: int = Field(default=4096, ge=1)
-    """Tokens of an answer in the ordinary way."""
+    """Tokens of a sequential answer."""
     max_plan_attempts: int = Field(default=3, ge=1)
     """Skeletons tried before the question is answered sequentially."""
     on_plan_failure: Literal["sequential", "raise"] = "sequential"
-    """What happens then: the ordinary answer with the reason, or `PlanFormatError`."""
+    """What happens then: a sequential answer with the reason, or `PlanFormatError`."""
     allow_decline: bool = True
     """Whether the model may say that a question does not fall into parts."""
     visibility: Visibility = "isolated"
@@ -55,8 +55,8 @@ class ReasoningSettings(BaseModel):
     """A skeleton that goes more against the model than this is dropped (`result.plan.pressure`, in
     nats a token); None keeps all."""
     decline_without_gain: bool = True
-    """Answer in the ordinary way where the plan's steps are too few and too short to gain by
-    being written together."""
+    """Answer sequentially if the plan's steps are too few and too short to gain by being written
+    together."""
     join: Join = "reprefill"
     """"reprefill": the conclusion reads the joined branches as one text (the paper); "reuse": it
     sees the branches' own keys and values, side by side, and nothing is fed again."""

@@ -16,8 +16,9 @@ from langchain_pos.engine.completion import TokenUsage
 from langchain_pos.engine.tokenization.text import encode_continuation
 from langchain_pos.errors import ContextLengthError, InvalidRequestError, ParallelReasoningError
 from langchain_pos.reasoning.chat_template import encode_prompt, prompt_text, spells_special_token
-from langchain_pos.reasoning.decoder import NO_OPTIONS, Written
+from langchain_pos.reasoning.decoder import Written
 from langchain_pos.reasoning.planning import RETRY_TEMPERATURE
+from langchain_pos.reasoning.question import NO_OPTIONS
 from langchain_pos.remote.dialects import Call, constrains, fields_of
 from langchain_pos.remote.sinks import PassageSink, SkeletonSink, TextSink
 
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
     from langchain_pos.reasoning.decoder import (
         BranchTask,
         Decoder,
-        Messages,
         Outline,
         Passage,
-        Question,
         Trunk,
     )
+    from langchain_pos.reasoning.prompts import Messages
+    from langchain_pos.reasoning.question import Question
     from langchain_pos.remote.engine import Connection, OpenAICompletionsEngine
     from langchain_pos.remote.sinks import Sink
     from langchain_pos.results.result import ReasoningResult

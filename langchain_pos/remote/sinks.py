@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ class Written:
     chunks: int = 0
 
 
-class Sink:
+class Sink(ABC):
     """Receives one completion as it arrives.
 
     Attributes:
@@ -53,9 +54,9 @@ class Sink:
         """A completion begins, for the first time or again."""
         self.written = Written()
 
+    @abstractmethod
     def take(self, piece: str) -> bool:
         """Take a piece of text; returns whether to continue."""
-        raise NotImplementedError
 
     @property
     def may_restart(self) -> bool:

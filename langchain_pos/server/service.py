@@ -94,7 +94,7 @@ class Served(ABC):
             )
 
 
-class HeldResponse(Response):
+class HeldResponse(Response, ABC):
     """A response that is worked on while its client, its time and the server last."""
 
     def __init__(self, served: Served, errand: Errand) -> None:
@@ -124,12 +124,12 @@ class HeldResponse(Response):
             metrics.broken.labels(error.broken).inc()
             await _end_stream(send, error)
 
+    @abstractmethod
     async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; sets `_started` before anything is sent.
 
         And `_ended` before the last byte, if there is still something to do after it.
         """
-        raise NotImplementedError
 
     def _error(self, raised: Exception) -> ApiError:
         return api_error(raised, retry_after=self._served.gate.retry_after)

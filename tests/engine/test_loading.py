@@ -284,7 +284,7 @@ def test_slots_follow_from_the_memory_that_is_available(monkeypatch: pytest.Monk
         asked.append(device)
         return 1000 * 4096
 
-    monkeypatch.setattr("langchain_pos.engine.engine.available_memory", available)
+    monkeypatch.setattr("langchain_pos.engine.sizing.available_memory", available)
     # MiniCPM3 keeps one compressed vector for all heads.
     per_token = {"qwen2": 3 * 2 * 2 * 8 * 4, "gpt2": 3 * 2 * 4 * 8 * 4, "minicpm3": 3 * 24 * 4}
     for name, slot_bytes in per_token.items():
