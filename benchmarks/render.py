@@ -89,7 +89,8 @@ the room that the cache keeps for growing.""",
 
 `python -m benchmarks.paper` fills the columns of the paper's Table 1 for any model and any task
 file: sequential is `generate`, parallel is ours, Skeleton-of-Thought is our plan, then `generate`
-on rows over copied caches, then a conclusion. Peak memory is what CUDA had allocated at most; on a
+on rows over copied caches, then a conclusion. With `--chain-of-draft` the model is asked for drafts
+of a few words, sequentially and in parallel. Peak memory is what CUDA had allocated at most; on a
 CPU, the bytes of weights, keys and values.""",
     "quality": """## Quality
 

@@ -53,9 +53,9 @@ def test_quick_form(
 
 def test_planning_without_gold_needs_a_judge(tmp_path: Path, folder: Path) -> None:
     """A task without right answers is measured, and its quality is not made up."""
-    content = run("paper", tmp_path, "--data", folder, "--tasks", "planning")
+    content = run("paper", tmp_path, "--data", folder, "--tasks", "planning", "--chain-of-draft")
     rows: list[dict[str, object]] = content["rows"]  # type: ignore[assignment]
-    assert [row["quality"] for row in rows] == ["–"] * 3
+    assert [row["quality"] for row in rows] == ["–"] * 5
 
 
 def test_another_text_is_no_replay(tmp_path: Path, folder: Path) -> None:
