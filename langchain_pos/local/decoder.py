@@ -200,7 +200,7 @@ class LocalDecoder:
             forced = bounds.text_to_force(text, len(sequence.token_ids))
             if forced and sequence.force(forced):
                 bounds.note(skeleton.begin + sequence.text, len(sequence.token_ids))
-            if bounds.over and sequence.finish_reason is None:
+            if bounds.over and not forced and sequence.finish_reason is None:
                 sequence.finish("stop")
 
         drafts = self._settings.drafts
