@@ -154,7 +154,10 @@ class ModelSource(BaseModel):
     """A model by name, loaded when first needed; a loaded model; or a server."""
 
     model_config = ConfigDict(
-        arbitrary_types_allowed=True, protected_namespaces=(), populate_by_name=True
+        arbitrary_types_allowed=True,
+        protected_namespaces=(),
+        populate_by_name=True,
+        use_attribute_docstrings=True,
     )
 
     model: str | None = None

@@ -11,6 +11,9 @@ Exit codes:
 
 Errors are one line on stderr; `--debug` shows tracebacks. torch and transformers are imported only
 by the commands that need them, so `--help` is fast.
+
+Every option has an environment variable, which the command line overrides: `LANGCHAIN_POS_` and
+its name, for example `LANGCHAIN_POS_MODEL` or `LANGCHAIN_POS_MAX_QUEUE`.
 """
 
 from __future__ import annotations
@@ -63,4 +66,4 @@ def _options(
 
 
 for command in (ask, batch, demo, bench, serve, doctor):
-    app.command()(command)
+    app.command(context_settings={"auto_envvar_prefix": "LANGCHAIN_POS"})(command)

@@ -29,7 +29,6 @@ def serve(
     api_key: Annotated[
         str | None,
         typer.Option(
-            envvar="LANGCHAIN_POS_API_KEY",
             show_default=False,
             help="Key that clients must send; several, separated by commas, for callers that "
             "take turns. The environment hides it from `ps`.",

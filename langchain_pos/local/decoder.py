@@ -18,7 +18,7 @@ from langchain_pos.errors import ContextLengthError, NonFiniteLogitsError, OutOf
 from langchain_pos.local.joining import reuse
 from langchain_pos.local.trunk import LocalTrunk
 from langchain_pos.reasoning.branch_schema import Closer
-from langchain_pos.reasoning.chat_template import encode_prompt
+from langchain_pos.reasoning.chat_template import encode_prompt, may_think, thinks
 from langchain_pos.reasoning.decoder import Written
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from langchain_pos.reasoning.prompts import Messages
     from langchain_pos.reasoning.question import Question
     from langchain_pos.results.result import ReasoningResult
+
+
+_END_TOKENS = 16
+"""Of a prompt, in which the mark that opens a thought lies if there is one."""
 
 
 class LocalDecoding:
@@ -119,6 +123,12 @@ class LocalDecoder:
     # ------------------------------------------------------------------- its size
 
     @property
+    def may_think(self) -> bool:
+        """See `Decoder`."""
+        off = self._settings.enable_thinking is False or self._options.prefilled
+        return not off and may_think(self._engine.tokenizer)
+
+    @property
     def limit(self) -> int:
         """See `Decoder`: the model's positions, or the engine's slots if fewer."""
         slots = self._engine.forward.forest.max_slots
@@ -167,7 +177,9 @@ class LocalDecoder:
             if self._options.encode is not None:
                 self._prompts[text] = self._options.encode(text)
             else:
-                self._prompts[text] = encode_prompt(self._engine.tokenizer, messages)
+                self._prompts[text] = encode_prompt(
+                    self._engine.tokenizer, messages, self._settings.enable_thinking
+                )
         return self._prompts[text]
 
     # -------------------------------------------------------------------- writing
@@ -183,11 +195,13 @@ class LocalDecoder:
         root = self._engine.scheduler.root(self._request, token_ids)
         for segment in before:  # after the new root exists: what they share is not parked
             self._engine.release(segment)
-        if not self.input_tokens:
-            self.input_tokens = len(token_ids)
-            self._progress.has_read(len(token_ids))
-        forest = self._engine.forward.forest
-        return LocalTrunk(self._engine.tokenizer, forest, root, list(token_ids))
+        self.input_tokens += len(token_ids)
+        self._progress.has_read(len(token_ids))
+        tokenizer, forest = self._engine.tokenizer, self._engine.forward.forest
+        thinking: bool | None = False
+        if self.may_think:
+            thinking = thinks(str(tokenizer.decode(token_ids[-_END_TOKENS:])))
+        return LocalTrunk(tokenizer, forest, root, list(token_ids), thinks=thinking)
 
     async def write_outline(self, trunk: Trunk, outline: Outline) -> Written:
         """See `Decoder`. The grammar forces its form, the outline's bounds its length."""
@@ -200,13 +214,13 @@ class LocalDecoder:
             forced = bounds.text_to_force(text, len(sequence.token_ids))
             if forced and sequence.force(forced):
                 bounds.note(skeleton.begin + sequence.text, len(sequence.token_ids))
-            if bounds.over and sequence.finish_reason is None:
+            if bounds.over and not forced and sequence.finish_reason is None:
                 sequence.finish("stop")
 
         drafts = self._settings.drafts
         sequence = self._engine.sequence(
             trunk.segment,
-            [*trunk.unfed, *(trunk.encode(skeleton.begin) if skeleton.begin else [])],
+            self._to_feed(trunk, skeleton.begin),
             max_new_tokens=2 * outline.max_tokens,  # a safeguard: the bounds end it before
             sampling=replace(self._sampling, temperature=outline.temperature),
             seed=outline.seed,
@@ -336,10 +350,11 @@ class LocalDecoder:
     async def write(self, trunk: Trunk, passage: Passage) -> Written:
         """See `Decoder`."""
         trunk = _local(trunk)
-        where, context = len(trunk.token_ids), trunk.fed
+        where, unfed = len(trunk.token_ids), self._to_feed(trunk)
+        context = trunk.fed
         sequence = self._engine.sequence(
             trunk.segment,
-            trunk.unfed,
+            unfed,
             max_new_tokens=passage.max_tokens,
             sampling=self._sampling,
             seed=passage.seed,
@@ -378,6 +393,13 @@ class LocalDecoder:
         )
 
     # -------------------------------------------------------------------- internals
+
+    def _to_feed(self, trunk: LocalTrunk, text: str = "") -> list[int]:
+        """What of a trunk and a text after it is not read; if all is, the last token once more."""
+        more = trunk.encode(text) if text else []
+        if not trunk.unfed and not more:
+            self._engine.truncate(trunk.segment, trunk.segment.end - 1)
+        return [*trunk.unfed, *more]
 
     def _raw(self, trunk: LocalTrunk, token_ids: Sequence[int]) -> str:
         stream = TextStream(self._engine.tokenizer, trunk.token_ids)

@@ -62,15 +62,18 @@ class Concluder(StageWriter):
         carried = self._take_as_text(trunk, so_far)
         most = budget.conclusion if block else budget.sequential
         limit = budget.limit
-        room = min(most - so_far.tokens, limit - trunk.count())
+        left = budget.answer - self._progress.output_tokens
+        room = min(most - so_far.tokens, limit - trunk.count(), left)
         if room < 1:
             if before or carried:
                 self._progress.conclusion_text(carried.rstrip())
                 return Conclusion(before + carried.rstrip(), "length")
+            used = f"prompt and steps take {trunk.count()} of {limit} tokens"
+            if left < 1:
+                used = f"plan and branches took all of max_tokens={budget.answer}"
             error = (
-                f"no room is left for the conclusion: prompt and steps take {trunk.count()} of "
-                f"{limit} tokens. Ask for fewer or shorter branches (max_branches, "
-                "max_branch_tokens)"
+                f"no room is left for the conclusion: {used}. Ask for fewer or shorter branches "
+                "(max_branches, max_branch_tokens)"
             )
             return Conclusion("", "error", error)
         may_open = may_open and self._question.options.constraint is None
@@ -114,20 +117,24 @@ class Concluder(StageWriter):
         Raises:
             ParallelReasoningError: nothing can be written.
         """
+        budget = self._decoder.budget
+        left = min(budget.limit - trunk.count(), budget.answer - self._progress.output_tokens)
+        prefilled = self._question.options.prefilled
         written = await self._decoder.write(
             trunk,
             Passage(
-                max_tokens=self._decoder.budget.sequential,
+                max_tokens=max(min(budget.sequential, left), 1),
                 seed=_sequential_seed(self._seed),
                 stop=self._settings.stop,
                 on_text=self._progress.conclusion_text,
+                strip=not prefilled,  # or the words before and after would be one
                 options=self._question.options,
             ),
         )
         if written.failure is not None:
             raise written.failure
         ended, error = written.finish_reason, None
-        if not written.text:
+        if not written.text and not prefilled:
             ended, error = "error", f"the model ended ({ended}) without any text"
         return Conclusion(written.text, ended, error, written=written)
 

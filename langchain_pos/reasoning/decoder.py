@@ -134,7 +134,13 @@ class Written:
 
 
 class Trunk(Protocol):
-    """The text that all stages stand on: the prompt, and what of the answer is settled."""
+    """The text that all stages stand on: the prompt, and what of the answer is settled.
+
+    Attributes:
+        thinks: whether its prompt leaves a thought open; None where the model may open one itself.
+    """
+
+    thinks: bool | None
 
     def count(self, text: str = "") -> int:
         """Tokens of the trunk with a text after it; 0 where tokens cannot be counted."""
@@ -158,6 +164,10 @@ class Decoder(Footprint, Protocol):
     """
 
     budget: Budget
+
+    @property
+    def may_think(self) -> bool:
+        """Whether the model may think before it answers; see `Trunk.thinks`."""
 
     @property
     def limit(self) -> int | None:

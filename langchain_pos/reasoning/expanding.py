@@ -47,7 +47,9 @@ def lay_out(decoder: Decoder, question: Question, trunk: Trunk, plan: Plan) -> L
     openings = [form.opening(plan, index) for index in range(len(plan.steps))]
     lengths = [decoder.tokens(trunk, opening, after=seen) for opening in openings]
     most = [step.max_tokens or settings.max_branch_tokens for step in plan.steps]
-    return Layout(seen, openings, decoder.budget.branches(trunk.count(seen), lengths, most))
+    written = question.progress.output_tokens
+    budgets = decoder.budget.branches(trunk.count(seen), lengths, most, written)
+    return Layout(seen, openings, budgets)
 
 
 class Expander(StageWriter):

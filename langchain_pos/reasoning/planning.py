@@ -14,7 +14,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
 
 from langchain_pos.engine.seeds import derive_seed
 from langchain_pos.errors import ContextLengthError, PlanFormatError
-from langchain_pos.reasoning.budget import no_gain
+from langchain_pos.reasoning.budget import LEAST_ROOM, no_gain
 from langchain_pos.reasoning.decoder import Outline
 from langchain_pos.reasoning.expanding import lay_out
 from langchain_pos.reasoning.stage import StageWriter
@@ -55,7 +55,7 @@ class Planner(StageWriter):
         """
         given, settings = self._question.given, self._settings
         if given is not None:
-            trunk = self.open(self._question.plan_messages())
+            trunk = await self.open(self._question.plan_messages())
             lay_out(self._decoder, self._question, trunk, given)  # refuses what does not fit
             return given, trunk, None
         self._progress.prompt(self._question.plan_messages())
@@ -83,7 +83,7 @@ class Planner(StageWriter):
             trunk: everything before its first step.
             so_far: the text up to there, and that step.
         """
-        max_tokens = self._decoder.budget.further_plan(trunk.count())
+        max_tokens = self._decoder.budget.further_plan(trunk.count(), self._progress.output_tokens)
         if so_far.opened is None or not max_tokens:
             return None
         try:
@@ -116,8 +116,14 @@ class Planner(StageWriter):
             if self._progress.attempts > 2 or messages in sent:
                 temperature = max(temperature, RETRY_TEMPERATURE)
             sent.append(messages)
-            trunk = self.open(messages)
-            max_tokens = self._decoder.budget.plan
+            trunk = await self.open(messages)
+            budget, spent = self._decoder.budget, self._progress.output_tokens
+            max_tokens = budget.first_plan(spent)
+            if not max_tokens:
+                raise HopelessPlanError(
+                    f"no room is left for it: {spent} of max_tokens={budget.answer} are used, and "
+                    f"it takes {LEAST_ROOM}"
+                )
             try:
                 skeleton = self._form.skeleton(
                     self._settings, self._question.request.question, None
@@ -203,7 +209,7 @@ class Planner(StageWriter):
             return None
         pressure, most = written.pressure, self._settings.max_pressure
         if pressure is not None and most is not None and pressure > most:
-            raise PressureError(
+            raise HopelessPlanError(
                 f"the model would not have written it: pressure {pressure:.2f} nats a token, "
                 f"{most:.2f} allowed (max_pressure)",
                 text=text,
@@ -212,8 +218,8 @@ class Planner(StageWriter):
         return plan.model_copy(update={"pressure": rounded})
 
 
-class PressureError(PlanFormatError):
-    """A grammar went too much against the model; another attempt would do so again."""
+class HopelessPlanError(PlanFormatError):
+    """Another attempt would fail for the same reason, e.g. go as much against the model."""
 
 
 def _settle_preamble(trunk: Trunk, skeleton: Skeleton, written: Written, plan: Plan) -> None:
@@ -229,4 +235,4 @@ async def _at_once(seconds: float) -> None:
 
 
 def _is_worth_another_attempt(error: BaseException) -> bool:
-    return isinstance(error, PlanFormatError) and not isinstance(error, PressureError)
+    return isinstance(error, PlanFormatError) and not isinstance(error, HopelessPlanError)

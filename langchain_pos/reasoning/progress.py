@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 
 if TYPE_CHECKING:
     from langchain_pos.engine.scheduler.pending import Pending
+
+
+logger = logging.getLogger("langchain_pos")
 
 
 class Footprint(Protocol):
@@ -55,9 +59,11 @@ class Progress:
                 lambda: (self.output_tokens, self._decoder.passes),
             )
         self.attempts = 0
+        self.thoughts: str | None = None  # None: it has not been asked for any
         self.output_tokens = 0
         self.stage_tokens: dict[Stage, int] = {"plan": 0, "expand": 0, "conclude": 0}
         self.drafts = DraftUsage()
+        self._held: dict[str, str] = {}  # of the plan under way, where pieces are not told
         self._queued_at = time.perf_counter()
         self._started_at = self._queued_at
         self._seconds: dict[Stage, float] = {"plan": 0.0, "expand": 0.0, "conclude": 0.0}
@@ -95,6 +101,9 @@ class Progress:
             self._seconds[stage] += time.perf_counter() - began
             self._passes[stage] += self._decoder.passes - passes
             self.stage_tokens[stage] += self.output_tokens - tokens
+        for name, text in self._held.items():
+            self.report(ReasoningChunk(stage="plan", **{name: text}))
+        self._held.clear()
 
     # -------------------------------------------------------------------- spans
 
@@ -107,6 +116,11 @@ class Progress:
         """The prompt from here on."""
         if self.spans is not None:
             self.spans.prompt = messages
+
+    @property
+    def in_span(self) -> bool:
+        """Whether a stage is open, or nobody asks for any."""
+        return self.spans is None or self.spans.is_open
 
     def open(self, stage: Stage, blocks: list[Block], so_far: str = "") -> None:
         """A stage begins after `blocks` and what the conclusion has written so far."""
@@ -133,8 +147,20 @@ class Progress:
         """A piece of raw skeleton."""
         if self.spans is not None:
             self.spans.stage_text(piece)
+        self._tell_plan("delta", piece)
+
+    def thought_text(self, piece: str) -> None:
+        """A piece of what a thinking model thinks, before it answers."""
+        if self.spans is not None:
+            self.spans.stage_text(piece)
+        self.thoughts = (self.thoughts or "") + piece
+        self._tell_plan("thoughts", piece)
+
+    def _tell_plan(self, name: str, piece: str) -> None:
         if self.deltas:
-            self.report(ReasoningChunk(stage="plan", delta=piece))
+            self.report(ReasoningChunk(stage="plan", **{name: piece}))
+        else:  # at the end of the stage, in one piece
+            self._held[name] = self._held.get(name, "") + piece
 
     def branch_text(self, blocks: list[Block], index: int, piece: str) -> None:
         """A piece of a branch's body."""
@@ -170,6 +196,8 @@ class Progress:
 
     def finish(self, result: ReasoningResult) -> ReasoningResult:
         """Add what it has cost, and report what no chunk has carried yet."""
+        if result.fallback_reason is not None:
+            logger.info("answered sequentially: %s", result.fallback_reason)
         result = result.model_copy(
             update={
                 "usage": TokenUsage(self._decoder.input_tokens, self.output_tokens),
@@ -179,10 +207,11 @@ class Progress:
                 "plan_attempts": self.attempts,
                 "peak_slots": self._decoder.peak_slots,
                 "cached_tokens": self._decoder.cached_tokens,
+                "thoughts": self.thoughts or "",
             }
         )
         rest = {name: getattr(result, name) for name in ReasoningResult.model_fields}
-        del rest["blocks"]
+        del rest["blocks"], rest["thoughts"]
         if self.deltas:
             del rest["conclusion"]
         self.report(ReasoningChunk(stage="conclude", **rest))

@@ -36,11 +36,13 @@ class AnswerOptions:
             the request's messages through the model's chat template.
         constraint: the language that the conclusion, or the sequential answer, must belong to.
         logprobs: collects how likely each token of the sequential answer was.
+        prefilled: whether `encode` ends with the beginning of the answer.
     """
 
     encode: Callable[[str], list[int]] | None = None
     constraint: Constraint | None = None
     logprobs: Logprobs | None = None
+    prefilled: bool = False
 
 
 NO_OPTIONS = AnswerOptions()

@@ -150,7 +150,8 @@ class Reasoning:
             if plan is None or trunk is None:
                 return await self.answer_sequentially(reason)
         else:
-            trunk = self.planner.open(self.question.plan_messages())
+            with self.progress.stage("plan"):
+                trunk = await self.planner.open(self.question.plan_messages())
             plan, conclusion = await self.write_on(trunk, blocks)
 
         while plan is not None:
@@ -210,8 +211,9 @@ class Reasoning:
         self.progress.report(
             ReasoningChunk(stage="conclude", mode="sequential", fallback_reason=reason)
         )
+        with self.progress.stage("plan"):
+            trunk = await self.concluder.open(self.question.sequential_messages())
         with self.progress.stage("conclude"):
-            trunk = self.concluder.open(self.question.sequential_messages())
             self.progress.open("conclude", [])
             conclusion = await self.concluder.answer(trunk)
         if conclusion.written is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from langchain_pos.errors import InvalidRequestError
@@ -18,6 +18,8 @@ Outline = Literal["auto", "native", "ask", "paper"]
 class ReasoningSettings(BaseModel):
     """Settings of one question; every one of them is also a field of `ParallelReasoningLLM`."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     mode: Mode = "parallel"
     """"parallel", or "sequential": one text, as any model answers."""
     max_branches: int = Field(default=64, ge=2)
@@ -26,6 +28,14 @@ class ReasoningSettings(BaseModel):
     """Branches decoded at the same time; further ones wait and follow."""
     max_blocks: int = Field(default=3, ge=1)
     """Rounds of plan and branches in one answer, at most."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of the whole answer, plans and branches included; in place of `max_sequential_tokens`
+    and `max_conclusion_tokens`, too."""
+    enable_thinking: bool | None = None
+    """For the chat template of a model that can think before it answers; None: as the template has
+    it. What it thinks is `result.thoughts`, and no part of the answer."""
+    max_thinking_tokens: int = Field(default=2048, ge=1)
+    """Tokens of what it thinks; then the thought is closed for it."""
     max_preamble_tokens: int = Field(default=160, ge=8)
     """Tokens before the first step; then the first step is opened for the model."""
     max_title_tokens: int = Field(default=48, ge=4)

@@ -128,6 +128,11 @@ class SpanReporter:
         self._pieces: list[str] = []
         self._branches: dict[int, Span] = {}
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a stage is open."""
+        return self._stage is not None
+
     def open_stage(self, stage: Stage, blocks: list[Block], so_far: str = "") -> None:
         """A stage begins after `blocks` and what the conclusion has written so far."""
         if stage == "expand":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from langchain_pos.reasoning.budget import LEAST_ROOM, Budget
+from langchain_pos.reasoning.thinking import think
 
 if TYPE_CHECKING:
     from langchain_pos.reasoning.decoder import Decoder, Trunk
@@ -29,10 +30,12 @@ class StageWriter:
         self._progress = question.progress
         self._seed = question.seed
 
-    def open(self, messages: Messages) -> Trunk:
-        """A trunk that begins with a prompt."""
+    async def open(self, messages: Messages) -> Trunk:
+        """A trunk that begins with a prompt, and what the model thinks before it answers."""
         self._progress.prompt(messages)
-        return self._decoder.open(messages)
+        trunk = self._decoder.open(messages)
+        await think(self._decoder, self._question, trunk)
+        return trunk
 
 
 def share_out(decoder: Decoder, question: Question) -> Budget:
@@ -48,5 +51,7 @@ def share_out(decoder: Decoder, question: Question) -> Budget:
     limit = decoder.limit
     if limit is not None and limit - longest < LEAST_ROOM:
         raise decoder.too_long(longest, LEAST_ROOM)
-    decoder.budget = Budget.within(limit, longest, question.settings, question.given)
+    decoder.budget = Budget.within(
+        limit, longest, question.settings, question.given, thinks=decoder.may_think
+    )
     return decoder.budget

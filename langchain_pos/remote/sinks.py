@@ -99,6 +99,8 @@ class TextSink(Sink):
 
     def take(self, piece: str) -> bool:
         """See `Sink`."""
+        if self._text.stopped is not None:  # the server goes on after a stop text
+            return False
         self._say(self._text.push(piece))
         return self._end is None or self._text.stopped is None
 
@@ -153,10 +155,10 @@ class PassageSink(TextSink):
 
     def take(self, piece: str) -> bool:
         """See `Sink`."""
-        super().take(piece)
+        goes_on = super().take(piece)
         if self._opens is not None:
             self.opened = self._opens(self.text)
-        return self.opened is None
+        return goes_on and self.opened is None
 
     @property
     def text(self) -> str:
@@ -179,17 +181,22 @@ class SkeletonSink(Sink):
         self.stop = stop
         self._outline = outline
         self._text = StoppedText(stop)
+        self._bounds = outline.skeleton.bounds(outline.max_tokens)
 
     def begin(self) -> None:
         """See `Sink`."""
         super().begin()
         self._text = StoppedText(self.stop)
+        self._bounds = self._outline.skeleton.bounds(self._outline.max_tokens)
 
     def take(self, piece: str) -> bool:
         """See `Sink`."""
+        if self._text.stopped is not None:
+            return False
         if text := self._text.push(piece):
             self._outline.on_text(text)
-        return True
+        self._bounds.note(self._outline.skeleton.begin + self._text.text, self.written.chunks)
+        return not self._bounds.over
 
     def whole(self) -> str:
         """The skeleton with its terminator, which servers cut off or models omit.
@@ -200,7 +207,7 @@ class SkeletonSink(Sink):
         skeleton, rest = self._outline.skeleton, self._text.flush()
         text = self._text.text
         full, end = skeleton.begin + text, ""
-        if self.written.finish_reason == "length" and self._text.stopped is None:
+        if self.written.finish_reason != "stop" and self._text.stopped is None:
             if not skeleton.is_plan(full):
                 raise PlanFormatError("the skeleton was not closed within its budget", text=text)
             end = skeleton.close(full)

@@ -245,6 +245,7 @@ class ResultData(_Frozen):
     peak_slots: int = 0
     cached_tokens: int = 0
     model_name: str = ""
+    thoughts: str = Field(default="", exclude_if=_blank)
 
     @property
     def plan(self) -> Plan | None:

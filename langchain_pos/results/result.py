@@ -35,6 +35,7 @@ class ReasoningResult(ResultData):
         peak_slots: most KV-cache slots that the request held at once, including shared ones.
         cached_tokens: prompt tokens that were not fed, because an earlier question began alike.
         model_name: folder or hub name of the model.
+        thoughts: what a thinking model thought before it answered; no part of its text.
     """
 
     def __str__(self) -> str:
@@ -131,6 +132,7 @@ class ReasoningChunk(ReasoningResult):
         opens_block = len(other.blocks) > len(self.blocks)
         newer["conclusion"] = ("" if opens_block else self.conclusion) + other.conclusion
         newer["delta"] = self.delta + other.delta
+        newer["thoughts"] = self.thoughts + other.thoughts
         return self.model_copy(update=newer)
 
     def result(self) -> ReasoningResult:

@@ -34,7 +34,7 @@ that is still writing would not see the answer if the connection were closed at 
 class ServerLimits(BaseModel):
     """Bounds of a server, each with the status that a client gets beyond it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     max_concurrency: int = Field(default=16, ge=1)
     """Requests answered at once; they share forward passes. Further ones wait."""

@@ -130,6 +130,12 @@ class StreamOptions(_Part):
     include_usage: bool | None = None
 
 
+class TemplateOptions(_Body):
+    """What vLLM takes as `chat_template_kwargs`."""
+
+    enable_thinking: bool | None = None
+
+
 class ChatRequest(_Body):
     """A request as OpenAI's API has it, with a few fields of our own."""
 
@@ -158,6 +164,7 @@ class ChatRequest(_Body):
     min_p: float | None = Field(default=None, ge=0, le=1)
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
     continue_final_message: bool | None = None
+    chat_template_kwargs: TemplateOptions | None = None
     add_generation_prompt: bool | None = None
     # They change no answer; the first two, whose turn it is.
     user: Any = None
@@ -299,6 +306,8 @@ class ChatRequest(_Body):
             )
             if (value := getattr(self, name)) is not None
         }
+        if self.chat_template_kwargs is not None:
+            options |= self.chat_template_kwargs.model_dump(exclude_none=True)
         if self.reasoning_mode is not None:
             options["mode"] = self.reasoning_mode
         if self.tools is not None:

@@ -102,6 +102,7 @@ class TestAnswers:
         chunks = list(server.ask(stream=True, stream_options={"include_usage": True}))
         answer = server.ask()
         assert joined(chunks) == whole(answer)
+        assert joined(chunks)["thought"].startswith("Let us see.\n####Ann:")
         assert chunks[0].choices[0].delta.role == "assistant"
         assert chunks[-1].choices == []
         assert chunks[-1].usage == answer.usage

@@ -34,16 +34,18 @@ def seen(server: Client, given: dict[str, Any], headers: dict[str, str] | None =
 
 def joined(chunks: list[Any]) -> dict[str, Any]:
     """The sum of a stream's chunks in the form of a whole choice."""
-    text, calls = "", []
+    text, thought, calls = "", "", []
     last: Any = None
     for chunk in chunks:
         for choice in chunk.choices:
             text += choice.delta.content or ""
+            thought += getattr(choice.delta, "reasoning_content", "")
             calls += choice.delta.tool_calls or []
             last = choice if choice.finish_reason else last
     assert [call.index for call in calls] == list(range(len(calls)))
     return {
         "text": text,
+        "thought": thought,
         "calls": [(call.function.name, call.function.arguments) for call in calls],
         "finish_reason": last.finish_reason,
     }
@@ -55,6 +57,7 @@ def whole(answer: ChatCompletion) -> dict[str, Any]:
     calls = choice.message.tool_calls or []
     return {
         "text": choice.message.content or "",
+        "thought": getattr(choice.message, "reasoning_content", ""),
         "calls": [(call.function.name, call.function.arguments) for call in calls],  # type: ignore[union-attr]
         "finish_reason": choice.finish_reason,
     }
