@@ -31,26 +31,21 @@ needs_chromium = pytest.mark.skipif(
 )
 WATCH = """
 // What the tests want to know of a page that they do not steer.
-window.seen = {statuses: [], together: 0, appended: 0, violations: []};
+window.seen = {statuses: [], together: 0, drawn: 0, violations: []};
 document.addEventListener("securitypolicyviolation", (event) =>
   seen.violations.push(event.violatedDirective));
-const append = CharacterData.prototype.appendData;
-const written = new Set(); // cards that one frame writes to
-CharacterData.prototype.appendData = function (text) {
-  seen.appended += 1;
-  const card = this.parentElement?.closest(".card");
-  if (card) {
-    if (!written.size) queueMicrotask(() => written.clear());
-    written.add(card);
-    seen.together = Math.max(seen.together, written.size);
-  }
-  append.call(this, text);
-};
 document.addEventListener("DOMContentLoaded", () => {
   const status = document.getElementById("status");
   if (!status) return; // another page
   new MutationObserver(() => seen.statuses.push(status.textContent))
     .observe(status, {childList: true, characterData: true, subtree: true});
+  // An observer is called once for all that a frame has written.
+  new MutationObserver((records) => {
+    const cards = new Set(records.map((record) => record.target)
+      .filter((place) => place.matches(".card .text")));
+    seen.drawn += cards.size;
+    seen.together = Math.max(seen.together, cards.size);
+  }).observe(document.getElementById("conversation"), {childList: true, subtree: true});
 });
 """
 """Runs before the page's own script, past its policy, as only a driver can."""

@@ -1,12 +1,12 @@
 // One answer while it is written, and when it is done.
 //
 // While the branches write, each has a card; the text of the answer, in reading order, stands below.
-// When all is written the cards fold away, and the answer stands first.
+// When all is written the answer stands first, and stages and cards fold away below it.
 
 import { clean, count, fromTemplate, makeScrollable, seconds } from "./dom.js";
 import { Block, readSkeleton } from "./branches.js";
 import { figures, Pace, remarks, showFigures, summary } from "./figures.js";
-import { drawAll, redraw, Reply } from "./growing.js";
+import { drawAll, Growing, redraw } from "./growing.js";
 import { showTimeline } from "./timeline.js";
 
 const END_MARK = "####%%%%"; // closes a skeleton; see results/data.py
@@ -26,7 +26,7 @@ export class Answer {
     const part = (name) => this.place.querySelector(`.${name}`);
     [this.work, this.stages, this.timeline] = [part("work"), part("stages"), part("timeline")];
     [this.figure, this.remarks] = [part("figure"), part("remarks")];
-    this.reply = new Reply(part("reply"));
+    this.reply = new Growing(part("reply"));
     this.#say = say;
   }
 
@@ -58,7 +58,7 @@ export class Answer {
     if (!this.result) showFigures(this.figure, this.#pace.figures());
     if (!this.#planning) return;
     const { preamble, titles } = readSkeleton(this.#skeleton);
-    if (!this.#blocks.length) this.#planning.preamble.set(preamble);
+    if (!this.#blocks.length) this.#planning.preamble.finish(preamble);
     this.#planning.name(titles);
   }
 
@@ -108,24 +108,28 @@ export class Answer {
     if (stage === this.#stage) return;
     this.#stage = stage;
     this.#say(status);
+    let after = false;
     for (const part of this.stages.children) {
       const now = part.dataset.stage === stage;
       if (now) part.dataset.state = "begun";
       if (now) part.setAttribute("aria-current", "step");
       else part.removeAttribute("aria-current");
+      if (after) part.removeAttribute("data-state"); // a lead-in was written before the plan
+      after ||= now;
     }
   }
 
   /** The stream has ended: with the result, or before there was one. */
   close(status) {
     redraw(this);
-    drawAll();
+    drawAll(); // of a plan that was not whole, what there was of it
     for (const part of this.stages.children) part.removeAttribute("aria-current");
     for (const block of [...this.#blocks, this.#planning].filter(Boolean)) {
       for (const card of block.cards) if (card.kind === "writing") card.end("cancelled");
     }
     if (this.result) this.#finish(this.result);
     this.reply.finish();
+    drawAll();
     this.#say(status ?? summary(this.result));
     makeScrollable(this.place.querySelectorAll(".text, .note, .remarks, .timeline > div, pre, .table"));
   }
@@ -147,6 +151,8 @@ export class Answer {
     const cards = this.#blocks.reduce((total, block) => total + block.cards.length, 0);
     this.work.hidden = !cards;
     this.work.open = false;
+    this.work.firstElementChild.after(this.stages);
+    this.place.firstElementChild.after(this.reply.place, this.remarks);
     this.work.firstElementChild.textContent = `The plan and its ${count(cards, "branch", "branches")}`;
     this.remarks.textContent = clean(remarks(result).join("\n"));
     showFigures(this.figure, figures(result));

@@ -88,14 +88,14 @@ export function verdict([side, alone]) {
   const [ours, theirs] = [side.result.usage.output_tokens, alone.result.usage.output_tokens];
   const ratio = alone.seconds / side.seconds;
   const rate = ours / side.seconds / (theirs / alone.seconds);
-  const faster = ratio >= 1 ? `${times(ratio)} faster side by side` : `${times(1 / ratio)} faster one after another`;
+  const faster = ratio >= 1 ? `${times(ratio)} faster side by side` : `${times(1 / ratio)} faster one at a time`;
   return {
     large: faster,
     beside: `${seconds(side.seconds)} against ${seconds(alone.seconds)}`,
     how:
       `Measured: both were run, the second after the first so that neither slowed the other down, ` +
       `each from the request to its last word. Side by side ${ours} tokens, ` +
-      `${perSecond(ours, side.seconds)}; one after another ${theirs} tokens, ` +
+      `${perSecond(ours, side.seconds)}; one at a time ${theirs} tokens, ` +
       `${perSecond(theirs, alone.seconds)}: ${times(rate)} as many a second.`,
   };
 }

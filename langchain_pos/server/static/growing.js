@@ -1,21 +1,25 @@
-// Texts that grow by pieces, drawn once a frame, whatever the pace of the stream.
+// Texts that grow by pieces, shown as markdown; drawn once a frame, whatever the pace of the stream.
 
-import { clean } from "./dom.js";
 import { showMarkdown } from "./markdown.js";
-
-const NODE_CHARACTERS = 4096; // of a text node; a longer text goes on in another one
 
 const changed = new Set(); // what the next frame draws
 let frame = 0;
+let next = 0; // no frame draws before: the longer drawing takes, the more seldom it is done
 
 export function redraw(thing) {
   changed.add(thing);
-  frame ||= requestAnimationFrame(drawAll);
+  frame ||= requestAnimationFrame(drawInTime);
+}
+
+function drawInTime() {
+  if (performance.now() < next) frame = requestAnimationFrame(drawInTime);
+  else drawAll();
 }
 
 export function drawAll() {
   cancelAnimationFrame(frame); // where it is not the frame that calls
   frame = 0;
+  const began = performance.now();
   const things = [...changed];
   changed.clear();
   // Layout is read before anything is written, and once after: reading in between would cost a
@@ -23,37 +27,28 @@ export function drawAll() {
   const following = things.filter((thing) => thing.atEnd?.());
   for (const thing of things) thing.draw();
   for (const thing of following) thing.place.scrollTop = thing.place.scrollHeight;
+  next = performance.now() + 3 * (performance.now() - began);
 }
 
-/** Plain while it grows, so that many may; markdown once it is whole. */
 export class Growing {
-  #text = "";
-  #pending = "";
-  #node = null;
+  text = "";
+  #whole = false;
 
   constructor(place) {
     this.place = place;
+    place.classList.add("markdown");
   }
 
   add(piece) {
-    this.#text += piece;
-    this.#pending += clean(piece);
+    this.text += piece;
     redraw(this);
   }
 
-  set(text) {
-    this.#text = text;
-    this.#pending = "";
-    this.#node = null;
-    if (this.place.textContent !== clean(text)) this.place.textContent = clean(text);
-  }
-
-  finish(text = this.#text) {
-    this.#text = text;
-    this.#pending = "";
-    this.#node = null;
-    this.place.classList.add("markdown");
-    showMarkdown(this.place, text);
+  /** All of it is there; what is drawn then does not change any more. */
+  finish(text = this.text) {
+    this.text = text;
+    this.#whole = true;
+    redraw(this);
   }
 
   atEnd() {
@@ -62,38 +57,15 @@ export class Growing {
   }
 
   draw() {
-    if (!this.#pending) return;
-    if (!this.#node || this.#node.length > NODE_CHARACTERS) {
-      this.#node = document.createTextNode("");
-      this.place.append(this.#node);
-    }
-    this.#node.appendData(this.#pending);
-    this.#pending = "";
+    showMarkdown(this.place, this.#whole ? this.text : closed(this.text));
   }
 }
 
-/** Markdown all along. The longer it takes to draw, the more seldom it is drawn. */
-export class Reply {
-  text = "";
-  #next = 0;
-
-  constructor(place) {
-    this.place = place;
-  }
-
-  add(piece) {
-    this.text += piece;
-    redraw(this);
-  }
-
-  draw() {
-    if (performance.now() < this.#next) redraw(this);
-    else this.finish();
-  }
-
-  finish() {
-    const began = performance.now();
-    showMarkdown(this.place, this.text);
-    this.#next = performance.now() + 4 * (performance.now() - began);
-  }
+/** A text whose last line is not yet written: bold print that it has begun ends with it. */
+function closed(text) {
+  if (((text.match(/^ *(?:```|~~~)/gm) ?? []).length) % 2) return text; // code
+  const line = text.slice(text.lastIndexOf("\n") + 1);
+  const stem = line.replace(/\s*\*+$/, "");
+  const mark = stem.split("**").length % 2 ? "" : "**";
+  return text.slice(0, text.length - line.length) + stem + mark;
 }
