@@ -37,6 +37,7 @@ async function ask(question) {
 }
 
 async function compete(turn) {
+  $("clock").textContent = ""; // each lane has its own
   const { large, beside } = await race(turn, say, run);
   say(`Race done: ${large}, ${beside}`);
 }
