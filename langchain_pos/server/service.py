@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from langchain_pos.chat_models.call import ChatCall
 from langchain_pos.errors import InvalidRequestError
+from langchain_pos.model_source import shipped_model
 from langchain_pos.server.admission import ClientGone, Gate, ServerLimits
 from langchain_pos.server.errors import ApiError, api_error, logger
 from langchain_pos.server.metrics import Metrics
@@ -154,7 +155,8 @@ class Service(Served):
         """The model as `/v1/models` lists it."""
         entry = {"id": self.name, "object": "model", "created": self.created}
         length = self.chat.engine.context_length
-        return entry | {"owned_by": "langchain-pos", "max_model_len": length}
+        entry |= {"owned_by": "langchain-pos", "max_model_len": length}
+        return entry | ({"demonstration": True} if _is_shipped(self.chat) else {})
 
     def answer(self, errand: Errand) -> Response:
         """Whole or streamed."""
@@ -241,6 +243,10 @@ class ChatResponse(HeldResponse):
 def _served_name(chat: ChatParallelReasoning) -> str:
     name = chat._model_name(chat.model)
     return Path(name).name if Path(name).expanduser().exists() else name
+
+
+def _is_shipped(chat: ChatParallelReasoning) -> bool:
+    return chat.engines.identity is None and chat.model in (None, shipped_model())
 
 
 async def _event(send: Send, data: bytes) -> None:
