@@ -6,11 +6,13 @@ and nothing of the other branches (or, with `visibility="titles"`, their titles)
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from langchain_pos.engine.seeds import derive_seed
 from langchain_pos.errors import ServerError
+from langchain_pos.reasoning.chat_template import THOUGHT, THOUGHT_END
 from langchain_pos.reasoning.decoder import BranchTask
 from langchain_pos.reasoning.stage import StageWriter
 from langchain_pos.results.data import BranchResult
@@ -45,9 +47,10 @@ def lay_out(decoder: Decoder, question: Question, trunk: Trunk, plan: Plan) -> L
     settings, form = question.settings, question.form
     seen = form.outline(plan) if settings.visibility == "titles" else ""
     openings = [form.opening(plan, index) for index in range(len(plan.steps))]
-    lengths = [decoder.tokens(trunk, opening, after=seen) for opening in openings]
+    thinking = settings.max_branch_thinking_tokens if decoder.may_think else 0
+    lengths = [decoder.tokens(trunk, opening, after=seen) + thinking for opening in openings]
     most = [step.max_tokens or settings.max_branch_tokens for step in plan.steps]
-    written = question.progress.output_tokens
+    written = question.progress.output_tokens + thinking * len(openings)
     budgets = decoder.budget.branches(trunk.count(seen), lengths, most, written)
     return Layout(seen, openings, budgets)
 
@@ -70,6 +73,8 @@ class Expander(StageWriter):
         """
         plan = blocks[-1].plan
         layout = lay_out(self._decoder, self._question, trunk, plan)
+        if self._settings.max_branch_thinking_tokens and self._decoder.may_think:
+            layout = await self._thought(trunk, blocks, layout)
         results = [
             BranchResult(index=index, title=title) for index, title in enumerate(plan.titles)
         ]
@@ -97,6 +102,42 @@ class Expander(StageWriter):
         if len(failures) == len(results) and isinstance(failures[0], ServerError):
             raise failures[0]  # what failed is what all of them need, and no branch
         return tuple(results)
+
+    async def _thought(self, trunk: Trunk, blocks: list[Block], layout: Layout) -> Layout:
+        """The same layout, after what each branch thinks before its body."""
+        thoughts = [""] * len(layout.openings)
+
+        def on_end(index: int, written: Written) -> None:
+            thoughts[index] = written.text
+            if written.text:
+                self._progress.thought_text(f"\n{blocks[-1].plan.titles[index]}: {written.text}")
+
+        tasks = [self._task(blocks, index, layout) for index in range(len(thoughts))]
+        await self._decoder.write_branches(
+            trunk,
+            layout.seen,
+            [
+                replace(
+                    task,
+                    opening=f"{task.opening} {THOUGHT}\n",
+                    max_tokens=self._settings.max_branch_thinking_tokens,
+                    seed=derive_seed(task.seed, "thoughts"),
+                    stop=(THOUGHT_END,),
+                    schema=None,
+                    strip=True,
+                    end=None,
+                    on_text=lambda _: None,
+                )
+                for task in tasks
+            ],
+            parallel=self._settings.max_parallel_branches,
+            on_start=lambda _: None,
+            on_end=on_end,
+        )
+        pairs = zip(layout.openings, thoughts, strict=True)
+        return layout._replace(
+            openings=[f"{begun} {THOUGHT}\n{own}\n{THOUGHT_END}\n" for begun, own in pairs]
+        )
 
     def _task(self, blocks: list[Block], index: int, layout: Layout) -> BranchTask:
         step, settings = blocks[-1].plan.steps[index], self._settings

@@ -36,6 +36,8 @@ class ReasoningSettings(BaseModel):
     it. What it thinks is `result.thoughts`, and no part of the answer."""
     max_thinking_tokens: int = Field(default=2048, ge=1)
     """Tokens of what it thinks; then the thought is closed for it."""
+    max_branch_thinking_tokens: int = Field(default=0, ge=0)
+    """Tokens that each branch of such a model may think before its text; 0: branches do not."""
     max_preamble_tokens: int = Field(default=160, ge=8)
     """Tokens before the first step; then the first step is opened for the model."""
     max_title_tokens: int = Field(default=48, ge=4)
@@ -101,6 +103,15 @@ class ReasoningSettings(BaseModel):
             raise ValueError(
                 f"max_plan_tokens={self.max_plan_tokens} leaves no room for two titles; "
                 f"at least {least} are needed with these bounds on preamble and titles"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _thoughts_are_not_joined(self) -> Self:
+        if self.max_branch_thinking_tokens and self.join == "reuse":
+            raise ValueError(
+                "join='reuse' would leave what branches think in the answer; set "
+                "max_branch_thinking_tokens=0, or join='reprefill'"
             )
         return self
 

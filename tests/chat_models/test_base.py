@@ -104,10 +104,8 @@ class TestParallel:
     def test_the_plan_streams_from_its_first_token(self) -> None:
         """As reasoning, before any branch; of a plan that is tried again, each attempt."""
         twice = "####Ann:......\n####Ann:......\n####%%%%"
-        chat, script = scripted_chat(
-            {**STUDENTS, "Answer:\n": [twice, SKELETON], ")\n\nAnswer:\n": SKELETON}
-        )
-        del script.rules["Who?\n\nAnswer:\n"]
+        rules = {**STUDENTS, "Who?\n\nAnswer:\n": twice, ")\n\nAnswer:\n": SKELETON}
+        chat, _ = scripted_chat(rules)
         pieces = [c.additional_kwargs.get("reasoning_content") for c in chat.stream("Who?")]
         assert pieces[0] == "####"
         assert len([piece for piece in pieces if piece]) > 12

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from langchain_pos import ParallelReasoningLLM
+from langchain_pos import InvalidRequestError, ParallelReasoningLLM
 from tests.support.completions_server import serving
 from tests.support.native_list import LIST, NATIVE, WRITTEN
 from tests.support.scripted import CHAT, SMALL, STUDENTS, Script, chat_tokenizer, scripted_llm
@@ -116,6 +116,32 @@ class TestStages:
         fed = [feed.text for feeds in script.passes for feed in feeds]
         assert sum(text.endswith("<think>\n") for text in fed) == 1
         assert sum(text.endswith(f"{THOUGHT}\n</think>\n\n") for text in fed) == 3
+
+    @pytest.mark.parametrize("outline", ["paper", "native"])
+    def test_branches_may_think(self, outline: str) -> None:
+        """Where it is asked for; their thoughts are in no text and in no prompt that follows."""
+        heads = ["####Ann:", "####Ben:"] if outline == "paper" else ["1. **Ann**:", "2. **Ben**:"]
+        rules = {
+            f"{ASKED}<think>\n": "Both.\n</think>\n\n",
+            f"{heads[0]} <think>\n": "Tall?\n</think>\nGPA 3.1",
+            f"{heads[1]} <think>\n": "x…",
+            "</think>\nGPA": " 3.1",
+            "GPA 3.1": "",
+        }
+        fields: dict[str, Any] = {"max_branch_tokens": 3, "conclude": True, "outline": outline}
+        llm, script = thinker(OPENED, rules, **fields)
+        asked = {"question": "Who?", "steps": ["Ann", "Ben"]}
+        result = llm.invoke(asked, max_branch_thinking_tokens=30)
+        assert result.thoughts.startswith("Both.")
+        assert "\nAnn: Tall?" in result.thoughts
+        assert result.branches[0].text == "GPA"
+        assert "Tall" not in result.text
+        assert "think" not in script.passes[-1][0].seen.partition("</think>\n\n")[2]
+        chunks = list(llm.stream(asked, max_branch_thinking_tokens=30))
+        assert "\nAnn: Tall?" in reduce(add, chunks).result().thoughts
+        assert llm.engine.slots_in_use == 0
+        with pytest.raises(InvalidRequestError, match="reprefill"):
+            llm.invoke(asked, max_branch_thinking_tokens=30, join="reuse")
 
     @BOTH
     def test_a_list_of_the_model_s_own_comes_after_them(self, template: str) -> None:
