@@ -89,7 +89,7 @@ def test_a_race_runs_both(browser: Any, server: Running) -> None:
         lanes = page.tab.locator(".lane")
         assert lanes.locator("h3 > :first-child").all_inner_texts() == [
             "Side by side",
-            "One at a time",
+            "One after another",
         ]
         assert lanes.nth(0).locator(".card").count() == 2
         assert lanes.nth(1).locator(".card").count() == 0
