@@ -36,7 +36,8 @@ export class Answer {
 
   take(chunk) {
     const news = chunk.reasoning_delta;
-    const content = chunk.choices?.[0]?.delta?.content;
+    const { content, reasoning_content: thought } = chunk.choices?.[0]?.delta ?? {};
+    if (thought && !news && !this.#stage) this.#enter("think", "Thinking"); // and no stage of ours
     if (news?.titles) this.#planned(news.block, news.titles);
     else if (news?.stage === "plan") this.#plan(news.text);
     else if (news?.stage === "expand") this.#branch(news);

@@ -51,9 +51,9 @@ export function figures(result) {
     large: ratio < 1.05 ? "Not faster here" : `Up to ${times(ratio)} faster`,
     beside,
     how:
-      `An estimate against one token at a time, not run: ${estimate.tokens} tokens × ` +
+      `An estimate against one token at a time without drafts, not run: ${estimate.tokens} tokens × ` +
       `${(estimate.pass * 1000).toFixed(1)} ms, the mean pass of this answer's quickest stage, are at ` +
-      `most about ${seconds(estimate.seconds)}. A race runs both.`,
+      `most about ${seconds(estimate.seconds)}. A race measures.`,
   };
 }
 
@@ -83,19 +83,24 @@ export class Pace {
   }
 }
 
+const wasCut = ({ finish_reason: ending, blocks }) =>
+  [ending, ...blocks.flatMap((block) => block.branches).map((branch) => branch.finish_reason)].includes("length");
+
 /** A race between two answers, each with the seconds this page has waited for it. */
 export function verdict([side, alone]) {
   const [ours, theirs] = [side.result.usage.output_tokens, alone.result.usage.output_tokens];
   const ratio = alone.seconds / side.seconds;
   const rate = ours / side.seconds / (theirs / alone.seconds);
-  const faster = ratio >= 1 ? `${times(ratio)} faster side by side` : `${times(1 / ratio)} faster one at a time`;
+  const faster = ratio >= 1 ? `${times(ratio)} faster side by side` : `${times(1 / ratio)} faster one after another`;
+  const cut = [wasCut(side.result) && "side by side", wasCut(alone.result) && "one after another"].filter(Boolean);
   return {
-    large: faster,
+    large: cut.length ? "Not a fair race" : faster,
     beside: `${seconds(side.seconds)} against ${seconds(alone.seconds)}`,
     how:
+      (cut.length ? `Cut off at a token budget: ${cut.join(" and ")}; raise it in the settings. ` : "") +
       `Measured: both were run, the second after the first so that neither slowed the other down, ` +
       `each from the request to its last word. Side by side ${ours} tokens, ` +
-      `${perSecond(ours, side.seconds)}; one at a time ${theirs} tokens, ` +
+      `${perSecond(ours, side.seconds)}; one after another ${theirs} tokens, ` +
       `${perSecond(theirs, alone.seconds)}: ${times(rate)} as many a second.`,
   };
 }

@@ -1,4 +1,4 @@
-// A race: the question once more side by side, and then one token at a time; both are run.
+// A race: the question once more side by side, and then sequentially; both are run.
 
 import { Answer } from "./answer.js";
 import { fromTemplate } from "./dom.js";

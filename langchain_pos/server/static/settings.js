@@ -20,7 +20,7 @@ export function fields() {
   return found;
 }
 
-/** The same question, answered one token at a time. */
+/** The same question, answered sequentially. */
 export function sequentially({ steps, max_branches, max_branch_tokens, ...body }) {
   return { ...body, reasoning_mode: "sequential" };
 }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.support.browsing import needs_chromium, opened, playwright
+from langchain_pos import ReasoningResult
+from tests.support.browsing import needs_chromium, opened, playwright, wire
 from tests.support.page_questions import halted
 from tests.support.scripted import Script
 from tests.support.serving import Running
@@ -89,7 +90,7 @@ def test_a_race_runs_both(browser: Any, server: Running) -> None:
         lanes = page.tab.locator(".lane")
         assert lanes.locator("h3 > :first-child").all_inner_texts() == [
             "Side by side",
-            "One at a time",
+            "One after another",
         ]
         assert lanes.nth(0).locator(".card").count() == 2
         assert lanes.nth(1).locator(".card").count() == 0
@@ -100,6 +101,33 @@ def test_a_race_runs_both(browser: Any, server: Running) -> None:
     assert bodies[0] == bodies[1]
     assert "max_branches" not in bodies[2]
     assert bodies[2]["messages"] == bodies[0]["messages"]
+
+
+def test_a_race_with_an_answer_that_was_cut_is_not_called_won(
+    browser: Any, server: Running
+) -> None:
+    """It says which one was cut off, and names no winner."""
+    with opened(browser, server) as page:
+        page.set(max_branch_tokens="4")
+        page.ask("Who?")
+        page.done()
+        page.tab.get_by_role("button", name="Race").click()
+        expect(page.tab.get_by_role("status")).to_contain_text("Race done: Not a fair race")
+        said = page.tab.locator(".verdict").inner_text()
+        assert "Cut off at a token budget: side by side; raise it" in said
+        assert "faster" not in said
+
+
+def test_a_model_that_thinks_first_is_said_to_think(browser: Any, server: Running) -> None:
+    """Its thoughts are no part of the answer, and the wait is explained once."""
+    thought = {"choices": [{"delta": {"reasoning_content": "Hm."}}]}
+    with opened(browser, server) as page:
+        page.answer_with([thought, thought, *wire(["Four."], ReasoningResult(mode="sequential"))])
+        page.ask("Who?")
+        page.done()
+        expect(page.reply()).to_have_text("Four.")
+        waits = page.seen("statuses")[:3]
+        assert waits == ["Asked; waiting for the first token", "Thinking", "Writing the answer"]
 
 
 def test_a_race_can_be_stopped(browser: Any, server: Running, script: Script) -> None:
