@@ -22,7 +22,13 @@ from langchain_pos.engine.sampling import SamplingParams, derive_seed
 from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.engine.scheduler.scheduler import Scheduler
 from langchain_pos.engine.sequences import Sequences
-from langchain_pos.engine.sizing import can_record, eos_token_ids, pass_seconds, slots_that_fit
+from langchain_pos.engine.sizing import (
+    can_record,
+    check_room,
+    eos_token_ids,
+    pass_seconds,
+    slots_that_fit,
+)
 from langchain_pos.engine.tokenization.stopping import check_stop
 from langchain_pos.engine.tokenization.text import backend
 from langchain_pos.errors import ContextLengthError, InvalidRequestError, UnsupportedModelError
@@ -45,7 +51,7 @@ class Engine(Sequences):
         tokenizer: its fast tokenizer.
         attn_implementation: "auto", or one of transformers' names ("sdpa", "eager").
         max_slots: most KV-cache slots to hold; None takes what fits in half of the memory
-            available now.
+            available now. States of layers that carry one count as the slots that are as large.
         max_rows: most tokens fed in one forward pass.
         draft_rows: rows up to which drafts may fill a pass; None measures how many cost little
             more than one, and lets concurrent requests draft more where it pays.
@@ -61,6 +67,7 @@ class Engine(Sequences):
 
     Raises:
         UnsupportedModelError: the model cannot keep branches apart.
+        OutOfSlotsError: `max_slots` does not hold the states of one segment.
         PackedModelError: it does not work with packed weights, but may without.
     """
 
@@ -90,20 +97,22 @@ class Engine(Sequences):
             if packed:
                 raise PackedModelError(str(error)) from error
             raise
-        self._slot_bytes = found.slot_bytes
         slots = max_slots if max_slots is not None else slots_that_fit(model, found.slot_bytes)
         forward = ForwardPass(
             model,
             mask_form=found.mask_form,
             max_slots=slots,
+            slot_bytes=found.slot_bytes,
             graphs=can_record(model) if cuda_graphs is None else cuda_graphs,
             in_parts=found.in_parts,
         )
         super().__init__(tokenizer, forward, eos_token_ids(model, tokenizer, forward.vocabulary))
+        pool = forward.forest.pool
+        check_room(pool)
         kept = min(prefix_cache_tokens, slots // 4)
         cost = RowCost(draft_rows or DRAFT_ROWS)
         if draft_rows is None:
-            most = min(slots, max_rows, self.context_length or slots)
+            most = min(pool.room(1), max_rows, self.context_length or slots)
             cost = measure_row_cost(pass_seconds(self.forward), most)
         self.scheduler = Scheduler(
             self.forward,
@@ -222,7 +231,10 @@ class Engine(Sequences):
             return replace(done, usage=TokenUsage(len(prompt_ids), done.usage.output_tokens))
 
         return self.run(
-            steps, reserve=len(prompt_ids) + max_new_tokens, expected=len(prompt_ids) + ROOM
+            steps,
+            reserve=len(prompt_ids) + max_new_tokens,
+            expected=len(prompt_ids) + ROOM,
+            segments=1,
         )
 
     def decode_branches(
@@ -295,7 +307,7 @@ class Engine(Sequences):
 
         reserve = len(prefix_ids) + together * (longest + max_new_tokens)
         expected = len(prefix_ids) + together * longest + ROOM
-        return self.run(steps, reserve=reserve, expected=expected)
+        return self.run(steps, reserve=reserve, expected=expected, segments=1 + together)
 
     def run(
         self,
@@ -303,9 +315,12 @@ class Engine(Sequences):
         *,
         reserve: int,
         expected: int | None = None,
+        segments: int | None = None,
     ) -> T:
         """Run a request to its end; see `Scheduler.submit`."""
-        return self.scheduler.submit(make, reserve=reserve, expected=expected).wait()
+        return self.scheduler.submit(
+            make, reserve=reserve, expected=expected, segments=segments
+        ).wait()
 
     # --------------------------------------------------------------------- limits
 
@@ -350,10 +365,10 @@ class Engine(Sequences):
         """How much a segment carries beside its slots."""
         if not self.forward.states:
             return "none"
-        layers = self.forward.states
+        layers, slots = self.forward.states, self.forward.forest.pool.states(1)
         return (
-            f"{len(layers.numbers)} layers, {layers.nbytes:,} bytes a branch: as much as "
-            f"{-(-layers.nbytes // self._slot_bytes)} slots"
+            f"{len(layers.numbers)} layers, {layers.nbytes:,} bytes a state; those of a branch "
+            f"count as {slots:,} slots"
         )
 
     def describe(self) -> dict[str, str]:

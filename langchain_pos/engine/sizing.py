@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from langchain_pos.engine.forest.segments import Ledger
 from langchain_pos.engine.memory import available_memory
+from langchain_pos.errors import OutOfSlotsError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from langchain_pos.engine.forest.slots import SlotPool
     from langchain_pos.engine.forward.forward_pass import ForwardPass
 
 
@@ -45,6 +47,19 @@ def pass_seconds(forward: ForwardPass) -> Callable[[int], float]:
             forward.forest.release(root)
 
     return seconds
+
+
+def check_room(pool: SlotPool) -> None:
+    """Refuse a number of slots that holds no token, because a segment's states count as more.
+
+    Raises:
+        OutOfSlotsError: with the number that they count as.
+    """
+    if not pool.room(1):
+        raise OutOfSlotsError(
+            f"max_slots={pool.max_slots}: the states of one segment of this model count as "
+            f"{pool.states(1)} slots; raise max_slots, or omit it"
+        )
 
 
 def slots_that_fit(model: PreTrainedModel, slot_bytes: int) -> int:

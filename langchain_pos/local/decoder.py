@@ -12,9 +12,16 @@ from langchain_pos.engine.completion import TokenUsage
 from langchain_pos.engine.constraints import Constraint
 from langchain_pos.engine.decoding.drafts import NO_DRAFT, Draft, PromptLookup
 from langchain_pos.engine.decoding.sequence import Feed, decode, feed
+from langchain_pos.engine.forest.state import NO_REUSE
 from langchain_pos.engine.sampling import Logprobs, SamplingParams
+from langchain_pos.engine.scheduler.scheduler import SHARED
 from langchain_pos.engine.tokenization.text import TextStream, encode_continuation
-from langchain_pos.errors import ContextLengthError, NonFiniteLogitsError, OutOfSlotsError
+from langchain_pos.errors import (
+    ContextLengthError,
+    InvalidRequestError,
+    NonFiniteLogitsError,
+    OutOfSlotsError,
+)
 from langchain_pos.local.joining import reuse
 from langchain_pos.local.trunk import LocalTrunk
 from langchain_pos.reasoning.branch_schema import Closer
@@ -24,6 +31,7 @@ from langchain_pos.reasoning.decoder import Written
 if TYPE_CHECKING:
     from langchain_pos.engine.decoding.sequence import DecodingSequence
     from langchain_pos.engine.engine import Engine
+    from langchain_pos.engine.forest.slots import SlotPool
     from langchain_pos.engine.scheduler.pending import Pending
     from langchain_pos.engine.scheduler.request import Request
     from langchain_pos.errors import ParallelReasoningError
@@ -102,6 +110,12 @@ class LocalDecoder:
         self._engine = engine
         self._settings = question.settings
         self._options = question.options
+        forest = engine.forward.forest
+        if forest.keeps_states and self._settings.join == "reuse":
+            raise InvalidRequestError(NO_REUSE)
+        self._at_once, self._slots = _share_out(
+            forest.pool, self._settings.max_parallel_branches, engine.context_length
+        )
         self._progress = question.progress
         self._sampling = SamplingParams(
             temperature=self._settings.temperature,
@@ -131,8 +145,7 @@ class LocalDecoder:
     @property
     def limit(self) -> int:
         """See `Decoder`: the model's positions, or the engine's slots if fewer."""
-        slots = self._engine.forward.forest.max_slots
-        return min(self._engine.context_length or slots, slots)
+        return min(self._engine.context_length or self._slots, self._slots)
 
     @property
     def passes(self) -> int:
@@ -142,7 +155,7 @@ class LocalDecoder:
     @property
     def peak_slots(self) -> int:
         """See `Decoder`."""
-        return self._request.ledger.peak_slots + self._request.shared_slots
+        return self._request.peak_slots
 
     @property
     def cached_tokens(self) -> int:
@@ -157,9 +170,12 @@ class LocalDecoder:
                 f"{given}; the model has {self.limit} positions. Shorten the question, or use a "
                 "model with a longer context"
             )
+        beside = ""
+        if self._engine.forward.forest.keeps_states:
+            beside = f" beside the states of {1 + self._at_once} segments"
         return OutOfSlotsError(
-            f"{given}; the engine may hold {self.limit} KV-cache slots. Shorten the question, or "
-            "raise max_slots"
+            f"{given}; the engine may hold {self.limit} KV-cache slots{beside}. Shorten the "
+            "question, or raise max_slots"
         )
 
     def prompt_tokens(self, messages: Messages) -> int:
@@ -289,7 +305,10 @@ class LocalDecoder:
         openings = [trunk.encode(task.opening, after=seen) for task in tasks]
         known = [*trunk.token_ids, *outline]
         fit = self.budget.parallel(
-            len(known), list(map(len, openings)), [task.max_tokens for task in tasks], parallel
+            len(known),
+            list(map(len, openings)),
+            [task.max_tokens for task in tasks],
+            min(parallel, self._at_once),
         )
         lookup = PromptLookup(known) if self._settings.drafts else None
         keeps = self._settings.join == "reuse" and self._settings.conclude
@@ -422,6 +441,18 @@ class LocalDecoder:
             failure=failure,
             where=where,
         )
+
+
+def _share_out(pool: SlotPool, branches: int, context: int | None) -> tuple[int, int]:
+    """How many branches a question may have at once, and the slots for its tokens.
+
+    Where its states and all positions do not fit together, the states get half of the slots.
+    """
+    others = 1 + SHARED
+    if context is None or pool.room(others + branches) < context:
+        each = pool.states(1)
+        branches = min(branches, max(pool.total // (2 * each) - others, 1)) if each else branches
+    return branches, pool.room(others + branches)
 
 
 def _usage(sequence: DecodingSequence) -> TokenUsage:

@@ -32,7 +32,8 @@ class ReasoningResult(ResultData):
         forward_passes: by stage.
         drafts: tokens guessed ahead, and how many of them were accepted.
         plan_attempts: skeletons attempted; 0 if the caller gave the steps.
-        peak_slots: most KV-cache slots that the request held at once, including shared ones.
+        peak_slots: most KV-cache slots that the request held at once, including shared ones, and
+            running states as the slots that are as large.
         cached_tokens: prompt tokens that were not fed, because an earlier question began alike.
         model_name: folder or hub name of the model.
         thoughts: what a thinking model thought before it answered; no part of its text.

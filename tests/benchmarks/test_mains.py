@@ -14,6 +14,8 @@ from benchmarks import render
 from benchmarks.models import engine_for, random_model
 from benchmarks.recorded import read, tokenizer_for
 from benchmarks.replay import SETTINGS, Replay
+from langchain_pos.engine import engine as engine_module
+from langchain_pos.engine.cpu.row_cost import RowCost
 from tests.support import recorded_data as data
 
 PLAIN = ("branches", "memory", "roofline")
@@ -49,6 +51,25 @@ def test_quick_form(
     assert {"date", "torch", "transformers", "processor"} <= set(content["machine"])  # type: ignore[call-overload]
     assert str(tmp_path) not in json.dumps(content)
     assert render.section(content).startswith("| ")
+
+
+@pytest.mark.parametrize("name", ["branches", "replay"])
+def test_a_hybrid_model_is_measured_with_its_states(
+    name: str, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their bytes stand beside those of keys and values; it takes as many passes as another."""
+    # Otherwise the rows that drafts get, and so the passes, follow from a clock.
+    monkeypatch.setattr(engine_module, "measure_row_cost", lambda *_: RowCost(32))
+    options = ["--data", folder] if name == "replay" else []
+    hybrid = run(name, tmp_path, *options, "--model", "qwen3.5-0.8b")
+    assert hybrid["model"] == "tiny-hybrid"
+    plain = run(name, tmp_path, *options)
+    rows: list[list[dict[str, float]]] = [hybrid["rows"], plain["rows"]]  # type: ignore[list-item]
+    for mine, other in zip(*rows, strict=True):
+        assert mine["states MB"] > 0 < mine["KV MB"]
+        assert "states MB" not in other
+        for column in {"passes", "passes: plan", "expand", "conclude"} & set(mine):
+            assert mine[column] == other[column]
 
 
 def test_planning_without_gold_needs_a_judge(tmp_path: Path, folder: Path) -> None:
