@@ -1,4 +1,4 @@
-"""The command `langchain-pos`: ask, batch, demo, bench, serve, doctor.
+"""The command `langchain-pos`: ask, batch, demo, bench, serve, mcp, doctor.
 
 Exit codes:
 
@@ -27,6 +27,7 @@ from langchain_pos.cli.batch import batch
 from langchain_pos.cli.bench import bench
 from langchain_pos.cli.demo import demo
 from langchain_pos.cli.doctor import doctor
+from langchain_pos.cli.mcp import mcp
 from langchain_pos.cli.serve import serve
 
 app = typer.Typer(
@@ -65,5 +66,5 @@ def _options(
     """Answer questions with parallel decoding in one sequence."""
 
 
-for command in (ask, batch, demo, bench, serve, doctor):
+for command in (ask, batch, demo, bench, serve, mcp, doctor):
     app.command(context_settings={"auto_envvar_prefix": "LANGCHAIN_POS"})(command)

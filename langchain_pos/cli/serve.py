@@ -46,6 +46,9 @@ def serve(
     ] = 4096,
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="Largest request, in bytes.")] = 2
     * 2**20,
+    max_stored_bytes: Annotated[
+        int, typer.Option(min=0, help="Bytes of responses kept for previous_response_id.")
+    ] = 64 * 2**20,
     request_seconds: Annotated[
         float, typer.Option(min=0.001, help="Seconds allowed for a whole answer.")
     ] = 600,
@@ -85,7 +88,7 @@ def serve(
     ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Serve the model over HTTP with OpenAI's API: /v1/chat/completions, /v1/models.
+    """Serve the model over HTTP with OpenAI's API: /v1/chat/completions, /v1/responses.
 
     SIGTERM or Ctrl+C refuses new requests and finishes running ones; a second one stops at once.
     """
@@ -124,6 +127,7 @@ def serve(
                 max_queue=max_queue,
                 max_tokens=max_tokens,
                 max_body_bytes=max_body_bytes,
+                max_stored_bytes=max_stored_bytes,
                 request_seconds=request_seconds,
                 drain_seconds=drain_seconds,
             ),

@@ -6,7 +6,7 @@ whole `ReasoningResult` (on an answer, and on the chunk that has the finish reas
 `reasoning_delta`, what a stage or branch has just written:
 
     {"stage": "plan", "text": "####Ann"}                              raw skeleton
-    {"stage": "plan", "block": 0, "titles": ["Ann", "Ben"]}           the plan is there
+    {"stage": "plan", "block": 0, "titles": ["Ann", "Ben"], "form": "paper"}   it is there
     {"stage": "expand", "block": 0, "branch": 1, "title": "Ben", "text": " GPA"}
     {"stage": "expand", "block": 0, "branch": 1, "title": "Ben", "finish_reason": "stop"}
 """
@@ -116,7 +116,8 @@ class AnswerWriter:
             return {"stage": "plan", "text": piece.delta}
         if piece.stage == "plan" and len(piece.blocks) > self._plans:
             self._plans = len(piece.blocks)
-            return {"stage": "plan", "block": place, "titles": piece.blocks[-1].plan.titles}
+            plan = piece.blocks[-1].plan
+            return {"stage": "plan", "block": place, "titles": plan.titles, "form": plan.form}
         if piece.stage == "expand" and piece.branch is not None:
             branch = piece.blocks[-1].branches[0]
             place_of = {
