@@ -27,7 +27,7 @@ from langchain_pos.reasoning.paper_form import PAPER
 from langchain_pos.reasoning.planning import Planner, given_plan
 from langchain_pos.reasoning.progress import Progress
 from langchain_pos.reasoning.prompts import ReasoningPrompts, prompts_for
-from langchain_pos.results.data import Block, Mode, Plan, ReasoningRequest
+from langchain_pos.results.data import NOT_ANSWERED, Block, Mode, Plan, ReasoningRequest
 from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class Reasoning:
     Attributes:
         progress: what it has cost so far.
         token_ids: of a sequential answer, where the decoder knows them.
+        unknown: whether it is none of the kinds of questions that the model knows.
     """
 
     def __init__(
@@ -117,8 +118,10 @@ class Reasoning:
         self.progress = progress
         self.options = options
         self.token_ids: tuple[int, ...] = ()
+        self.unknown = False
         self.declined = "declined: the answer is no list whose entries could be written together"
         self.prompts = reasoner.prompts or prompts_for(ask.question)
+        self.may_decline = bool(self.prompts.declines) and options.constraint is None
         self.model_name = reasoner.model_name
         self.decoding = reasoner.decoding
         own = [step.temperature for step in ask.steps or ()]
@@ -166,6 +169,8 @@ class Reasoning:
                 plan, trunk, reason = await self.plan()
                 self.progress.close(plan)
             if plan is None or trunk is None:
+                if self.unknown:
+                    return self.decline()
                 return await self.answer_sequentially(reason)
         else:
             trunk = self._open(self.plan_messages())
@@ -209,9 +214,13 @@ class Reasoning:
         except (PlanFormatError, ContextLengthError) as error:
             if self.settings.on_plan_failure == "raise":
                 raise
+            self.unknown = self.may_decline and isinstance(error, PlanFormatError)
             return None, None, f"no valid plan: {error}"
         finally:
             self.progress.attempts = self.planner.attempts
+        if self.may_decline and not (plan and self.prompts.know(plan, self.ask.question)):
+            self.unknown = True
+            return None, None, None
         if plan is None:
             return None, None, "declined: the question does not fall into independent parts"
         if self.settings.decline_without_gain and (
@@ -294,6 +303,18 @@ class Reasoning:
         conclusion = Conclusion(written.text, ended, error)
         self.progress.close(conclusion)
         return self._result(blocks, conclusion, reason, mode="sequential")
+
+    def decline(self) -> ReasoningResult:
+        """The model's own words for not answering what is none of its kinds of questions."""
+        reason = f"{NOT_ANSWERED}none of the kinds of questions that this model knows"
+        self.progress.tell(
+            ReasoningChunk(stage="conclude", mode="sequential", fallback_reason=reason)
+        )
+        conclusion = Conclusion(self.prompts.declines)
+        self.progress.open("conclude", [])
+        self.progress.conclusion_text(conclusion.text)
+        self.progress.close(conclusion)
+        return self._result((), conclusion, reason, mode="sequential")
 
     # ---------------------------------------------------------------- the rest
 
