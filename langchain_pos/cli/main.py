@@ -1,4 +1,4 @@
-"""The command `langchain-pos`: ask, batch, demo, bench, serve, mcp, doctor.
+"""The command `langchain-pos`: ask, chat, batch, demo, bench, serve, mcp, doctor.
 
 Exit codes:
 
@@ -25,6 +25,7 @@ import typer
 from langchain_pos.cli.ask import ask
 from langchain_pos.cli.batch import batch
 from langchain_pos.cli.bench import bench
+from langchain_pos.cli.chat import chat
 from langchain_pos.cli.demo import demo
 from langchain_pos.cli.doctor import doctor
 from langchain_pos.cli.mcp import mcp
@@ -66,5 +67,5 @@ def _options(
     """Answer questions with parallel decoding in one sequence."""
 
 
-for command in (ask, batch, demo, bench, serve, mcp, doctor):
+for command in (ask, chat, batch, demo, bench, serve, mcp, doctor):
     app.command(context_settings={"auto_envvar_prefix": "LANGCHAIN_POS"})(command)

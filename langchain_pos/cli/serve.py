@@ -17,6 +17,7 @@ from langchain_pos.cli.options import (
     quiet_libraries,
     say,
 )
+from langchain_pos.embedded import SHIPPED_MODEL_NOTE
 from langchain_pos.errors import InvalidRequestError
 
 
@@ -88,7 +89,9 @@ def serve(
     ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Serve the model over HTTP with OpenAI's API: /v1/chat/completions, /v1/responses.
+    """Serve the model over HTTP, with OpenAI's API and a page.
+
+    The API: /v1/chat/completions, /v1/responses, /v1/models. The page: /.
 
     SIGTERM or Ctrl+C refuses new requests and finishes running ones; a second one stops at once.
     """
@@ -146,6 +149,8 @@ def serve(
             socket = bind(host, port)
             name = f"[{host}]" if ":" in host else host
             url = f"http://{name}:{socket.getsockname()[1]}"
+            if model is None:
+                say(f"{SHIPPED_MODEL_NOTE}. --model names your own")
             say(f"{url}/v1 serves {server.model_name}" + (f"; to watch it: {url}/" if page else ""))
             server.run(sockets=[socket])
 

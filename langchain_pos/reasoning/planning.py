@@ -36,11 +36,13 @@ class Planner(StageWriter):
 
     Attributes:
         declined: why no block came of the answer's text.
+        unknown: whether it is none of the kinds of questions that the model knows.
     """
 
     def __init__(self, decoder: Decoder, question: Question) -> None:
         super().__init__(decoder, question)
         self.declined = "declined: the answer is no list whose entries could be written together"
+        self.unknown = False
         self._written = 0
 
     async def plan(self) -> tuple[Plan | None, Trunk | None, str | None]:
@@ -60,6 +62,8 @@ class Planner(StageWriter):
             return given, trunk, None
         self._progress.prompt(self._question.plan_messages())
         self._progress.open("plan", [])
+        prompts, constraint = self._question.prompts, self._question.options.constraint
+        may_decline = bool(prompts.declines) and constraint is None
         try:
             plan, trunk = await self._attempts()
             if plan is not None:
@@ -67,7 +71,11 @@ class Planner(StageWriter):
         except (PlanFormatError, ContextLengthError) as error:
             if settings.on_plan_failure == "raise":
                 raise
+            self.unknown = may_decline and isinstance(error, PlanFormatError)
             return None, None, f"no valid plan: {error}"
+        if may_decline and not (plan and prompts.know(plan, self._question.request.question)):
+            self.unknown = True
+            return None, None, None
         if plan is None:
             return None, None, "declined: the question does not fall into independent parts"
         if settings.decline_without_gain and (

@@ -21,7 +21,7 @@ from langchain_pos.reasoning.planning import Planner
 from langchain_pos.reasoning.progress import Progress
 from langchain_pos.reasoning.question import NO_OPTIONS, AnswerOptions, Question
 from langchain_pos.reasoning.stage import share_out
-from langchain_pos.results.data import Block
+from langchain_pos.results.data import NOT_ANSWERED, Block
 from langchain_pos.results.result import ReasoningChunk
 
 if TYPE_CHECKING:
@@ -147,6 +147,8 @@ class Reasoning:
             with self.progress.stage("plan"):
                 plan, trunk, reason = await self.planner.plan()
                 self.progress.close(plan)
+            if self.planner.unknown:
+                return self.decline()
             if plan is None or trunk is None:
                 return await self.answer_sequentially(reason)
         else:
@@ -220,6 +222,18 @@ class Reasoning:
             self.token_ids = conclusion.written.token_ids
         self.progress.close(conclusion)
         return self._result(blocks, conclusion, reason, mode="sequential")
+
+    def decline(self) -> ReasoningResult:
+        """The model's own words for not answering what is none of its kinds of questions."""
+        reason = f"{NOT_ANSWERED}none of the kinds of questions that this model knows"
+        self.progress.report(
+            ReasoningChunk(stage="conclude", mode="sequential", fallback_reason=reason)
+        )
+        conclusion = Conclusion(self.question.prompts.declines)
+        self.progress.open("conclude", [])
+        self.progress.conclusion_text(conclusion.text)
+        self.progress.close(conclusion)
+        return self._result((), conclusion, reason, mode="sequential")
 
     def _result(
         self,

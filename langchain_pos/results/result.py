@@ -21,7 +21,8 @@ class ReasoningResult(ResultData):
         blocks: the rounds of plan and branches; empty when answered sequentially.
         conclusion: the text after the last block; the whole answer when answered sequentially.
         mode: "parallel", or "sequential" if that was requested or no plan came about.
-        fallback_reason: why a question meant for parallel was answered sequentially.
+        fallback_reason: why a question meant for parallel was answered sequentially; beginning
+            with "not answered: ", why the model declined to answer it at all.
         finish_reason: how the conclusion ended.
         error: what went wrong in the conclusion if `finish_reason` is "error"; the branches are
             complete all the same.
