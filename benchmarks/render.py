@@ -75,6 +75,17 @@ is five percent; for how often answers are right, see *Quality*, which asks fift
 judgement of whether its answer suits parallel writing, answered in the model's own form and
 sequentially, greedily, on one engine. The texts are scored by the same model after the bare
 question. Sequential over parallel counts the questions that were written in parallel.""",
+    "llama_cpp": """## llama.cpp
+
+`python -m benchmarks.llama_cpp --gguf FILE`: the same file and the same number of threads, ours
+and llama.cpp's server (`xllamacpp`) in turn. *One sequence* writes the answer token by token;
+*slots* is Skeleton-of-Thought: a skeleton, then a request for each of its entries, all at once,
+with the prompt cache that the server has by default. With fixed lengths all write the same number
+of tokens, greedily and past any EOS, ours without drafts. In the questions below them each writes
+its own answer, whose length is shown; llama.cpp's skeletons and points are asked for in
+Skeleton-of-Thought's words. llama.cpp computes with the file's weights as they are; ours unpacks
+them. The wheels of `xllamacpp` for Linux are built without AVX-512 and AMX; a `llama-server` built
+for the processor is measured with `--server URL`.""",
     "roofline": """## Roofline
 
 `python -m benchmarks.roofline`: one decoding step of our engine, over the time that this

@@ -52,7 +52,7 @@ class Planner(StageWriter):
             plan and trunk; or the reason why there is no plan.
 
         Raises:
-            ContextLengthError: the caller's steps do not fit.
+            ContextLengthError: the caller's steps do not fit, or nothing is left for a plan.
             PlanFormatError: no attempt gave a plan, and `on_plan_failure="raise"`.
         """
         given, settings = self._question.given, self._settings
@@ -128,7 +128,7 @@ class Planner(StageWriter):
             budget, spent = self._decoder.budget, self._progress.output_tokens
             max_tokens = budget.first_plan(spent)
             if not max_tokens:
-                raise HopelessPlanError(
+                raise ContextLengthError(
                     f"no room is left for it: {spent} of max_tokens={budget.answer} are used, and "
                     f"it takes {LEAST_ROOM}"
                 )

@@ -11,13 +11,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks import render
+from benchmarks.llama_server import LlamaServer
 from benchmarks.models import engine_for, random_model
 from benchmarks.recorded import read, tokenizer_for
 from benchmarks.replay import SETTINGS, Replay
+from langchain_pos import embedded_model_path
 from langchain_pos.engine import engine as engine_module
 from langchain_pos.engine.cpu.row_cost import RowCost
 from tests.support import recorded_data as data
+from tests.support.llama_server import POINTS, llama_server
 
+ONE_AND_SLOTS = ("llama.cpp, one sequence", "llama.cpp, slots")
 PLAIN = ("branches", "memory", "roofline")
 WITH_DATA = ("ragged", "replay", "embedded", "paper", "serve", "soak")
 
@@ -70,6 +74,35 @@ def test_a_hybrid_model_is_measured_with_its_states(
         assert "states MB" not in other
         for column in {"passes", "passes: plan", "expand", "conclude"} & set(mine):
             assert mine[column] == other[column]
+
+
+def test_llama_cpp_is_asked_for_as_many_tokens_as_we_write(tmp_path: Path) -> None:
+    """Fixed lengths: one request or a skeleton and its entries; then answers of its own."""
+    with llama_server() as (url, bodies):
+        content = run(
+            "llama_cpp",
+            tmp_path,
+            *("--gguf", tmp_path / "x.gguf", "--server", url, "--model", embedded_model_path()),
+        )
+    fixed, own = content["rows"]  # type: ignore[misc]
+    assert fixed["answer"] == "3 entries, fixed lengths"
+    assert {fixed[f"{way}: tokens"] for way in ("ours", *ONE_AND_SLOTS)} == {3 * (8 + 4)}
+    assert own["llama.cpp, slots: tokens"] == 4 * (1 + len(POINTS.splitlines()))
+    lengths = [body["n_predict"] for body in bodies if body["path"] == "/completion"]
+    assert lengths.count(3 * 8) == 3  # a warm-up and two runs
+    assert lengths.count(4) == 2 * 3
+    assert lengths.count(36) == 2
+    prompts = [body["messages"][0]["content"] for body in bodies if "messages" in body]
+    assert len({prompt for prompt in prompts if "point" not in prompt}) == 1
+    assert str(tmp_path) not in json.dumps(content)
+    assert render.section(content).startswith("| ")
+
+
+def test_llama_cpp_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where xllamacpp is not installed, nothing is measured, and the message names it."""
+    monkeypatch.setattr("benchmarks.llama_server.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="pip install xllamacpp"):
+        LlamaServer(file="x.gguf")
 
 
 def test_planning_without_gold_needs_a_judge(tmp_path: Path, folder: Path) -> None:
