@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from langchain_core.messages import ToolMessage
+    from langchain_core.runnables import RunnableConfig
     from mcp.server.session import ServerSession
     from starlette.applications import Starlette
     from starlette.types import Receive, Scope, Send
@@ -91,11 +92,11 @@ def make_mcp_server(tool: ParallelSubtasksTool) -> Server[Any, Any]:
             return _result(wrong, is_error=True)
         context = server.request_context
         token = None if context.meta is None else context.meta.progressToken
-        callbacks = (
-            [] if token is None else [_Progress(context.session, token, str(context.request_id))]
-        )
+        config: RunnableConfig = {}
+        if token is not None:
+            config["callbacks"] = [_Progress(context.session, token, str(context.request_id))]
         call = {"name": tool.name, "args": asked.arguments or {}, "id": "1", "type": "tool_call"}
-        message: ToolMessage = await tool.ainvoke(call, {"callbacks": callbacks})
+        message: ToolMessage = await tool.ainvoke(call, config)
         if message.status == "error":
             return _result(message.text, is_error=True)
         fields = {"title", "text", "finish_reason", "error"}
