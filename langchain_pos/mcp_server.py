@@ -26,7 +26,7 @@ from langchain_pos.tools import ParallelSubtasksInput
 if find_spec("mcp") is None:
     raise MissingExtraError(
         "an MCP server needs mcp, which is not installed here; install it with "
-        "`pip install 'langchain-pos[mcp]'`"
+        "`pip install 'mcp<2' uvicorn`, which the extra `langchain-pos[mcp]` holds"
     )
 
 from mcp import types
