@@ -171,7 +171,7 @@ class Answering:
             pending = cast("Request[ReasoningResult]", request)
             with asked.progress.under_way(pending, asked.decoder):
                 await asked.decoder.start(pending)
-                plan, trunk, _ = await asked.plan()
+                plan, trunk, _ = await asked.planner.plan()
             if plan is None or not isinstance(trunk, LocalTrunk):
                 return _Planned(None, [], [], asked.progress.output_tokens, 0)
             openings = [trunk.encode(PAPER.opening(plan, i)) for i in range(len(plan.steps))]
@@ -184,7 +184,7 @@ class Answering:
     def _prompt(asked: Reasoning) -> tuple[list[int], Budget]:
         """The tokens of a sequential prompt, and what may follow."""
         decoder = cast("LocalDecoder", asked.decoder)
-        return decoder.encode(asked.sequential_messages()), decoder.budget
+        return decoder.encode(asked.question.sequential_messages()), decoder.budget
 
     def _prepare(self, question: str, **changes: Any) -> Reasoning:
         settings = self.settings.model_copy(update=changes)

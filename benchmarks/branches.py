@@ -8,6 +8,10 @@ our engine and sequential `generate` alone, once. Sequential `generate` writes o
 tokens per second stand for N of them: one after another they would take N times as long, and
 longer still in one answer, where every branch sees those before it. `generate_batch` prefills
 every branch's copy of the prefix, so it is run fewer times (`--continuous-runs`).
+
+A model with layers that keep a state (`--model qwen3.5-0.8b`) has no run of the paper's algorithm,
+whose mask cannot part such layers, nor of copied caches, since transformers does not repeat states.
+What the engine counts for states stands beside the keys and values.
 """
 
 from __future__ import annotations
@@ -71,8 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         prefix = Prefix(peer_model, token_ids(prefix_length))
         for count, _ in sorted(c for c in {*cells, *points} if c[1] == prefix_length):
             with_peers = (count, prefix_length) in points
+            peers = [] if prefix.keeps_states else args.peers
             openings = [token_ids(OPENING, seed=1 + index) for index in range(count)]
-            arms_wanted = args.peers if with_peers else ()
+            arms_wanted = peers if with_peers else ()
             arms = _arms(engine, prefix, openings, args.tokens, arms_wanted)
             for arm in _arms(engine, prefix, openings, warm, arms_wanted).values():
                 arm()  # warm-up
@@ -131,8 +136,11 @@ def _row(
         "prefix": prefix,
         "runs": len(own),
         "tokens/s": median_speed(own),
+        "passes": own[0].passes,
         "ms a pass": 1e3 * median_seconds(own) / (own[0].passes or 1),
     }
+    if own[0].state_bytes:
+        row |= {"KV MB": (own[0].kv_bytes or 0) / 1e6, "states MB": own[0].state_bytes / 1e6}
     for peer, head in (
         (SEQUENTIAL, "× sequential generate"),
         (COPIED, "× copied caches"),

@@ -30,6 +30,7 @@ class Run:
         kv_bytes: keys and values held at most, in bytes; None where the peer does not tell.
         written: the tokens of each sequence; only tests look at them.
         parts: seconds or counts of parts, by name.
+        state_bytes: bytes counted for states beside keys and values; None where there are none.
     """
 
     seconds: float
@@ -38,6 +39,7 @@ class Run:
     kv_bytes: int | None = None
     written: tuple[tuple[int, ...], ...] = ()
     parts: Mapping[str, float] = field(default_factory=dict)
+    state_bytes: int | None = None
 
     @property
     def speed(self) -> float:
@@ -151,7 +153,8 @@ def parse(
     args = parser.parse_args(argv)
     if args.quick:
         args.runs = min(args.runs, 2)
-        args.model = "tiny" if tiny else args.model
+        hybrid = args.model.startswith("qwen3.5")
+        args.model = ("tiny-hybrid" if hybrid else "tiny") if tiny else args.model
     args.words = without_folders(sys.argv[1:] if argv is None else argv)
     return args
 

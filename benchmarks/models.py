@@ -15,9 +15,11 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen2Config,
+    Qwen3_5TextConfig,
 )
 
 from langchain_pos.embedded import embedded_model_path
@@ -37,7 +39,7 @@ class Shape:
     tied: bool
     dtype: str = "bfloat16"
 
-    def config(self) -> Qwen2Config:
+    def config(self) -> PretrainedConfig:
         """Transformers' configuration, without EOS."""
         return Qwen2Config(
             hidden_size=self.hidden,
@@ -56,13 +58,51 @@ class Shape:
         )
 
 
+@dataclass(frozen=True)
+class HybridShape(Shape):
+    """The numbers of a Qwen3.5 model: of four layers, three keep a state.
+
+    Its other numbers are those of its attention layers.
+    """
+
+    head: int = 256
+    state_heads: int = 16
+    state_head: int = 128
+
+    def config(self) -> PretrainedConfig:
+        """Transformers' configuration, without EOS."""
+        return Qwen3_5TextConfig(
+            hidden_size=self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            head_dim=self.head,
+            intermediate_size=self.intermediate,
+            vocab_size=self.vocabulary,
+            tie_word_embeddings=self.tied,
+            linear_num_key_heads=self.state_heads,
+            linear_num_value_heads=self.state_heads,
+            linear_key_head_dim=self.state_head,
+            linear_value_head_dim=self.state_head,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 1e7,
+                "partial_rotary_factor": 0.25,
+            },
+        )
+
+
 SHAPES = {
     "tiny": Shape(64, 2, 4, 2, 128, 8192, tied=True, dtype="float32"),
     "qwen2.5-0.5b": Shape(896, 24, 14, 2, 4864, 151936, tied=True),
     "qwen2.5-7b": Shape(3584, 28, 28, 4, 18944, 152064, tied=False),
     "qwen2.5-14b": Shape(5120, 48, 40, 8, 13824, 152064, tied=False),
+    "tiny-hybrid": HybridShape(
+        64, 4, 4, 2, 128, 8192, tied=True, dtype="float32", head=16, state_heads=4, state_head=16
+    ),
+    "qwen3.5-0.8b": HybridShape(1024, 24, 8, 2, 3584, 248320, tied=True),
 }
-"""From the models' own config.json files; "tiny" is for tests."""
+"""From the models' own config.json files; those called "tiny" are for tests."""
 
 
 def random_model(name: str, device: str = "cpu", seed: int = 0) -> PreTrainedModel:

@@ -58,7 +58,7 @@ def expand(
     written: list[tuple[int, ...]] = []
     clocks: list[Clock] = []
 
-    async def steps(request: Request[int]) -> int:
+    async def steps(request: Request[tuple[int, int]]) -> tuple[int, int]:
         root = engine.scheduler.root(request)
         await feed([Feed(root, prefix_ids)])
         clocks.append(Clock(engine.forward.device))
@@ -83,17 +83,22 @@ def expand(
 
         await clocked(branches(), ticks, clocks[0])
         written.extend(tuple(sequence.token_ids) for sequence in sequences)
-        return request.ledger.peak_slots
+        return request.peak_slots, request.peak_states
 
     together = sorted(map(len, openings), reverse=True)[:max_parallel]
     most = sorted(lengths, reverse=True)[:max_parallel]
-    peak = engine.run(steps, reserve=len(prefix_ids) + sum(together) + sum(most))
+    peak, states = engine.run(
+        steps,
+        reserve=len(prefix_ids) + sum(together) + sum(most),
+        segments=1 + len(together),
+    )
     passes = [after - before for before, after in zip([0.0, *ticks], ticks, strict=False)]
     return Run(
         seconds=ticks[-1],
         tokens=sum(lengths) if wanted is None else wanted,
         passes=len(ticks),
-        kv_bytes=peak * engine.forward.cache.slot_bytes,
+        kv_bytes=(peak - states) * engine.forward.cache.slot_bytes,
+        state_bytes=states * engine.forward.cache.slot_bytes or None,
         written=tuple(written),
         parts={"first_pass": passes[0], "median_pass": sorted(passes)[len(passes) // 2]},
     )

@@ -3,12 +3,14 @@
     python -m benchmarks.paper --model Qwen/Qwen2.5-7B-Instruct --dtype bfloat16 \
         --tasks retrieval_10 retrieval_30 planning
 
-Each question is answered in three ways, greedily:
+Each question is answered in three ways, and in five with `--chain-of-draft`, greedily:
 
     sequential            transformers `generate`, the ordinary answer
     parallel              our three stages
     Skeleton-of-Thought   our stage 1, then `generate` on one row for each step over copies of
                           the prefix's cache, then a conclusion by `generate`
+    Chain-of-Draft        sequential, and parallel, with the instruction of arXiv 2502.18600 after
+                          the question: drafts of five words (as in the paper's later table)
 
 A task is a JSON-lines file, by path or by its stem in the data folder: rows with `prompt`, `task`
 or `question`. Quality is the share of answers that name `gold_keys` and no other of the prompt's
@@ -34,6 +36,10 @@ from langchain_pos.embedded import embedded_model_path
 from langchain_pos.reasoning.settings import ReasoningSettings
 
 _GIB = 1 << 30
+_DRAFTS = (
+    "Think step by step, but only keep a minimum draft for each thinking step, with 5 words at "
+    "most. Then give the answer."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--questions", type=int, default=50, help="of each task (%(default)s)")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--join", choices=["reprefill", "reuse"], default="reprefill")
+    parser.add_argument("--chain-of-draft", action="store_true", help="two ways more")
     parser.add_argument("--data", type=Path, help="folder with the paper's tasks")
     args = parse(parser, argv, tiny=False)
     if args.quick:
@@ -58,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "parallel": model.parallel,
         "Skeleton-of-Thought": model.skeleton_of_thought,
     }
+    if args.chain_of_draft:
+        ways["Chain-of-Draft"] = lambda text: model.sequential(f"{text}\n\n{_DRAFTS}")
+        ways["Chain-of-Draft, parallel"] = lambda text: model.parallel(f"{text}\n\n{_DRAFTS}")
     rows, details = [], []
     for task in args.tasks:
         found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
@@ -115,7 +125,9 @@ def _row(
         "way": way,
         "questions": len(some),
         "quality": f"{sum(judged) / len(judged):.1%}" if judged else "–",
-        "planned": "–" if way == "sequential" else sum(answer["planned"] for answer in some),
+        "planned": "–"
+        if way in ("sequential", "Chain-of-Draft")
+        else sum(answer["planned"] for answer in some),
         "tokens/s": sum(answer["tokens"] for answer in some) / sum(seconds),
         "seconds": statistics.median(seconds),
         "× sequential": f"{base / statistics.median(seconds):.2f}",

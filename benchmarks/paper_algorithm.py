@@ -159,8 +159,13 @@ class PaperAlgorithm:
 def kv_bytes(cache: DynamicCache) -> int:
     """Bytes of a cache's keys and values."""
     layers: list[Any] = list(cache.layers)
-    filled = [layer for layer in layers if layer.get_seq_length()]
+    filled = [layer for layer in layers if getattr(layer, "keys", None) is not None]
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in filled)
+
+
+def keeps_states(cache: DynamicCache) -> bool:
+    """Whether some layers keep a state: then it cannot be cut back."""
+    return any(hasattr(layer, "recurrent_states") for layer in cache.layers)
 
 
 def expand(

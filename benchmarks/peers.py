@@ -22,7 +22,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, PreTrainedModel
 
 from benchmarks.measuring import Clock, Run
-from benchmarks.paper_algorithm import PaperAlgorithm, expand, kv_bytes
+from benchmarks.paper_algorithm import PaperAlgorithm, expand, keeps_states, kv_bytes
 
 SEQUENTIAL = "generate, one after another"
 COPIED = "generate, N rows over copied caches"
@@ -87,19 +87,26 @@ class Prefix:
     def _cache(self) -> DynamicCache:
         return self._paper.cache
 
+    @property
+    def keeps_states(self) -> bool:
+        """Whether some layers keep a state: then only `sequential` and `continuous` run."""
+        return keeps_states(self._cache)
+
     def sequential(self, openings: Sequence[Sequence[int]], tokens: int, **settings: Any) -> Run:
         """`generate` behind the prefix, for one branch after another; `settings` are for it."""
         seconds = 0.0
         written, peak, passes = [], 0, 0
         for opening in openings:
+            cache = copy.deepcopy(self._cache) if self.keeps_states else self._cache
             clock = Clock(self.model.device)
             with Passes(self.model) as counted:
-                rows = self._generate(self._cache, [list(opening)], tokens, settings)
+                rows = self._generate(cache, [list(opening)], tokens, settings)
             seconds += clock()
             passes += counted.count
-            peak = max(peak, kv_bytes(self._cache))
+            peak = max(peak, kv_bytes(cache))
             written += rows
-            self._paper.cut_back(len(self.token_ids))
+            if not self.keeps_states:
+                self._paper.cut_back(len(self.token_ids))
         return Run(seconds, len(openings) * tokens, passes, peak, tuple(map(tuple, written)))
 
     def copied(self, openings: Sequence[Sequence[int]], tokens: int, **settings: Any) -> Run:

@@ -5,6 +5,8 @@ suits parallel writing. Every question is answered in native form and sequential
 engine, greedily; then the texts are scored by the same model after the bare question. Reported:
 
 - suits / does not: share of the questions written in parallel, by that judgement
+- a list: the same of the questions whose sequential answer has a list in it, where a model that
+  refuses or answers in a sentence has none
 - equal: declined answers that are the sequential one, of all declined
 - odd heads: titles that repeat one another, or are empty of content
 - log-prob: mean log-probability of the parallel text's tokens minus that of the sequential text's
@@ -30,6 +32,7 @@ from langchain_pos import ParallelReasoningLLM, ReasoningResult
 from langchain_pos.engine import Engine
 from langchain_pos.engine.forest.segments import Ledger
 from langchain_pos.reasoning.chat_template import encode_prompt
+from langchain_pos.reasoning.markdown_list import first_head
 
 _ODD = re.compile(r"(?:title|step|point|item|conclusion)?\s*[\d.…:]*", re.IGNORECASE)
 
@@ -40,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--questions", type=int, default=40, help="by lot (%(default)s)")
     parser.add_argument("--tokens", type=int, default=400, help="of an answer (%(default)s)")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--outline", default="native", choices=["native", "ask"])
     parser.add_argument("--data", type=Path, help="folder with everyday.jsonl")
     args = parse(parser, argv, tiny=False)
     lines = (data_folder(args.data) / "everyday.jsonl").read_text(encoding="utf-8").splitlines()
@@ -49,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model=args.model,
         device=args.device,
         dtype=args.dtype,
-        outline="native",
+        outline=args.outline,
         max_sequential_tokens=args.tokens,
         max_branch_tokens=args.tokens,
         max_conclusion_tokens=args.tokens,
@@ -63,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     where = Path(args.model)
     name = where.parent.name if where.name in ("hf", "model.gguf") else where.name
     args.words = [word if word != args.model else name for word in args.words]
-    args.model, args.name = name, args.name or f"real_{name}"
+    args.model, args.name = name, args.name or f"real_{name}" + "_ask" * (args.outline == "ask")
     publish("real", [_row(name, answers)], args, answers=answers, engine=llm.engine.describe())
 
 
@@ -85,6 +89,7 @@ def _answer(llm: ParallelReasoningLLM, row: dict[str, Any]) -> dict[str, Any]:
         "text": native.text,
         "sequential": plain.conclusion,
         "equal": native.text == plain.conclusion,
+        "listed": first_head(plain.conclusion) is not None,
         "odd": _odd([branch.title for branch in native.branches]),
         "log_prob": mean_log_prob(llm.engine, prompt, native.text) if parallel else None,
         "sequential_log_prob": mean_log_prob(llm.engine, prompt, plain.conclusion),
@@ -139,6 +144,7 @@ def _row(name: str, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "model": name,
         "questions": len(answers),
         "suits, in parallel": _share([a["mode"] == "parallel" for a in suits]),
+        "a list, in parallel": _share([a["mode"] == "parallel" for a in answers if a["listed"]]),
         "does not, left alone": _share([a["mode"] != "parallel" for a in others]),
         "declined, equal": _share([a["equal"] for a in declined]),
         "odd heads": f"{sum(a['odd'] for a in parallel)}/{heads}",

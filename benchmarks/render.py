@@ -16,8 +16,8 @@ Every table is written by a command of `benchmarks/`, which also leaves a JSON f
 versions, date, command and every single measurement in `benchmarks/results/`;
 `python -m benchmarks.render` makes this page from them. The machines are small and shared: compare
 the figures of one table with each other, and do not quote seconds across tables. Ratios are ratios
-of medians; above 1 means that we are faster. `python -m benchmarks.NAME --help` says what a
-benchmark does, `--quick` shows in seconds that it works.
+of medians; above 1 means that ours is faster. `python -m benchmarks.NAME --help` says what a
+benchmark does, and `--quick` shows within seconds that it works.
 
 How to read the arms, in every table:
 
@@ -25,7 +25,7 @@ How to read the arms, in every table:
   begins with another arm. Peers run on a second model object over the same weights with
   transformers' own `sdpa` attention, so nothing that our engine does to its model reaches them.
 - *The paper's algorithm* is `benchmarks/paper_algorithm.py`: the skeleton token by token, titles
-  and branches in lock-step, a belt mask made anew for each pass, concatenated caches. Tests hold
+  and branches in lock-step, a belt mask rebuilt for each pass, concatenated caches. Tests check
   that it writes exactly what our engine writes.
 - *Copied caches* is `generate` on a row for each branch, each with its copy of the prefix's cache.
 - Model shapes (`qwen2.5-0.5b`, `-7b`, `-14b`) have the real dimensions and random weights: passes
@@ -37,8 +37,8 @@ For a model and a machine of your own: `langchain-pos bench --model NAME` takes 
 WHAT = {
     "branches": """## Branches: stage 2 alone
 
-`python -m benchmarks.branches`: N branches of 64 tokens behind a prefix, each arm measured from
-where the prefix is in its cache. Feeding the openings counts, and so does copying the caches.
+`python -m benchmarks.branches`: N branches of 64 tokens after a prefix; each arm is timed once
+the prefix is in its cache. Feeding the openings counts, and so does copying the caches.
 Sequential `generate` writes one branch; its tokens per second stand for N, one after another.
 `generate_batch` is measured over the time in which all its requests decode. "–": not measured
 there.""",
@@ -48,7 +48,7 @@ there.""",
 is our own engine, kept from retiring a branch before the longest has ended; *in groups* has eight
 rows: waiting branches take freed rows, against groups that wait for their longest. Only recorded
 tokens count. A branch that retires frees its row; how much that gains depends on what a row costs.
-On this CPU a pass of ten rows takes hardly longer than one of a single row (*Roofline*), and the
+On this CPU a pass of ten rows takes hardly longer than a pass of one row (*Roofline*), and the
 longest branch decides how many passes there are, so lock-step costs little here.""",
     "replay": """## Whole requests
 
@@ -57,22 +57,22 @@ through prefill, plan, branches, join and conclusion: after each pass the engine
 and the recorded token takes the place of the one chosen. So drafts are accepted where, and only
 where, they guess the recorded text, and the text that comes out is compared with the recorded one.
 *generate* writes the recorded sequential answer to the same question, with and without
-`prompt_lookup_num_tokens`; *the paper's algorithm* writes the same parallel answer behind the same
-prompt as ours. There is no Qwen tokenizer without a network: text is cut by a rule that gives about
+`prompt_lookup_num_tokens`; *the paper's algorithm* writes the same parallel answer after the same
+prompt as ours. No Qwen tokenizer is available offline: text is cut by a rule that gives about
 as many tokens as were recorded (*token ratio*; `benchmarks/recorded.py`). The ratio to `generate`
 follows the length of the recorded sequential answer (among those about ten students from 3.5 to
-6.8), so a kind's ratio is that of sums. Where little can be guessed, what is left over the paper's
-algorithm is the price of a pass: planning's branches and conclusions are free prose, and take
+6.8), so a kind's ratio is that of sums. Where little can be guessed, the only advantage over the
+paper's algorithm is a cheaper pass: planning's branches and conclusions are free prose, and take
 nearly as many passes as tokens either way.""",
     "embedded": """## The shipped model's own answers
 
 `python -m benchmarks.embedded`: real questions, the model's own tokens. Parallel is ours;
-sequential is transformers `generate` on the prompt of `mode="sequential"`. Of twenty questions one
-is five percent: for how often answers are right, see *Quality*, which asks fifty.""",
+sequential is transformers `generate` on the prompt of `mode="sequential"`. One of twenty questions
+is five percent; for how often answers are right, see *Quality*, which asks fifty.""",
     "real": """## Real models on everyday questions
 
 `python -m benchmarks.real --model MODEL`: questions that people wrote, each with a person's
-judgement whether its answer suits parallel writing, answered in the model's own form and
+judgement of whether its answer suits parallel writing, answered in the model's own form and
 sequentially, greedily, on one engine. The texts are scored by the same model after the bare
 question. Sequential over parallel counts the questions that were written in parallel.""",
     "llama_cpp": """## llama.cpp
@@ -88,9 +88,10 @@ them. The wheels of `xllamacpp` for Linux are built without AVX-512 and AMX; a `
 for the processor is measured with `--server URL`.""",
     "roofline": """## Roofline
 
-`python -m benchmarks.roofline`: one decoding step of our engine, over the time in which this
-machine's memory gives all weights once. The bandwidth is measured in the same run on a buffer as
-large as the weights: a sum (its bytes), and a copy (twice its bytes); the faster one counts.""",
+`python -m benchmarks.roofline`: one decoding step of our engine, over the time that this
+machine's memory takes to deliver all weights once. The bandwidth is measured in the same run on a
+buffer as large as the weights: a sum (its bytes), and a copy (twice its bytes); the faster one
+counts.""",
     "memory": """## Memory
 
 `python -m benchmarks.memory`: keys and values at the peak. *Held*: slots in use; *allocated*: with
@@ -99,7 +100,8 @@ the room that the cache keeps for growing.""",
 
 `python -m benchmarks.paper` fills the columns of the paper's Table 1 for any model and any task
 file: sequential is `generate`, parallel is ours, Skeleton-of-Thought is our plan, then `generate`
-on rows over copied caches, then a conclusion. Peak memory is what CUDA had allocated at most; on a
+on rows over copied caches, then a conclusion. With `--chain-of-draft` the model is asked for drafts
+of a few words, sequentially and in parallel. Peak memory is what CUDA had allocated at most; on a
 CPU, the bytes of weights, keys and values.""",
     "quality": """## Quality
 
@@ -116,25 +118,25 @@ checks that the texts are equal.""",
     "joins": """## Joins
 
 `python -m benchmarks.joins` answers the same questions with `join="reprefill"` and `join="reuse"`,
-and tells how often the answers differ.""",
+and counts how often the answers differ.""",
     "serve": """## Many clients at once
 
 `python -m benchmarks.serve`: `langchain-pos serve` in a process of its own, asked over loopback by
 another. The same mixed requests (ten and thirty students in parallel, sequential ones, own steps,
 short ones; half of them streams) one at a time and at once, in alternating blocks, greedily. *Equal
 to alone*: every text of every branch, and how it ended. *First token*: the first text of any stage
-that a stream tells. *MiB*: the server's resident set, at the 50th and the last request at once.
-Client and server share the machine's cores. What company saves is the read of the weights and what
-a pass costs beside its rows; each request still has its prompt to feed and its own keys and values
-to read, and answers in parallel have filled the passes' free rows alone. In a profile at 16 at
+in a stream. *MiB*: the server's resident set, at the 50th and the last request at once.
+Client and server share the machine's cores. Sharing a pass saves the read of the weights and the
+pass's fixed cost; each request still has its own prompt to feed and its own keys and values to
+read, and a parallel answer fills a pass's free rows even when it runs alone. In a profile at 16 at
 once, in float32, half of the time was attention over each request's own keys and values, a fifth
-the matrix products, whose rows are not free any more then.""",
+the matrix products, whose rows are no longer free by then.""",
     "soak": """## Mixed load for a long time
 
 `python -m benchmarks.soak --minutes 60`: phases of steady load, bursts beyond what the queue holds,
-and pauses; with clients that vanish, deadlines and invalid bodies. It fails when an outcome is not
-among those that its kind of request may have, when anything is held in a pause, or when memory
-grows (the last quarter's median against the second's).""",
+and pauses; with clients that vanish, deadlines and invalid bodies. It fails if a request has an
+outcome that its kind may not have, if anything is still held during a pause, or if memory grows
+(the last quarter's median against the second's).""",
     "grammar": """## Grammar
 
 `python -m benchmarks.grammar`: compiling the skeleton's grammar for 150,000 random tokens, and one
@@ -143,7 +145,7 @@ mask at each place of a skeleton.""",
 
 
 def main() -> None:
-    """Render all results that are there; those of a GPU behind all others."""
+    """Render all results that exist; those of a GPU come last."""
     parts = [HEAD]
     for device, suffix in (("On a CPU", ""), ("On a GPU", ".gpu")):
         found = [

@@ -47,6 +47,7 @@ from benchmarks.recorded import KINDS, Recorded, encode, read, token_ratio, toke
 from benchmarks.report import data_folder
 from langchain_pos.engine import Engine
 from langchain_pos.engine.sampling import RowSampling, derive_seed, sample
+from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.errors import NonFiniteLogitsError
 from langchain_pos.local.decoder import LocalDecoder, LocalDecoding
 from langchain_pos.reasoning.chat_template import encode_prompt
@@ -107,12 +108,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for recorded in some:
             ours = Replay(engine, recorded, settings)
             peer = PeerReplay(peer_model, tokenizer, recorded, ours.prompt_ids)
-            arms: dict[str, Arm] = {
-                OURS: ours.run,
-                SEQUENTIAL: peer.sequential,
-                LOOKUP: partial(peer.sequential, lookup=LOOKUP_TOKENS),
-                PAPER: peer.paper,
-            }
+            arms: dict[str, Arm] = {OURS: ours.run, SEQUENTIAL: peer.sequential}
+            if not engine.forward.states:  # which neither of these two can cut back
+                arms[LOOKUP] = partial(peer.sequential, lookup=LOOKUP_TOKENS)
+                arms[PAPER] = peer.paper
             ours.run()  # warm-up: grammar, buffers
             runs = alternate(arms, args.runs, fewer)
             found.append(runs)
@@ -179,9 +178,9 @@ class Replay:
         self._ask = ReasoningRequest(question=recorded.prompt)
         answer = self._reasoner.prepare(self._ask, settings)
         decoder = cast("LocalDecoder", answer.decoder)
-        self.prompt_ids = decoder.encode(answer.plan_messages())
+        self.prompt_ids = decoder.encode(answer.question.plan_messages())
         tokenizer: Any = engine.tokenizer
-        seed = answer.seed
+        seed = answer.question.seed
         self._by_seed = {derive_seed(seed, "plan", 1): encode(tokenizer, recorded.skeleton)}
         for index, (_, body) in enumerate(recorded.steps):
             self._by_seed[derive_seed(seed, "branch", 1, index)] = encode(tokenizer, body)
@@ -198,17 +197,21 @@ class Replay:
         before, scheduler.sampler = scheduler.sampler, self._sample
         try:
             clock = Clock(self.engine.forward.device)
-            result = self._reasoner.submit(self._ask, self.settings).wait()
+            pending = self._reasoner.submit(self._ask, self.settings)
+            result = pending.wait()
             seconds = clock()
         finally:
             scheduler.sampler = before
         self._check(result)
         self.results.append(result)
+        states = cast("Request[ReasoningResult]", pending).peak_states
+        size = self.engine.forward.cache.slot_bytes
         return Run(
             seconds=seconds,
             tokens=result.usage.output_tokens,
             passes=result.forward_passes.total,
-            kv_bytes=result.peak_slots * self.engine.forward.cache.slot_bytes,
+            kv_bytes=(result.peak_slots - states) * size,
+            state_bytes=states * size or None,
             parts={
                 "plan": result.timings.plan,
                 "expand": result.timings.expand,
@@ -366,8 +369,23 @@ def _row(
         "guesses right": f"{accepted / drafted:.0%}" if drafted else "–",
         "seconds": seconds[OURS] / count,
         "× generate": f"{seconds[SEQUENTIAL] / seconds[OURS]:.2f}",
-        "× with look-up": f"{seconds[LOOKUP] / seconds[OURS]:.2f}",
-        "× the paper's algorithm": f"{seconds[PAPER] / seconds[OURS]:.2f}",
+        "× with look-up": _times(seconds, LOOKUP),
+        "× the paper's algorithm": _times(seconds, PAPER),
+        **_megabytes([runs[OURS][0] for runs in found]),
+    }
+
+
+def _times(seconds: dict[str, float], peer: str) -> str:
+    return f"{seconds[peer] / seconds[OURS]:.2f}" if peer in seconds else "–"
+
+
+def _megabytes(runs: Sequence[Run]) -> dict[str, float]:
+    """Keys, values and states of the largest answer, where there are states."""
+    if not any(run.state_bytes for run in runs):
+        return {}
+    return {
+        "KV MB": max(run.kv_bytes or 0 for run in runs) / 1e6,
+        "states MB": max(run.state_bytes or 0 for run in runs) / 1e6,
     }
 
 

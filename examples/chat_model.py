@@ -31,16 +31,18 @@ bound = chat.bind_tools([add], tool_choice="any", parallel_tool_calls=False)
 print(bound.invoke("What is 3 + 4?", max_tokens=100).tool_calls)
 
 
-# 3. Structured output, held to its schema by a grammar.
-class Score(BaseModel):
-    """How well it fits."""
+# 3. Structured output, held to its schema by a grammar. This model has never seen JSON: it reads a
+#    value of the question, and not always the right one.
+class Grade(BaseModel):
+    """A value to read in the resumes."""
 
-    fits: bool
-    points: int = Field(ge=0, le=10)
+    read: str = Field(pattern=r"^GPA [0-5]\.[0-9][0-9]$")
 
 
-print(repr(chat.with_structured_output(Score).invoke("Does Ann fit?")))
+print(repr(chat.with_structured_output(Grade).invoke(demo_question())))
 
 # 4. Several inputs in the same forward passes.
-for answer in chat.batch(["Hello", "Who?"], mode="sequential", max_tokens=20):
-    print(repr(answer.text))
+ranges = [("1.00", "1.50"), ("4.00", "4.20")]
+questions = [demo_question().replace("2.45", low).replace("2.95", high) for low, high in ranges]
+for answer in chat.batch(questions):
+    print(answer.text)

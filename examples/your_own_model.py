@@ -21,6 +21,6 @@ print(llm.invoke(demo_question(), temperature=0.5, seed=7).conclusion)
 model = AutoModelForCausalLM.from_pretrained(name)
 tokenizer = AutoTokenizer.from_pretrained(name)
 llm = ParallelReasoningLLM.from_model(model, tokenizer)
-steps = ["Marisol Quant", "Tobias Egret"]  # given by the caller: no stage 1
+steps = ["Marisol Quant", "Tobin Ashgrove"]  # given by the caller: no stage 1
 result = llm.invoke({"question": demo_question(), "steps": steps})
 print([branch.text for branch in result.branches], result.forward_passes)

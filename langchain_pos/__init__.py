@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         Step,
     )
     from langchain_pos.results.result import ReasoningChunk, ReasoningResult
+    from langchain_pos.runnables.comparing import ComparedAnswer, ModeComparison, compare_modes
     from langchain_pos.runnables.documents import DocumentsAnswer, Reading, read_documents_chain
     from langchain_pos.runnables.parallel_reasoning import ParallelReasoningLLM
     from langchain_pos.tools import ParallelSubtasksTool
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "chat_models.base": ("ChatParallelReasoning",),
     "embedded.demo": ("demo_question",),
+    "runnables.comparing": ("ComparedAnswer", "ModeComparison", "compare_modes"),
     "runnables.documents": ("DocumentsAnswer", "Reading", "read_documents_chain"),
     "embedded": ("embedded_model_path",),
     "engine.completion": ("Completion", "TokenUsage"),
@@ -96,12 +98,14 @@ __all__ = [
     "Block",
     "BranchResult",
     "ChatParallelReasoning",
+    "ComparedAnswer",
     "Completion",
     "ContextLengthError",
     "DocumentsAnswer",
     "Engine",
     "InvalidRequestError",
     "MissingExtraError",
+    "ModeComparison",
     "ModelLoadError",
     "NonFiniteLogitsError",
     "OpenAICompletionsEngine",
@@ -127,6 +131,7 @@ __all__ = [
     "TokenUsage",
     "UnsupportedModelError",
     "__version__",
+    "compare_modes",
     "demo_question",
     "embedded_model_path",
     "read_documents_chain",

@@ -9,6 +9,7 @@ from typing import Any
 _BUDGETS = ("max_new_tokens", "num_predict", "max_output_tokens", "max_completion_tokens")
 _MODELS = ("model_name", "model_id", "model_path", "repo_id")
 _FOR_TRANSFORMERS = ("device_map", "quantization_config")
+_QUANTISED = ("load_in_4bit", "load_in_8bit")
 
 
 def known_names(fields: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
@@ -25,22 +26,24 @@ def known_names(fields: dict[str, Any], known: Collection[str]) -> dict[str, Any
     for name, value in fields.items():
         if name in known:
             _set(found, name, _value(name, value))
-        elif name in _BUDGETS and "max_tokens" in known:
+        elif name in _BUDGETS:
             _set(found, "max_tokens", value)
         elif name == "torch_dtype":
             _set(found, "dtype", _value("dtype", value))
         elif name in _MODELS:
             _set(found, "model", value)
         elif name in _FOR_TRANSFORMERS:
-            found["model_kwargs"] = {**found.get("model_kwargs", {}), name: value}
-        elif name in ("load_in_4bit", "load_in_8bit"):
-            raise ValueError(
-                f"{name} is a setting of transformers' quantization; give "
-                f"model_kwargs={{'quantization_config': BitsAndBytesConfig({name}=True)}}"
-            )
+            _for_transformers(found, name, value)
+        elif name in _QUANTISED:
+            if value:
+                _for_transformers(found, "quantization_config", {name: True})
         else:
             raise ValueError(f"unknown field {name!r}; {_hint(name, known)}")
     return found
+
+
+def _for_transformers(found: dict[str, Any], name: str, value: Any) -> None:
+    found["model_kwargs"] = {**found.get("model_kwargs", {}), name: value}
 
 
 def _set(found: dict[str, Any], name: str, value: Any) -> None:
@@ -61,8 +64,5 @@ def _value(name: str, value: Any) -> Any:
 
 
 def _hint(name: str, known: Collection[str]) -> str:
-    if name in _BUDGETS:
-        budgets = sorted(each for each in known if each.startswith("max_") and "tokens" in each)
-        return f"each stage has a budget of its own: {', '.join(budgets)}"
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}?" if near else "leave it out"

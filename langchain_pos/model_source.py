@@ -14,6 +14,7 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
+from langchain_pos.embedded import SHIPPED_MODEL_NOTE, embedded_model_path
 from langchain_pos.errors import ModelLoadError
 from langchain_pos.field_names import known_names
 from langchain_pos.loading_bar import loading_bar
@@ -82,6 +83,8 @@ class EngineCache:
                     "from_model, or give the model's folder or hub name"
                 )
             engine = _load(name or shipped_model(), options)
+            if name is None:
+                logger.info("%s; model=… names your own", SHIPPED_MODEL_NOTE)
             self._engines.append((name, options, engine))
             return engine
 
@@ -119,14 +122,14 @@ class EngineCache:
 
 def _load(name: str, options: dict[str, Any]) -> Engine:
     """The engine of a model with these options, which this process may have already."""
-    from langchain_pos.engine.engine import Engine
-
     key = name, repr(sorted(options.items()))
     with _loading:
         engine = _loaded.get(key)
         if engine is None:
             began = time.monotonic()
             with loading_bar():
+                from langchain_pos.engine.engine import Engine
+
                 engine = Engine.load(name, **options)
             _loaded[key] = engine
             logger.info(
@@ -145,8 +148,6 @@ def _aliases(cls: type[BaseModel]) -> set[str]:
 
 def shipped_model() -> str:
     """The folder of the model that ships with the package."""
-    from langchain_pos.embedded import embedded_model_path
-
     return str(embedded_model_path())
 
 
@@ -154,7 +155,10 @@ class ModelSource(BaseModel):
     """A model by name, loaded when first needed; a loaded model; or a server."""
 
     model_config = ConfigDict(
-        arbitrary_types_allowed=True, protected_namespaces=(), populate_by_name=True
+        arbitrary_types_allowed=True,
+        protected_namespaces=(),
+        populate_by_name=True,
+        use_attribute_docstrings=True,
     )
 
     model: str | None = None

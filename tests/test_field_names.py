@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from langchain_pos import ChatParallelReasoning, ParallelReasoningLLM
+from langchain_pos import ChatParallelReasoning, OpenAICompletionsEngine, ParallelReasoningLLM
+from langchain_pos.chat_models.fields import ChatFields
+from langchain_pos.model_source import ModelSource
+from langchain_pos.reasoning.settings import ReasoningSettings
 
 BOTH = pytest.mark.parametrize("kind", [ParallelReasoningLLM, ChatParallelReasoning])
 
@@ -30,6 +33,8 @@ def test_the_model_may_come_first(kind: Any) -> None:
         ({"device": 0}, "device", "cuda:0"),
         ({"device": torch.device("cpu")}, "device", "cpu"),
         ({"device_map": "auto"}, "model_kwargs", {"device_map": "auto"}),
+        ({"load_in_8bit": True}, "model_kwargs", {"quantization_config": {"load_in_8bit": True}}),
+        ({"load_in_4bit": False}, "model_kwargs", {}),
         ({"model_name": "a/b"}, "model", "a/b"),
     ],
 )
@@ -40,10 +45,9 @@ def test_names_of_other_libraries(kind: Any, given: Any, name: str, value: Any) 
 
 @pytest.mark.parametrize("name", ["max_new_tokens", "num_predict", "max_completion_tokens"])
 def test_budgets_of_other_libraries(name: str) -> None:
-    """The chat model has one; the runnable has one for each stage, and says so."""
+    """All of them mean the whole answer."""
     assert ChatParallelReasoning(**{name: 7}).max_tokens == 7
-    with pytest.raises(ValueError, match="max_sequential_tokens"):
-        ParallelReasoningLLM(**{name: 7})
+    assert ParallelReasoningLLM(**{name: 7}).max_tokens == 7
 
 
 @BOTH
@@ -52,7 +56,6 @@ def test_budgets_of_other_libraries(name: str) -> None:
     [
         ("temprature", "did you mean 'temperature'"),
         ("max_branch", "did you mean 'max_branch"),
-        ("load_in_4bit", "BitsAndBytesConfig"),
         ("of_no_meaning_at_all", "leave it out"),
     ],
 )
@@ -60,3 +63,23 @@ def test_a_name_that_is_unknown(kind: Any, name: str, hint: str) -> None:
     """The error has the one that is like it."""
     with pytest.raises(ValueError, match=hint):
         kind(**{name: 1})
+
+
+@pytest.mark.parametrize("kind", [ParallelReasoningLLM, ChatParallelReasoning])
+def test_every_field_has_its_description(kind: Any) -> None:
+    """Forms, tracers and `config_schema` show what the class says of a field."""
+    own = {*ModelSource.model_fields, *ReasoningSettings.model_fields}
+    if kind is ChatParallelReasoning:
+        own |= set(ChatFields.__annotations__)
+    own -= {"model_config"}
+    assert [name for name in sorted(own) if not kind.model_fields[name].description] == []
+    fields = OpenAICompletionsEngine.model_fields
+    assert [name for name in fields if not fields[name].description] == []
+
+
+def test_a_quantised_model_is_transformers_matter() -> None:
+    """`load_in_4bit` becomes the configuration that transformers reads."""
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
+    given = ParallelReasoningLLM(load_in_4bit=True).model_kwargs["quantization_config"]
+    assert AutoQuantizationConfig.from_dict(given).load_in_4bit

@@ -11,7 +11,10 @@ import pytest
 
 import langchain_pos
 
-HEAVY = tuple("torch transformers xgrammar langchain_core langgraph pydantic typer rich".split())
+HEAVY = (
+    *("torch", "transformers", "xgrammar", "langchain_core", "langgraph", "pydantic"),
+    *("typer", "rich", "fastapi", "uvicorn", "starlette"),
+)
 
 
 def loaded_after(code: str) -> set[str]:
@@ -97,3 +100,9 @@ def test_the_engine_needs_torch_and_transformers_alone() -> None:
         "import langchain_pos.engine.engine\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_package_imports_no_server() -> None:
+    """Nor do the command line and the chat model."""
+    code = "import langchain_pos.cli.main\nfrom langchain_pos import ChatParallelReasoning"
+    assert loaded_after(code).isdisjoint({"fastapi", "uvicorn", "starlette"})

@@ -9,6 +9,7 @@ from contextlib import aclosing, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import AIMessageChunk, BaseMessage
+from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from langchain_pos.chat_models.batch import belongs_to_batch, current_batch
@@ -33,7 +34,7 @@ from langchain_pos.chat_models.tool_calling import (
 )
 from langchain_pos.errors import AnswerTimeoutError, InvalidRequestError
 from langchain_pos.reasoning.branch_schema import BranchSchema
-from langchain_pos.reasoning.decoder import NO_OPTIONS, AnswerOptions
+from langchain_pos.reasoning.question import NO_OPTIONS, AnswerOptions
 from langchain_pos.reasoning.settings import ReasoningSettings
 from langchain_pos.results.data import Mode, ReasoningRequest
 
@@ -85,6 +86,7 @@ class ChatCall:
         self._deltas = deltas
         self._attempts = 1
         self._fault: str | None = None
+        self._usage: UsageMetadata | None = None  # of all attempts
         given = dict(kwargs)
         for ignored in ("stream", "strict"):  # langchain-core's; answers are strict either way
             given.pop(ignored, None)
@@ -164,11 +166,12 @@ class ChatCall:
                     said[-1] = {**said[-1], "content": asked}
                 if tell_schema and schema is not None:
                     said = with_instruction(said, users, schema_instruction(schema))
-                token_ids = encode_chat(tokenizer, said, tools)
+                thinking = False if prefill else settings.enable_thinking
+                token_ids = encode_chat(tokenizer, said, tools, thinking=thinking)
                 return token_ids + (encode_continuation(tokenizer, prefill) if prefill else [])
 
             constraint = constraint_for(tools, choice, tool_form, several=several, schema=schema)
-            options = AnswerOptions(encode, constraint, self._logprobs)
+            options = AnswerOptions(encode, constraint, self._logprobs, prefill is not None)
         request = ReasoningRequest(
             question=turns[users[-1]]["content"] if users else turns[-1]["content"],
             messages=tuple((turn["role"], turn["content"]) for turn in turns),
@@ -180,7 +183,10 @@ class ChatCall:
             forced = choice not in ("auto", "none")
             calls = ToolCallReader(tool_form, forced=forced) if local and tools else None
             self._writer = MessageWriter(
-                blocks=chat.output_version == "v1", calls=calls, schemas=self._tool_schemas
+                blocks=chat.output_version == "v1",
+                calls=calls,
+                schemas=self._tool_schemas,
+                deltas=deltas,
             )
 
         self._settings, self._prepare = settings, prepare
@@ -257,6 +263,7 @@ class ChatCall:
         if self._logprobs is not None:
             metadata["logprobs"] = self._logprobs_of(self._logprobs)
         message = self._writer.close(self._reasoning, result, **metadata)
+        message.usage_metadata = self._usage = add_usage(self._usage, message.usage_metadata)
         found = message.response_metadata
         self._fault = self._wrong_with(result) if found["finish_reason"] == "stop" else None
         if self._fault is not None:
@@ -282,10 +289,14 @@ class ChatCall:
         known = self._settings
         if self._fault is None or self._deltas or self._attempts >= known.max_plan_attempts:
             return False
-        changed = {
+        changed: dict[str, Any] = {
             "temperature": known.temperature or _RETRY_TEMPERATURE,
             "seed": (known.seed or 0) + self._attempts,
         }
+        if known.max_tokens is not None and self._usage is not None:
+            changed["max_tokens"] = known.max_tokens - self._usage["output_tokens"]
+            if changed["max_tokens"] < 1:
+                return False
         self._attempts += 1
         logger.info("%s; trying again, with another seed", self._fault)
         self._prepare(known.model_copy(update=changed))
@@ -356,10 +367,8 @@ def _budgets(chat: ChatFields, given: dict[str, Any]) -> dict[str, Any]:
     """The standard names of chat models as ours; taken out of `given`."""
     given |= sampling_off({name: given[name] for name in ("top_k", "top_p") if name in given})
     budgets: dict[str, Any] = {}
-    most = given.pop("max_tokens", chat.max_tokens)
-    if most is not None:
-        _at_least("max_tokens", most, 1)
-        budgets |= {"max_sequential_tokens": most, "max_conclusion_tokens": most}
+    if given.get("max_tokens") is not None:
+        _at_least("max_tokens", given["max_tokens"], 1)
     retries = given.pop("max_retries", chat.max_retries)
     if retries is not None:
         _at_least("max_retries", retries, 0)

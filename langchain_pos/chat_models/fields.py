@@ -33,9 +33,6 @@ class ChatFields(ModelSource, BaseChatModel, ReasoningSettings):
     mode: ChatMode = "auto"  # type: ignore[assignment]
     """"auto": parallel for plain questions, sequential with tools, schemas, log-probabilities and
     after a tool's result; "parallel": branches first in any case; "sequential": never."""
-    max_tokens: int | None = Field(default=None, ge=1)
-    """Tokens of the text of an answer, in place of `max_sequential_tokens` and
-    `max_conclusion_tokens`; plans and branches have their own budgets."""
     timeout: float | None = Field(default=None, gt=0)
     """Seconds after which an answer is given up, looked at between forward passes."""
     max_retries: int | None = Field(default=None, ge=0)
@@ -44,7 +41,12 @@ class ChatFields(ModelSource, BaseChatModel, ReasoningSettings):
     streaming: bool = False
     """Answer `invoke` by streaming, so that callbacks get every token."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True,
+        extra="forbid",
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -78,7 +80,7 @@ class ChatFields(ModelSource, BaseChatModel, ReasoningSettings):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         """All that an answer depends on, so that caches tell apart what is different."""
-        names = set(ReasoningSettings.model_fields) | {"max_tokens", "max_retries"}
+        names = set(ReasoningSettings.model_fields) | {"max_retries"}
         return {
             "model_name": self._model_name(self.model),
             **self._load_options(),
@@ -127,7 +129,8 @@ class ChatFields(ModelSource, BaseChatModel, ReasoningSettings):
         if not turns:
             return 0
         try:
-            return len(encode_chat(self._tokenizer, turns, formatted))
+            thinking = self.enable_thinking
+            return len(encode_chat(self._tokenizer, turns, formatted, thinking=thinking))
         except InvalidRequestError:  # a part of a history, such as trim_messages counts
             texts = [json.dumps(turn, ensure_ascii=False) for turn in formatted]
             for turn in turns:

@@ -74,7 +74,11 @@ def as_turns(messages: Sequence[BaseMessage]) -> list[Turn]:
 
 
 def encode_chat(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], tools: Sequence[Tool] = ()
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Turn],
+    tools: Sequence[Tool] = (),
+    *,
+    thinking: bool | None = None,
 ) -> list[int]:
     """Token ids of a chat, ready for the model's answer.
 
@@ -97,7 +101,7 @@ def encode_chat(
         return encode_turns(tokenizer, ways[-2][0])
     for candidate, with_tools in ways:
         if is_rendered(tokenizer, candidate, with_tools):
-            return encode_turns(tokenizer, candidate, with_tools)
+            return encode_turns(tokenizer, candidate, with_tools, thinking=thinking)
     encode_turns(tokenizer, *ways[0])  # raises with the template's own words, if it has any
     roles = ", ".join(turn["role"] for turn in turns)
     raise InvalidRequestError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from langchain_core.messages.utils import message_chunk_to_message
 
 from langchain_pos.chat_models.reading_order import ReadingOrder
 from langchain_pos.chat_models.tool_calling import CallText, ToolCallReader
-from langchain_pos.results.data import Block, BranchResult, Plan
+from langchain_pos.results.data import END_MARK, Block, BranchResult, Plan
 from langchain_pos.results.result import ReasoningChunk
 
 if TYPE_CHECKING:
@@ -28,10 +29,14 @@ UNFINISHED = "unfinished: "
 would read the arguments as far as they go."""
 
 
+_ATTEMPTS = re.compile(f"(?<={re.escape(END_MARK)})")
+
+
 class MessageWriter:
     """Turns the chunks of one answer into message chunks; they add up to the message.
 
-    A branch reads `title: body`. With `blocks` every branch is a reasoning block of its own and
+    The plan is written as reasoning from its first token, as the model writes it. A branch reads
+    `title: body`. With `blocks` every branch is a reasoning block of its own and
     grows while it is written, beside the others. Without, `additional_kwargs["reasoning_content"]`
     takes them as they are finished, in the plan's order, and the content is the text alone.
     In native form the whole answer is the text: its list is what was asked for.
@@ -40,6 +45,8 @@ class MessageWriter:
         blocks: write content blocks (`output_version="v1"`).
         calls: finds tool calls in the text; None where there can be none.
         schemas: what the arguments of each tool must be.
+        deltas: whether text comes piece by piece, so that what a skeleton follows came before it;
+            otherwise it is written after that.
 
     Attributes:
         called: whether it has written a whole, valid call.
@@ -52,6 +59,7 @@ class MessageWriter:
         blocks: bool,
         calls: ToolCallReader | None,
         schemas: Mapping[str, BranchSchema] = MappingProxyType({}),
+        deltas: bool = True,
     ) -> None:
         self.call_errors: dict[str, str] = {}
         self._schemas = schemas
@@ -60,6 +68,11 @@ class MessageWriter:
         self._next_index = 0  # of the next content block
         self._places: list[int] = []  # content block of each branch of the last plan
         self._text_index: int | None = None
+        self._deltas = deltas
+        self._held: list[str] = []  # skeletons, until it is known what they follow
+        self._thoughts_index: int | None = None
+        self._outline = ""  # of the skeleton that is being written
+        self._outline_index = 0
         self._plans = 0
         self._order: ReadingOrder | None = None  # of an answer in native form
         self._written_text = ""  # of the conclusion after the last plan
@@ -70,16 +83,28 @@ class MessageWriter:
 
     def write(self, chunk: ReasoningChunk) -> Iterator[AIMessageChunk]:
         """The message chunks that a chunk stands for; may be none."""
-        if chunk.stage == "plan" and len(chunk.blocks) > self._plans:
+        if chunk.thoughts:
+            if self._thoughts_index is None:
+                self._thoughts_index = self._new_index()
+            yield from self._think(chunk.thoughts, self._thoughts_index)
+        elif chunk.stage == "plan" and chunk.delta:
+            self._held.append(chunk.delta)
+            if self._deltas:
+                yield from self._skeletons()
+        elif chunk.stage == "plan" and len(chunk.blocks) > self._plans:
             yield from self._plan(chunk.blocks)
         elif chunk.stage == "expand":
             branch = chunk.blocks[-1].branches[0]
             yield from self._branch(branch, ended=not chunk.delta)
-        elif chunk.stage == "conclude" and chunk.conclusion:
+        elif chunk.stage == "conclude" and not chunk.conclusion:
+            yield from self._skeletons()
+        elif chunk.stage == "conclude":
             if self._order is not None and not self._written_text:
                 yield from self._answer("\n\n")
+            self._outline = ""
             self._written_text += chunk.conclusion
             yield from self._answer(chunk.conclusion)
+            yield from self._skeletons()
 
     def close(
         self, reasoning: Reasoning, result: ReasoningResult, **metadata: Any
@@ -101,18 +126,37 @@ class MessageWriter:
 
     # -------------------------------------------------------------------- reasoning
 
+    def _skeletons(self) -> Iterator[AIMessageChunk]:
+        """Write what is held of skeletons; each attempt at one is a block."""
+        for text in _ATTEMPTS.split("".join(self._held)):
+            if text and (not self._outline or self._outline.endswith(END_MARK)):
+                if self._outline or self._thoughts_index is not None:
+                    yield from self._gap()
+                self._outline, self._outline_index = "", self._new_index()
+            if text:
+                self._outline += text
+                yield from self._think(text, self._outline_index)
+        self._held.clear()
+
+    def _gap(self) -> Iterator[AIMessageChunk]:
+        """Ends a line of reasoning where it is all one text."""
+        if not self._blocks and not self._outline.endswith("\n"):
+            yield self._reasoning("\n")
+
     def _plan(self, blocks: tuple[Block, ...]) -> Iterator[AIMessageChunk]:
         plan = blocks[-1].plan
         if plan.form == "native":
+            if not plan.preamble and not self._plans:  # no text comes before the skeleton
+                yield from self._skeletons()
             yield from self._list(plan)
         elif self._plans:  # the conclusion so far has become the preamble of a further block
             rest = plan.preamble.removeprefix(self._written_text)
             if plan.preamble:
                 yield from self._answer(rest + "\n\n")
-        elif plan.preamble:
-            yield from self._think(plan.preamble, self._new_index())
-            if not self._blocks:
-                yield self._reasoning("\n")
+        yield from self._skeletons()
+        if self._outline:
+            yield from self._gap()
+        self._outline = ""
         self._plans, self._written_text = len(blocks), ""
         if self._order is not None:
             return

@@ -9,15 +9,23 @@ from typing import Annotated, Any
 import typer
 
 from langchain_pos.cli.options import (
+    BlocksOption,
+    BranchesOption,
     BudgetOption,
+    ConclusionBudget,
     DebugOption,
     DeviceOption,
     DtypeOption,
     ModelOption,
+    PlanBudget,
+    PreambleBudget,
     QuantizationOption,
     SeedOption,
+    SequentialBudget,
     SequentialOption,
     TemperatureOption,
+    TitleBudget,
+    TogetherOption,
     exit_codes,
 )
 from langchain_pos.cli.running import is_live, load, mode_of, new_console, read_text, report
@@ -41,6 +49,14 @@ def ask(
     ] = False,
     sequential: SequentialOption = False,
     max_branch_tokens: BudgetOption = None,
+    max_conclusion_tokens: ConclusionBudget = None,
+    max_sequential_tokens: SequentialBudget = None,
+    max_plan_tokens: PlanBudget = None,
+    max_preamble_tokens: PreambleBudget = None,
+    max_title_tokens: TitleBudget = None,
+    max_branches: BranchesOption = None,
+    max_parallel_branches: TogetherOption = None,
+    max_blocks: BlocksOption = None,
     temperature: TemperatureOption = None,
     seed: SeedOption = None,
     device: DeviceOption = None,
@@ -48,7 +64,11 @@ def ask(
     quantization: QuantizationOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Answer one question; a terminal shows its branches side by side while they are written."""
+    """Answer one question.
+
+    A terminal shows the branches side by side while they are written. Elsewhere the answer is
+    written as plain text as soon as it is certain.
+    """
     with exit_codes(debug):
         text = _read_question(question, file)
         request: str | dict[str, Any] = text
@@ -58,6 +78,14 @@ def ask(
         llm = load(
             model=model,
             max_branch_tokens=max_branch_tokens,
+            max_conclusion_tokens=max_conclusion_tokens,
+            max_sequential_tokens=max_sequential_tokens,
+            max_plan_tokens=max_plan_tokens,
+            max_preamble_tokens=max_preamble_tokens,
+            max_title_tokens=max_title_tokens,
+            max_branches=max_branches,
+            max_parallel_branches=max_parallel_branches,
+            max_blocks=max_blocks,
             temperature=temperature,
             seed=seed,
             device=device,

@@ -47,7 +47,7 @@ def batch(
     quantization: QuantizationOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Answer many questions together.
+    """Answer the questions of a file together.
 
     Rows already in OUT.JSONL are skipped, so the same command continues where it was stopped.
     A question that fails keeps its row, with its error.

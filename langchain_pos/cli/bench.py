@@ -36,7 +36,10 @@ def bench(
     runs: Annotated[int, typer.Option(min=1, help="Answers per mode; medians are shown.")] = 3,
     debug: DebugOption = False,
 ) -> None:
-    """Measure parallel against sequential on this machine; recommend max_parallel_branches."""
+    """Measure what parallel gains on this machine.
+
+    Recommends a value for max_parallel_branches.
+    """
     with exit_codes(debug):
         from langchain_pos.cli.bench_measuring import measure
         from langchain_pos.embedded.demo import demo_question

@@ -162,7 +162,8 @@ def step_times(
         widths: numbers of rows; those that exceed the engine's slots are left out.
         steps: steps of a round; fewer if they take longer than two seconds together.
     """
-    room = (engine.forward.forest.max_slots - prefix) // (steps + 1)
+    pool = engine.forward.forest.pool
+    room = (pool.total - pool.cost(0, prefix)) // pool.cost(0, steps + 1)
     fitting = [width for width in widths if width <= min(room, engine.scheduler.budget.max_rows)]
     found: dict[int, list[float]] = {width: [] for width in fitting}
     token = engine.forward.vocabulary // 2

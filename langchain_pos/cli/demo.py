@@ -1,8 +1,9 @@
-"""`langchain-pos demo`: the question that ships with the package, answered both ways."""
+"""`langchain-pos demo`: the question that ships with the package, and what parallel saves on it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import textwrap
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -17,10 +18,29 @@ from langchain_pos.cli.options import (
 from langchain_pos.cli.running import is_live, load, new_console, report
 
 if TYPE_CHECKING:
-    from langchain_pos.results.data import Mode
+    from collections.abc import Sequence
+
     from langchain_pos.results.result import ReasoningResult
 
-MODES: tuple[Mode, ...] = ("parallel", "sequential")
+WAYS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("in parallel", "the branches are written at once", {"mode": "parallel"}),
+    (
+        "one after another",
+        "one token per forward pass, as other software writes",
+        {"mode": "sequential", "drafts": False},
+    ),
+    (
+        "… with drafts",
+        "sequentially, and tokens that quote the question are guessed ahead",
+        {"mode": "sequential"},
+    ),
+)
+"""What is compared: a name, what it means, and its settings. The last two are the baselines."""
+_SHORT: dict[str, Any] = {
+    "max_branch_tokens": 8,
+    "max_conclusion_tokens": 8,
+    "max_sequential_tokens": 8,
+}
 
 
 def demo(
@@ -30,23 +50,83 @@ def demo(
     quantization: QuantizationOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Answer a question that ships with the package, in parallel and sequentially."""
+    """Answer a question in parallel and one token at a time."""
     with exit_codes(debug):
-        from langchain_pos.cli.live import comparison, show_stream
+        from langchain_pos.cli.live import show_stream
         from langchain_pos.embedded.demo import DEMO_ANSWER, demo_question
 
         question = demo_question()
         console = new_console()
         live = is_live(console)
-        typer.echo(question + "\n")
-        llm = load(model=model, device=device, dtype=dtype, quantization=quantization)
-        # Not shown: the first question includes the one-time setup.
-        llm.invoke(question, max_branch_tokens=1, max_conclusion_tokens=1)
-        results: dict[Mode, ReasoningResult] = {}
-        for mode in MODES:
-            typer.echo(f"--- {mode} ---")
-            results[mode] = show_stream(console, llm.stream(question, mode=mode), live=live)
-            right = DEMO_ANSWER.casefold() in results[mode].conclusion.casefold()
+        # Every way reads the question itself; nothing is kept from one to the next.
+        llm = load(
+            model=model,
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            prefix_cache_tokens=0,
+        )
+        typer.echo(shortened(question, console.width) + "\n")
+        for _, _, settings in WAYS:  # not shown: the first answers include one-time setup
+            llm.invoke(question, **settings, **_SHORT)
+        results: list[ReasoningResult] = []
+        for name, meaning, settings in WAYS:
+            typer.echo(f"--- {name}: {meaning} ---")
+            if len(results) < len(WAYS) - 1:
+                chunks = llm.stream(question, **settings)
+                results.append(show_stream(console, chunks, live=live))
+            else:  # the same text as before
+                results.append(llm.invoke(question, **settings))
+            right = DEMO_ANSWER.casefold() in results[-1].conclusion.casefold()
             typer.echo(f"({'right' if right else 'wrong'}: it is {DEMO_ANSWER})\n")
-        typer.echo("\n".join(comparison(results["parallel"], results["sequential"])))
-        report(results.values())
+        typer.echo("\n".join([*table(results), "", *verdict(results, console.width)]))
+        report(results)
+
+
+def shortened(question: str, width: int) -> str:
+    """The question's first record and its end, wrapped by words; how much is left out."""
+    head, *records, end = question.split("\n\n")
+    lines = "\n".join(records).splitlines()
+    shown = [head, *lines[:1], f"… and {len(lines) - 1} more", "", end]
+    return "\n".join(_wrapped(line, width) for line in shown)
+
+
+def table(results: Sequence[ReasoningResult]) -> list[str]:
+    """Passes and seconds by stage, a row for each way."""
+    stages = ("plan", "expand", "conclude", "total")
+    rows = [" " * 17 + "".join(f"  {stage:>17}" for stage in stages)]
+    for (name, _, _), result in zip(WAYS, results, strict=True):
+        cells = [
+            (getattr(result.forward_passes, stage), getattr(result.timings, stage))
+            for stage in stages
+        ]
+        shown = (f"{passes} passes {seconds:.2f} s" if passes else "–" for passes, seconds in cells)
+        rows.append(f"{name:17}" + "".join(f"  {cell:>17}" for cell in shown))
+    return rows
+
+
+def verdict(results: Sequence[ReasoningResult], width: int) -> list[str]:
+    """One sentence that compares parallel with both baselines."""
+    parallel, plain, drafted = results
+    if parallel.mode != "parallel":
+        return [_wrapped("Nothing was gained: this model wrote no branches here.", width)]
+    return [
+        _wrapped(
+            f"{speed(parallel, plain)} one after another "
+            f"({parallel.forward_passes.total} passes against {plain.forward_passes.total}), "
+            f"{speed(parallel, drafted)} that with drafts ({drafted.forward_passes.total}).",
+            width,
+        )
+    ]
+
+
+def speed(one: ReasoningResult, other: ReasoningResult) -> str:
+    """How the seconds of two answers compare, such as "3.0× faster than"."""
+    ratio = other.timings.total / max(1e-9, one.timings.total)
+    if 0.95 < ratio < 1.05:
+        return "as fast as"
+    return f"{ratio:.1f}× faster than" if ratio > 1 else f"{1 / ratio:.1f}× slower than"
+
+
+def _wrapped(text: str, width: int) -> str:
+    return textwrap.fill(text, max(20, width), break_long_words=False, break_on_hyphens=False)

@@ -34,7 +34,7 @@ def doctor(
     ] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Show what this machine offers, and whether a model passes the probe on it."""
+    """Show what this machine offers, and try a model on it."""
     with exit_codes(debug):
         for key, value in _machine().items():
             typer.echo(f"{key:16} {value}")

@@ -1,4 +1,4 @@
-"""The command `langchain-pos`: ask, batch, demo, bench, serve, doctor.
+"""The command `langchain-pos`: ask, chat, batch, demo, bench, serve, mcp, doctor.
 
 Exit codes:
 
@@ -11,6 +11,9 @@ Exit codes:
 
 Errors are one line on stderr; `--debug` shows tracebacks. torch and transformers are imported only
 by the commands that need them, so `--help` is fast.
+
+Every option has an environment variable, which the command line overrides: `LANGCHAIN_POS_` and
+its name, for example `LANGCHAIN_POS_MODEL` or `LANGCHAIN_POS_MAX_QUEUE`.
 """
 
 from __future__ import annotations
@@ -22,8 +25,10 @@ import typer
 from langchain_pos.cli.ask import ask
 from langchain_pos.cli.batch import batch
 from langchain_pos.cli.bench import bench
+from langchain_pos.cli.chat import chat
 from langchain_pos.cli.demo import demo
 from langchain_pos.cli.doctor import doctor
+from langchain_pos.cli.mcp import mcp
 from langchain_pos.cli.serve import serve
 
 app = typer.Typer(
@@ -62,5 +67,5 @@ def _options(
     """Answer questions with parallel decoding in one sequence."""
 
 
-for command in (ask, batch, demo, bench, serve, doctor):
-    app.command()(command)
+for command in (ask, chat, batch, demo, bench, serve, mcp, doctor):
+    app.command(context_settings={"auto_envvar_prefix": "LANGCHAIN_POS"})(command)

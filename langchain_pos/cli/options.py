@@ -30,8 +30,22 @@ DtypeOption = Annotated[
 QuantizationOption = Annotated[
     str | None, typer.Option(help="int8: weights of eight bits, on a CPU; none if omitted.")
 ]
-BudgetOption = Annotated[
-    int | None, typer.Option(min=1, help="Maximum number of tokens per branch.")
+BudgetOption = Annotated[int | None, typer.Option(min=1, help="Most tokens of a branch.")]
+ConclusionBudget = Annotated[int | None, typer.Option(min=1, help="Most tokens of the conclusion.")]
+SequentialBudget = Annotated[
+    int | None, typer.Option(min=1, help="Most tokens of a sequential answer.")
+]
+PlanBudget = Annotated[int | None, typer.Option(min=64, help="Most tokens of a plan.")]
+PreambleBudget = Annotated[
+    int | None, typer.Option(min=8, help="Most tokens before a plan's first step.")
+]
+TitleBudget = Annotated[int | None, typer.Option(min=4, help="Most tokens of a title.")]
+BranchesOption = Annotated[int | None, typer.Option(min=2, help="Most steps of one plan.")]
+TogetherOption = Annotated[
+    int | None, typer.Option(min=1, help="Most branches written at the same time.")
+]
+BlocksOption = Annotated[
+    int | None, typer.Option(min=1, help="Most rounds of plan and branches in one answer.")
 ]
 TemperatureOption = Annotated[
     float | None, typer.Option(min=0.0, help="0, the default, always takes the most likely token.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from langchain_pos.cli.options import EXIT_FAILED, quiet_libraries, say
+from langchain_pos.embedded import SHIPPED_MODEL_NOTE
 from langchain_pos.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ def make_llm(settings: dict[str, Any]) -> ParallelReasoningLLM:
 
 def load(**settings: Any) -> ParallelReasoningLLM:
     """The runnable with its model loaded; settings of None keep the runnable's defaults."""
-    if sys.stderr.isatty():
-        typer.echo("Loading the model …", err=True)
     llm = make_llm({name: value for name, value in settings.items() if value is not None})
     llm.engine  # noqa: B018  # loads the model, so that its errors precede any work
+    if settings.get("model") is None:
+        say(f"{SHIPPED_MODEL_NOTE}. --model names your own")
     return llm
 
 

@@ -18,6 +18,7 @@ from langchain_pos.cli.options import (
     quiet_libraries,
     say,
 )
+from langchain_pos.embedded import SHIPPED_MODEL_NOTE
 from langchain_pos.errors import InvalidRequestError
 
 
@@ -30,7 +31,6 @@ def serve(
     api_key: Annotated[
         str | None,
         typer.Option(
-            envvar="LANGCHAIN_POS_API_KEY",
             show_default=False,
             help="Key that clients must send; several, separated by commas, for callers that "
             "take turns. The environment hides it from `ps`.",
@@ -48,6 +48,9 @@ def serve(
     ] = 4096,
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="Largest request, in bytes.")] = 2
     * 2**20,
+    max_stored_bytes: Annotated[
+        int, typer.Option(min=0, help="Bytes of responses kept for previous_response_id.")
+    ] = 64 * 2**20,
     request_seconds: Annotated[
         float, typer.Option(min=0.001, help="Seconds allowed for a whole answer.")
     ] = 600,
@@ -88,7 +91,9 @@ def serve(
     ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Serve the model over HTTP with OpenAI's API: /v1/chat/completions, /v1/models.
+    """Serve the model over HTTP, with OpenAI's API and a page.
+
+    The API: /v1/chat/completions, /v1/responses, /v1/models. The page: /.
 
     SIGTERM or Ctrl+C refuses new requests and finishes running ones; a second one stops at once.
     """
@@ -128,6 +133,7 @@ def serve(
                 max_queue=max_queue,
                 max_tokens=max_tokens,
                 max_body_bytes=max_body_bytes,
+                max_stored_bytes=max_stored_bytes,
                 request_seconds=request_seconds,
                 drain_seconds=drain_seconds,
             ),
@@ -146,6 +152,8 @@ def serve(
             socket = bind(host, port)
             name = f"[{host}]" if ":" in host else host
             url = f"http://{name}:{socket.getsockname()[1]}"
+            if model is None:
+                say(f"{SHIPPED_MODEL_NOTE}. --model names your own")
             say(f"{url}/v1 serves {server.model_name}" + (f"; to watch it: {url}/" if page else ""))
             server.run(sockets=[socket])
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from langchain_pos.engine.completion import Completion, TokenUsage
-from langchain_pos.engine.constraints import Constraint, ConstraintCompiler
+from langchain_pos.engine.constraints import Constraint
 from langchain_pos.engine.cpu.dtypes import computes_in_bfloat16
 from langchain_pos.engine.cpu.openmp import give_back_workers
 from langchain_pos.engine.cpu.row_cost import DRAFT_ROWS, RowCost, measure_row_cost
@@ -18,21 +17,25 @@ from langchain_pos.engine.cpu.weight_packing import (
     pack,
     require_quantization,
 )
-from langchain_pos.engine.decoding.drafts import Draft, PromptLookup
-from langchain_pos.engine.decoding.sequence import DecodingSequence, Feed, Steps, decode
-from langchain_pos.engine.forest.segments import Ledger, Segment
+from langchain_pos.engine.decoding.drafts import PromptLookup
+from langchain_pos.engine.decoding.sequence import Feed, Steps, decode
 from langchain_pos.engine.forest.slots import ROOM
 from langchain_pos.engine.forward.forward_pass import ForwardPass
 from langchain_pos.engine.loading import check_int8_settings, load, prepare
-from langchain_pos.engine.memory import available_memory
 from langchain_pos.engine.rope import RopeFactors, fix_frequencies
-from langchain_pos.engine.sampling import Logprobs, SamplingParams, derive_seed
+from langchain_pos.engine.sampling import SamplingParams, derive_seed
 from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.engine.scheduler.scheduler import Scheduler
-from langchain_pos.engine.seeds import request_seed
-from langchain_pos.engine.tokenization.stopping import TextEnd, check_stop
+from langchain_pos.engine.sequences import Sequences
+from langchain_pos.engine.sizing import (
+    can_record,
+    check_room,
+    eos_token_ids,
+    pass_seconds,
+    slots_that_fit,
+)
+from langchain_pos.engine.tokenization.stopping import check_stop
 from langchain_pos.engine.tokenization.text import backend
-from langchain_pos.engine.tokenization.vocabulary import tokens_beyond
 from langchain_pos.errors import ContextLengthError, InvalidRequestError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -43,7 +46,7 @@ GREEDY = SamplingParams()
 PREFIX_CACHE_TOKENS = 16384
 
 
-class Engine:
+class Engine(Sequences):
     """A model that decodes many sequences of one forest together.
 
     Safe to use from several threads: their requests share forward passes.
@@ -53,7 +56,7 @@ class Engine:
         tokenizer: its fast tokenizer.
         attn_implementation: "auto", or one of transformers' names ("sdpa", "eager").
         max_slots: most KV-cache slots to hold; None takes what fits in half of the memory
-            available now.
+            available now. States of layers that carry one count as the slots that are as large.
         max_rows: most tokens fed in one forward pass.
         draft_rows: rows up to which drafts may fill a pass; None measures how many cost little
             more than one, and lets concurrent requests draft more where it pays.
@@ -71,6 +74,7 @@ class Engine:
     Raises:
         ModelLoadError: the model's weights cannot be quantised so.
         UnsupportedModelError: the model cannot keep branches apart.
+        OutOfSlotsError: `max_slots` does not hold the states of one segment.
         PackedModelError: it does not work with packed weights, but may without.
     """
 
@@ -91,7 +95,6 @@ class Engine:
     ) -> None:
         backend(tokenizer)  # refuses slow tokenizers before any work
         self.model = model
-        self.tokenizer = tokenizer
         self.parameters = sum(p.numel() for p in model.parameters())
         self._rope = fix_frequencies(model, rope_factors)
         packed = 0
@@ -108,21 +111,23 @@ class Engine:
             if packed:
                 raise PackedModelError(str(error)) from error
             raise
-        self._slot_bytes = found.slot_bytes
-        slots = max_slots if max_slots is not None else _slots_that_fit(model, found.slot_bytes)
-        self.forward = ForwardPass(
+        slots = max_slots if max_slots is not None else slots_that_fit(model, found.slot_bytes)
+        forward = ForwardPass(
             model,
             mask_form=found.mask_form,
             max_slots=slots,
-            graphs=_can_record(model) if cuda_graphs is None else cuda_graphs,
+            slot_bytes=found.slot_bytes,
+            graphs=can_record(model) if cuda_graphs is None else cuda_graphs,
             in_parts=found.in_parts,
         )
-        self._tokens_beyond = tokens_beyond(tokenizer, self.forward.vocabulary)
+        super().__init__(tokenizer, forward, eos_token_ids(model, tokenizer, forward.vocabulary))
+        pool = forward.forest.pool
+        check_room(pool)
         kept = min(prefix_cache_tokens, slots // 4)
         cost = RowCost(draft_rows or DRAFT_ROWS)
         if draft_rows is None:
-            most = min(slots, max_rows, self.context_length or slots)
-            cost = measure_row_cost(_pass_seconds(self.forward), most)
+            most = min(pool.room(1), max_rows, self.context_length or slots)
+            cost = measure_row_cost(pass_seconds(self.forward), most)
         self.scheduler = Scheduler(
             self.forward,
             max_rows=max_rows,
@@ -130,8 +135,6 @@ class Engine:
             row_seconds=cost.seconds,
             max_parked=kept,
         )
-        self.eos_token_ids = _eos_token_ids(model, tokenizer, self.forward.vocabulary)
-        self._constraints: ConstraintCompiler | None = None
         give_back_workers()  # the thread that loads a model is not the one that drives it
 
     @classmethod
@@ -251,7 +254,10 @@ class Engine:
             return replace(done, usage=TokenUsage(len(prompt_ids), done.usage.output_tokens))
 
         return self.run(
-            steps, reserve=len(prompt_ids) + max_new_tokens, expected=len(prompt_ids) + ROOM
+            steps,
+            reserve=len(prompt_ids) + max_new_tokens,
+            expected=len(prompt_ids) + ROOM,
+            segments=1,
         )
 
     def decode_branches(
@@ -324,9 +330,7 @@ class Engine:
 
         reserve = len(prefix_ids) + together * (longest + max_new_tokens)
         expected = len(prefix_ids) + together * longest + ROOM
-        return self.run(steps, reserve=reserve, expected=expected)
-
-    # ------------------------------------------------- building blocks of requests
+        return self.run(steps, reserve=reserve, expected=expected, segments=1 + together)
 
     def run(
         self,
@@ -334,84 +338,12 @@ class Engine:
         *,
         reserve: int,
         expected: int | None = None,
+        segments: int | None = None,
     ) -> T:
         """Run a request to its end; see `Scheduler.submit`."""
-        return self.scheduler.submit(make, reserve=reserve, expected=expected).wait()
-
-    def sequence(
-        self,
-        segment: Segment,
-        prompt_ids: Sequence[int],
-        *,
-        max_new_tokens: int,
-        sampling: SamplingParams,
-        seed: int,
-        constraint: Constraint | None = None,
-        stop: Sequence[str] = (),
-        strip: bool | str = False,
-        end: TextEnd | None = None,
-        first_step: int = 0,
-        context_ids: Sequence[int] = (),
-        on_text: Callable[[str], None] | None = None,
-        lookup: PromptLookup | None = None,
-        guess: Callable[[DecodingSequence], Draft] | None = None,
-        on_token: Callable[[DecodingSequence], None] | None = None,
-        logprobs: Logprobs | None = None,
-    ) -> DecodingSequence:
-        """A sequence for this tokenizer and its EOS; see `DecodingSequence`."""
-        return DecodingSequence(
-            self.tokenizer,
-            segment,
-            prompt_ids,
-            eos_token_ids=self.eos_token_ids,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            seed=seed,
-            stop=stop,
-            constraint=None if constraint is None else self.constraints.state(constraint),
-            strip=strip,
-            end=end,
-            first_step=first_step,
-            context_ids=context_ids,
-            on_text=on_text,
-            lookup=lookup,
-            guess=guess,
-            on_token=on_token,
-            logprobs=logprobs,
-        )
-
-    def fork(self, segment: Segment, at: int | None = None) -> Segment:
-        """See `SegmentForest.fork`."""
-        return self.forward.forest.fork(segment, at)
-
-    def join(self, segments: Sequence[Segment], at: int) -> Segment:
-        """See `SegmentForest.join`."""
-        return self.forward.forest.join(segments, at)
-
-    def release(self, segment: Segment) -> None:
-        """See `SegmentForest.release`."""
-        self.forward.forest.release(segment)
-
-    def truncate(self, segment: Segment, end: int) -> None:
-        """See `SegmentForest.truncate`."""
-        self.forward.forest.truncate(segment, end)
-
-    @property
-    def constraints(self) -> ConstraintCompiler:
-        """Grammars for this tokenizer; created when first needed."""
-        if self._constraints is None:
-            self._constraints = ConstraintCompiler(
-                self.tokenizer,
-                vocabulary=self.forward.config.vocab_size,
-                stop_token_ids=sorted(self.eos_token_ids),
-                unknown=tuple(self._tokens_beyond),
-            )
-        return self._constraints
-
-    @staticmethod
-    def seed(sampling: SamplingParams) -> int:
-        """See `request_seed`."""
-        return request_seed(sampling.seed, sampling.temperature)
+        return self.scheduler.submit(
+            make, reserve=reserve, expected=expected, segments=segments
+        ).wait()
 
     # --------------------------------------------------------------------- limits
 
@@ -456,10 +388,10 @@ class Engine:
         """How much a segment carries beside its slots."""
         if not self.forward.states:
             return "none"
-        layers = self.forward.states
+        layers, slots = self.forward.states, self.forward.forest.pool.states(1)
         return (
-            f"{len(layers.numbers)} layers, {layers.nbytes:,} bytes a branch: as much as "
-            f"{-(-layers.nbytes // self._slot_bytes)} slots"
+            f"{len(layers.numbers)} layers, {layers.nbytes:,} bytes a state; those of a branch "
+            f"count as {slots:,} slots"
         )
 
     def describe(self) -> dict[str, str]:
@@ -487,39 +419,3 @@ class Engine:
             "draft_rows": str(self.scheduler.budget.draft_rows),
             "probe": "passed",
         }
-
-
-def _eos_token_ids(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vocabulary: int
-) -> frozenset[int]:
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    known = [i for i in [*ids, tokenizer.eos_token_id] if i is not None]
-    return frozenset(i for i in known if i < vocabulary)  # tokenizers may add some of their own
-
-
-def _can_record(model: PreTrainedModel) -> bool:
-    """Whether the whole model is on one CUDA device."""
-    devices = {parameter.device for parameter in model.parameters()}
-    return len(devices) == 1 and next(iter(devices)).type == "cuda"
-
-
-def _pass_seconds(forward: ForwardPass) -> Callable[[int], float]:
-    """A function that runs a pass of n rows, all of them sampled, and returns its seconds."""
-
-    def seconds(rows: int) -> float:
-        root = forward.forest.root(Ledger())
-        try:
-            began = time.perf_counter()
-            logits = forward.run([(root, [0] * rows)], [0], [rows - 1])
-            logits.amax(dim=-1).tolist()  # waits for the device
-            return time.perf_counter() - began
-        finally:
-            forward.forest.release(root)
-
-    return seconds
-
-
-def _slots_that_fit(model: PreTrainedModel, slot_bytes: int) -> int:
-    """Slots whose keys and values fill half of the memory available now."""
-    return max(available_memory(model.device) // 2 // slot_bytes, 1024)

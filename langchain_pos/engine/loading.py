@@ -17,15 +17,17 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from langchain_pos.engine import attention
-from langchain_pos.engine.cache.states import (
-    attends,
+from langchain_pos.engine.cache.mixers import (
+    has_attention,
     has_state,
     keeps_state,
+    layer_types,
     wrap_mixers,
 )
 from langchain_pos.engine.cpu.dtypes import dtype_on_a_cpu
 from langchain_pos.engine.cpu.threads import limit_threads
 from langchain_pos.engine.cpu.weight_packing import check_quantization
+from langchain_pos.engine.forward.alibi import place_biases
 from langchain_pos.engine.forward.forward_pass import MaskForm
 from langchain_pos.engine.gguf import unpack
 from langchain_pos.engine.probing import probe, takes_parts
@@ -197,15 +199,13 @@ def refuse_state(config: Any) -> None:
     """Refuse what cannot be isolated, as far as the configuration says.
 
     Raises:
-        UnsupportedModelError: some layer is of another kind, none has attention, or it is no
-            decoder.
+        UnsupportedModelError: some layer is of another kind, or it is no decoder.
     """
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
             f"{config.model_type} is an encoder-decoder; a decoder-only model is needed"
         )
-    text = config.get_text_config(decoder=True)
-    types = set(getattr(text, "layer_types", None) or ())
+    types = set(layer_types(config))
     strange = sorted(kind for kind in types - _ISOLATABLE if not keeps_state(kind))
     if strange:
         raise UnsupportedModelError(
@@ -214,11 +214,6 @@ def refuse_state(config: Any) -> None:
             "another. Full and sliding-window attention are supported, and layers whose running "
             "state lies in transformers' own cache layers"
         )
-    if types and not any(map(attends, types)):
-        raise UnsupportedModelError(
-            f"{config.model_type} has no attention, only layers with a running state; models that "
-            "mix the two are supported"
-        )
 
 
 def _refuse_model(model: PreTrainedModel) -> None:
@@ -226,15 +221,18 @@ def _refuse_model(model: PreTrainedModel) -> None:
     kind = model.config.model_type
     if getattr(model, "_is_stateful", False) and not has_state(model.config):
         raise UnsupportedModelError(
-            f"{kind} keeps a running state that every token passes through; no mask can isolate "
-            "branches in it"
+            f"{kind} keeps a running state in tensors of its own. States are supported where they "
+            "lie in transformers' cache layers, so that every branch can be given one"
         )
     text = model.config.get_text_config(decoder=True)
+    if place_biases(model) or not has_attention(model.config):
+        return
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     if getattr(text, "alibi", False) or not takes_positions:
         raise UnsupportedModelError(
             f"{kind} takes no positions: it counts the tokens in the cache instead (ALiBi or the "
-            "like), but branches share positions, so they would not be what they are alone"
+            "like), but branches share positions, so they would not be what they are alone. "
+            "Supported is ALiBi that the model makes in a method of its own, such as Bloom's"
         )
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
+_STATE_SLOTS = 1024
+"""Slots that a state counts as in a model whose slots take no memory."""
+
 
 @torch.inference_mode()
 def probe(model: PreTrainedModel, form: MaskForm) -> int:
@@ -54,7 +57,7 @@ def probe(model: PreTrainedModel, form: MaskForm) -> int:
     forward.run([*((one, stranger) for one in passed_by), (root, prefix[:6])], [])
     for one in passed_by:
         forest.release(one)
-    if not forward.cache.layers:
+    if not forward.cache.layers and forward.states.attention:
         raise UnsupportedModelError("the model does not keep its keys and values in the cache")
     children = [forest.fork(root, at=len(prefix)) for _ in branches]
     openings = [(child, branch[:-1]) for child, branch in zip(children, branches, strict=True)]
@@ -108,22 +111,25 @@ def probe(model: PreTrainedModel, form: MaskForm) -> int:
     if not torch.equal(before, after):
         raise UnsupportedModelError("a branch changes when its siblings' keys and values change")
 
-    # 5. Where layers keep a state: after guesses that were wrong, and for one who comes after those
-    #    that have left.
+    # 5. Where layers keep a state: for one who comes after those that have left, and has guesses
+    #    that were wrong; it then goes on to just where they ended.
     if forward.states:
         for child in children[1:]:
             forest.release(child)
-        late = forest.fork(root, at=len(prefix))
-        forward.run([(late, [*branches[0][:-1], *stranger[:3]])], [0], [3])
+        late, opening = forest.fork(root, at=len(prefix)), branches[0]
+        forward.run([(late, [*opening[:-1], *stranger[:3]])], [0], [3])
         forest.truncate(late, late.end - 3)
-        row = forward.run([(late, branches[0][-1:])], [0])[0].float()
-        error = (row - alone[0]).abs().max().item() / max(spread, 1e-6)
+        row = forward.run([(late, [opening[-1], *stranger[3:5]])], [0])[0].float()
+        ids = torch.tensor([[*prefix, *opening, *stranger[3:5]]], device=forward.device)
+        expected = model(input_ids=ids, use_cache=False).logits[0, -1].float()
+        error = (row - expected).abs().max().item() / max(spread, 1e-6)
         if not error < allowed:
             raise UnsupportedModelError(
-                f"a branch differs by {error:.3g} of the logits' spread after wrong guesses "
-                f"({allowed} is allowed): its state is not what it was before them"
+                f"a branch differs by {error:.3g} of the logits' spread after wrong guesses, and "
+                f"after others have left ({allowed} is allowed): its state is not its own"
             )
-    return forward.cache.slot_bytes
+    # Without attention a slot costs nothing, and a state as much as many of them.
+    return forward.cache.slot_bytes or -(-forward.states.nbytes // _STATE_SLOTS)
 
 
 def _overwrite_states(segments: Sequence[Segment], value: float) -> None:

@@ -12,18 +12,26 @@ from langchain_pos.engine.completion import TokenUsage
 from langchain_pos.engine.constraints import Constraint
 from langchain_pos.engine.decoding.drafts import NO_DRAFT, Draft, PromptLookup
 from langchain_pos.engine.decoding.sequence import Feed, decode, feed
+from langchain_pos.engine.forest.state import NO_REUSE
 from langchain_pos.engine.sampling import Logprobs, SamplingParams
+from langchain_pos.engine.scheduler.scheduler import SHARED
 from langchain_pos.engine.tokenization.text import TextStream, encode_continuation
-from langchain_pos.errors import ContextLengthError, NonFiniteLogitsError, OutOfSlotsError
+from langchain_pos.errors import (
+    ContextLengthError,
+    InvalidRequestError,
+    NonFiniteLogitsError,
+    OutOfSlotsError,
+)
 from langchain_pos.local.joining import reuse
 from langchain_pos.local.trunk import LocalTrunk
 from langchain_pos.reasoning.branch_schema import Closer
-from langchain_pos.reasoning.chat_template import encode_prompt
+from langchain_pos.reasoning.chat_template import encode_prompt, may_think, thinks
 from langchain_pos.reasoning.decoder import Written
 
 if TYPE_CHECKING:
     from langchain_pos.engine.decoding.sequence import DecodingSequence
     from langchain_pos.engine.engine import Engine
+    from langchain_pos.engine.forest.slots import SlotPool
     from langchain_pos.engine.scheduler.pending import Pending
     from langchain_pos.engine.scheduler.request import Request
     from langchain_pos.errors import ParallelReasoningError
@@ -31,13 +39,17 @@ if TYPE_CHECKING:
     from langchain_pos.reasoning.decoder import (
         BranchTask,
         Decoder,
-        Messages,
         Outline,
         Passage,
-        Question,
         Trunk,
     )
+    from langchain_pos.reasoning.prompts import Messages
+    from langchain_pos.reasoning.question import Question
     from langchain_pos.results.result import ReasoningResult
+
+
+_END_TOKENS = 16
+"""Of a prompt, in which the mark that opens a thought lies if there is one."""
 
 
 class LocalDecoding:
@@ -98,6 +110,12 @@ class LocalDecoder:
         self._engine = engine
         self._settings = question.settings
         self._options = question.options
+        forest = engine.forward.forest
+        if forest.keeps_states and self._settings.join == "reuse":
+            raise InvalidRequestError(NO_REUSE)
+        self._at_once, self._slots = _share_out(
+            forest.pool, self._settings.max_parallel_branches, engine.context_length
+        )
         self._progress = question.progress
         self._sampling = SamplingParams(
             temperature=self._settings.temperature,
@@ -119,10 +137,15 @@ class LocalDecoder:
     # ------------------------------------------------------------------- its size
 
     @property
+    def may_think(self) -> bool:
+        """See `Decoder`."""
+        off = self._settings.enable_thinking is False or self._options.prefilled
+        return not off and may_think(self._engine.tokenizer)
+
+    @property
     def limit(self) -> int:
         """See `Decoder`: the model's positions, or the engine's slots if fewer."""
-        slots = self._engine.forward.forest.max_slots
-        return min(self._engine.context_length or slots, slots)
+        return min(self._engine.context_length or self._slots, self._slots)
 
     @property
     def passes(self) -> int:
@@ -132,7 +155,7 @@ class LocalDecoder:
     @property
     def peak_slots(self) -> int:
         """See `Decoder`."""
-        return self._request.ledger.peak_slots + self._request.shared_slots
+        return self._request.peak_slots
 
     @property
     def cached_tokens(self) -> int:
@@ -147,9 +170,12 @@ class LocalDecoder:
                 f"{given}; the model has {self.limit} positions. Shorten the question, or use a "
                 "model with a longer context"
             )
+        beside = ""
+        if self._engine.forward.forest.keeps_states:
+            beside = f" beside the states of {1 + self._at_once} segments"
         return OutOfSlotsError(
-            f"{given}; the engine may hold {self.limit} KV-cache slots. Shorten the question, or "
-            "raise max_slots"
+            f"{given}; the engine may hold {self.limit} KV-cache slots{beside}. Shorten the "
+            "question, or raise max_slots"
         )
 
     def prompt_tokens(self, messages: Messages) -> int:
@@ -167,7 +193,9 @@ class LocalDecoder:
             if self._options.encode is not None:
                 self._prompts[text] = self._options.encode(text)
             else:
-                self._prompts[text] = encode_prompt(self._engine.tokenizer, messages)
+                self._prompts[text] = encode_prompt(
+                    self._engine.tokenizer, messages, self._settings.enable_thinking
+                )
         return self._prompts[text]
 
     # -------------------------------------------------------------------- writing
@@ -183,11 +211,13 @@ class LocalDecoder:
         root = self._engine.scheduler.root(self._request, token_ids)
         for segment in before:  # after the new root exists: what they share is not parked
             self._engine.release(segment)
-        if not self.input_tokens:
-            self.input_tokens = len(token_ids)
-            self._progress.has_read(len(token_ids))
-        forest = self._engine.forward.forest
-        return LocalTrunk(self._engine.tokenizer, forest, root, list(token_ids))
+        self.input_tokens += len(token_ids)
+        self._progress.has_read(len(token_ids))
+        tokenizer, forest = self._engine.tokenizer, self._engine.forward.forest
+        thinking: bool | None = False
+        if self.may_think:
+            thinking = thinks(str(tokenizer.decode(token_ids[-_END_TOKENS:])))
+        return LocalTrunk(tokenizer, forest, root, list(token_ids), thinks=thinking)
 
     async def write_outline(self, trunk: Trunk, outline: Outline) -> Written:
         """See `Decoder`. The grammar forces its form, the outline's bounds its length."""
@@ -200,13 +230,13 @@ class LocalDecoder:
             forced = bounds.text_to_force(text, len(sequence.token_ids))
             if forced and sequence.force(forced):
                 bounds.note(skeleton.begin + sequence.text, len(sequence.token_ids))
-            if bounds.over and sequence.finish_reason is None:
+            if bounds.over and not forced and sequence.finish_reason is None:
                 sequence.finish("stop")
 
         drafts = self._settings.drafts
         sequence = self._engine.sequence(
             trunk.segment,
-            [*trunk.unfed, *(trunk.encode(skeleton.begin) if skeleton.begin else [])],
+            self._to_feed(trunk, skeleton.begin),
             max_new_tokens=2 * outline.max_tokens,  # a safeguard: the bounds end it before
             sampling=replace(self._sampling, temperature=outline.temperature),
             seed=outline.seed,
@@ -275,7 +305,10 @@ class LocalDecoder:
         openings = [trunk.encode(task.opening, after=seen) for task in tasks]
         known = [*trunk.token_ids, *outline]
         fit = self.budget.parallel(
-            len(known), list(map(len, openings)), [task.max_tokens for task in tasks], parallel
+            len(known),
+            list(map(len, openings)),
+            [task.max_tokens for task in tasks],
+            min(parallel, self._at_once),
         )
         lookup = PromptLookup(known) if self._settings.drafts else None
         keeps = self._settings.join == "reuse" and self._settings.conclude
@@ -336,10 +369,11 @@ class LocalDecoder:
     async def write(self, trunk: Trunk, passage: Passage) -> Written:
         """See `Decoder`."""
         trunk = _local(trunk)
-        where, context = len(trunk.token_ids), trunk.fed
+        where, unfed = len(trunk.token_ids), self._to_feed(trunk)
+        context = trunk.fed
         sequence = self._engine.sequence(
             trunk.segment,
-            trunk.unfed,
+            unfed,
             max_new_tokens=passage.max_tokens,
             sampling=self._sampling,
             seed=passage.seed,
@@ -379,6 +413,13 @@ class LocalDecoder:
 
     # -------------------------------------------------------------------- internals
 
+    def _to_feed(self, trunk: LocalTrunk, text: str = "") -> list[int]:
+        """What of a trunk and a text after it is not read; if all is, the last token once more."""
+        more = trunk.encode(text) if text else []
+        if not trunk.unfed and not more:
+            self._engine.truncate(trunk.segment, trunk.segment.end - 1)
+        return [*trunk.unfed, *more]
+
     def _raw(self, trunk: LocalTrunk, token_ids: Sequence[int]) -> str:
         stream = TextStream(self._engine.tokenizer, trunk.token_ids)
         return "".join(map(stream.decode, token_ids))
@@ -400,6 +441,18 @@ class LocalDecoder:
             failure=failure,
             where=where,
         )
+
+
+def _share_out(pool: SlotPool, branches: int, context: int | None) -> tuple[int, int]:
+    """How many branches a question may have at once, and the slots for its tokens.
+
+    Where its states and all positions do not fit together, the states get half of the slots.
+    """
+    others = 1 + SHARED
+    if context is None or pool.room(others + branches) < context:
+        each = pool.states(1)
+        branches = min(branches, max(pool.total // (2 * each) - others, 1)) if each else branches
+    return branches, pool.room(others + branches)
 
 
 def _usage(sequence: DecodingSequence) -> TokenUsage:

@@ -32,6 +32,7 @@ class LocalTrunk:
         shift: index in `token_ids` minus the model's position, for the tokens of `segment`.
             Branches share positions, so after reused ones the two differ.
         feeds: what must be fed along with the next tokens, in other segments.
+        thinks: see `Trunk`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -41,6 +42,7 @@ class LocalTrunk:
     lead: str = ""
     shift: int = 0
     feeds: list[Feed] = field(default_factory=list)
+    thinks: bool | None = False
 
     @property
     def end(self) -> int:

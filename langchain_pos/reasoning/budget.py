@@ -14,25 +14,29 @@ if TYPE_CHECKING:
     from langchain_pos.results.data import Plan
 
 LEAST_ROOM = 64
-"""Tokens after the prompt without which no answer is tried."""
+"""Tokens that must remain after the prompt; with fewer, no answer is attempted."""
 UNLIMITED = 1 << 40
-"""Positions where nobody knows how many there are."""
+"""Positions where the limit is unknown."""
 
 
 @dataclass(frozen=True)
 class Budget:
     """What one question may use, in tokens.
 
-    The joined answer must fit the model's positions, so the room behind the prompt is shared out:
-    a third at most for the skeleton, a third at most for the conclusion, the rest for the
-    branches.
+    The joined answer must fit the model's positions, so the room after the prompt is divided: at
+    most a third for the skeleton, at most a third for the conclusion, and the rest for the
+    branches. What a caller allows for the whole answer (`max_tokens`) is divided in the same way,
+    by what is left of it when a stage begins, so methods ask for what has been `written`.
 
     Attributes:
         limit: positions and slots that the answer may reach.
         plan: one skeleton.
         conclusion: one conclusion.
-        sequential: an answer in the ordinary way.
+        sequential: a sequential answer.
         reserve: slots held at most, at any moment.
+        answer: the whole answer: thoughts, skeletons, those that failed included, branches and
+            conclusions.
+        thoughts: what a thinking model may think before it answers.
     """
 
     limit: int
@@ -40,72 +44,105 @@ class Budget:
     conclusion: int
     sequential: int
     reserve: int
+    answer: int = UNLIMITED
+    thoughts: int = 0
 
     @classmethod
     def within(
-        cls, limit: int | None, prompt: int, settings: ReasoningSettings, given: Plan | None = None
+        cls,
+        limit: int | None,
+        prompt: int,
+        settings: ReasoningSettings,
+        given: Plan | None = None,
+        *,
+        thinks: bool = False,
     ) -> Budget:
         """Share out what `limit` positions leave after a prompt of so many tokens.
 
-        Steps that are given may ask for longer branches than the settings do. Without a limit the
-        settings alone bound, and whoever decodes refuses what is too long.
+        Given steps may specify longer branches than the settings do. Without a limit, only the
+        settings apply, and the decoder refuses what is too long.
 
         Args:
             limit: positions; the prompt leaves `LEAST_ROOM` of them, or more.
             prompt: its tokens.
             settings: the bounds of each stage.
             given: the caller's steps.
+            thinks: whether the model may think first; a third at most is for that.
         """
         limit = UNLIMITED if limit is None else limit
+        answer = settings.max_tokens or UNLIMITED
+        thoughts = 0
+        if thinks:
+            most = min(limit - prompt, answer) // 3
+            thoughts = max(min(settings.max_thinking_tokens, most), 1)
+        prompt += thoughts
         room = limit - prompt
-        plan = min(settings.max_plan_tokens, room // 3)
-        conclusion = min(settings.max_conclusion_tokens, room // 3) if settings.conclude else 0
+        text = settings.max_tokens or settings.max_conclusion_tokens
+        plan = min(settings.max_plan_tokens, room // 3, max(answer // 3, 1))
+        conclusion = min(text, room // 3) if settings.conclude else 0
         asked = [step.max_tokens or 0 for step in given.steps] if given else []
         step = settings.max_title_tokens + max([settings.max_branch_tokens, *asked])
         belt = prompt + 2 * plan + settings.max_parallel_branches * step
         joined = prompt + 2 * plan + settings.max_branches * step + settings.max_blocks * conclusion
-        sequential = min(settings.max_sequential_tokens, room)
+        sequential = min(settings.max_tokens or settings.max_sequential_tokens, room)
         reserve = min(max(belt, joined, prompt + sequential), limit)
-        return cls(limit, plan, conclusion, sequential, reserve)
+        return cls(limit, plan, conclusion, sequential, reserve, answer, thoughts)
 
-    def further_plan(self, base: int) -> int:
-        """Tokens of a further skeleton behind `base` tokens; 0 when there is no room for one."""
-        room = self.limit - base
+    def first_plan(self, written: int) -> int:
+        """Tokens of the first block's skeleton; 0 when `answer` leaves no room for one."""
+        left = self.answer - written
+        return min(self.plan, left // 3) if left >= LEAST_ROOM else 0
+
+    def further_plan(self, base: int, written: int) -> int:
+        """Tokens of a further skeleton after `base` tokens; 0 if there is no room for one."""
+        room = min(self.limit - base, self.answer - written)
         return min(self.plan, room // 3) if room >= LEAST_ROOM else 0
 
-    def branches(self, base: int, openings: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    def branches(
+        self, base: int, openings: Sequence[int], most: Sequence[int], written: int = 0
+    ) -> list[int]:
         """Tokens of each branch, so that all of them and the conclusion fit after `base`.
 
         Args:
             base: tokens that all of them stand on.
             openings: tokens of each branch's opening.
-            wanted: tokens that each branch may have at most.
+            most: the upper bound of each branch, in tokens.
+            written: tokens of the answer so far.
 
         Raises:
-            ContextLengthError: not even one token for each is left.
+            ContextLengthError: less than one token remains for each.
         """
         room = self.limit - base - self.conclusion - sum(openings)
-        share = room // len(openings) - 2  # the join writes a line break behind each body
+        share = room // len(openings) - 2  # the join writes a line break after each body
+        left = self.answer - written
+        kept = min(self.conclusion, left // 3)
+        if left - kept < len(openings):
+            raise ContextLengthError(
+                f"{len(openings)} steps do not fit: {left} of max_tokens={self.answer} tokens are "
+                f"left after the plan, {kept} of them for the conclusion. Allow more (max_tokens), "
+                "or ask for fewer branches (max_branches)"
+            )
+        share = min(share, (left - kept) // len(openings))
         if share < 1:
             raise ContextLengthError(
-                f"{len(openings)} steps do not fit: {self.limit - base} tokens are left behind "
+                f"{len(openings)} steps do not fit: {self.limit - base} tokens are left after "
                 f"the plan, {self.conclusion} of them for the conclusion. Ask for fewer branches "
                 "(max_branches) or a shorter conclusion (max_conclusion_tokens)"
             )
-        return [min(tokens, share) for tokens in wanted]
+        return [min(tokens, share) for tokens in most]
 
     def parallel(
-        self, base: int, openings: Sequence[int], branches: Sequence[int], wanted: int
+        self, base: int, openings: Sequence[int], branches: Sequence[int], most: int
     ) -> int:
         """Branches that may be decoded at the same time within the reserved slots."""
         lengths = (start + own for start, own in zip(openings, branches, strict=True))
         longest_first = sorted(lengths, reverse=True)
         fit = sum(held <= self.reserve - base for held in accumulate(longest_first))
-        return max(min(wanted, fit), 1)
+        return max(min(most, fit), 1)
 
 
 def no_gain(steps: int, longest: int) -> str | None:
-    """Why it does not pay to write steps together, or None where it may.
+    """Why writing the steps together does not pay; None if it may.
 
     Together they take a pass for the openings, one for each token of the longest body, and one for
     the join; one after the other, a pass for each token of all bodies. How long bodies get is not

@@ -2,6 +2,9 @@
 
 What a user writes stays text: if it contains a special token's spelling, the template and the
 user's text are encoded apart, and only the template's special tokens are special.
+
+`thinking` is `enable_thinking`: True or False for the template, None for what it does by itself. A
+prompt that opens a thought all the same is closed again for False.
 """
 
 from __future__ import annotations
@@ -25,36 +28,45 @@ Turn = dict[str, Any]
 _MARK = re.compile("\ue000(\\d+)\ue001")
 """Stands where a message's text goes: private-use characters around its number."""
 
+THOUGHT, THOUGHT_END = "<think>", "</think>"
+"""What is between them is a model's thought."""
+
 _PLAIN_ROLES = {"system": "", "user": "Question: ", "assistant": "Answer: "}
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], thinking: bool | None = None
+) -> list[int]:
     """Token ids of a chat, ready for the model's answer.
 
     Args:
         tokenizer: with a chat template, or without one: then a plain text is made.
         messages: ends with the user's.
+        thinking: see above.
 
     Raises:
         InvalidRequestError: the template refuses the messages; its own words are given.
     """
-    return encode_turns(tokenizer, [{"role": role, "content": text} for role, text in messages])
+    turns = [{"role": role, "content": text} for role, text in messages]
+    return encode_turns(tokenizer, turns, thinking=thinking)
 
 
 def encode_turns(
     tokenizer: PreTrainedTokenizerBase,
     turns: Sequence[Turn],
     tools: Sequence[dict[str, Any]] = (),
+    *,
+    thinking: bool | None = None,
 ) -> list[int]:
     """As `encode_prompt`, for turns that may hold tool calls, with tools for the template."""
     if not getattr(tokenizer, "chat_template", None):
         return _plain_prompt(tokenizer, [(turn["role"], turn["content"]) for turn in turns])
     marked, texts = _mark(turns)
     if not spells_special_token(tokenizer, texts):
-        text = _render(tokenizer, turns, tools)
+        text = _render(tokenizer, turns, tools, thinking)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     ids: list[int] = []
-    for place, piece in enumerate(_MARK.split(_render(tokenizer, marked, tools))):
+    for place, piece in enumerate(_MARK.split(_render(tokenizer, marked, tools, thinking))):
         if place % 2:
             ids += encode_continuation(tokenizer, texts[int(piece)])
         elif piece:
@@ -79,12 +91,17 @@ def is_rendered(
     return shows_tools and seen == set(range(len(texts))) and all(name in text for name in calls)
 
 
-def prompt_text(tokenizer: PreTrainedTokenizerBase | None, messages: Sequence[Message]) -> str:
+def prompt_text(
+    tokenizer: PreTrainedTokenizerBase | None,
+    messages: Sequence[Message],
+    thinking: bool | None = None,
+) -> str:
     """A chat as the text that a server tokenizes, ready for the model's answer.
 
     Args:
         tokenizer: its chat template makes the text; None, or one without a template: a plain text.
         messages: ends with the user's.
+        thinking: see above.
 
     Returns:
         the text without the special token that the tokenizer puts in front of every text by
@@ -96,7 +113,7 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase | None, messages: Sequence[Me
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         return plain_text(messages)
     turns = [{"role": role, "content": text} for role, text in messages]
-    text = _render(tokenizer, turns, ())
+    text = _render(tokenizer, turns, (), thinking)
     bos = tokenizer.bos_token
     if bos and text.startswith(bos) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
         text = text.removeprefix(bos)
@@ -144,25 +161,44 @@ def _mark(turns: Sequence[Turn]) -> tuple[list[Turn], list[str]]:
     return marked, texts
 
 
+def may_think(tokenizer: PreTrainedTokenizerBase | None) -> bool:
+    """Whether the chat template knows of thoughts."""
+    return THOUGHT_END in str(getattr(tokenizer, "chat_template", None) or "")
+
+
+def thinks(prompt: str) -> bool | None:
+    """Whether the end of a prompt leaves a thought open; None: the model may yet open one."""
+    end = prompt.rstrip()
+    if end.endswith(THOUGHT):
+        return True
+    return False if end.endswith(THOUGHT_END) else None
+
+
 def _render(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], tools: Sequence[dict[str, Any]]
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Turn],
+    tools: Sequence[dict[str, Any]],
+    thinking: bool | None = None,
 ) -> str:
     try:
-        # A model that may think aloud first (Qwen3) would do so inside the skeleton; templates
-        # that know no thinking pay no heed to the setting.
+        # Templates that know no thinking pay no heed to the setting.
+        switch: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
         rendered = tokenizer.apply_chat_template(
             list(turns),
             tools=list(tools) or None,
             tokenize=False,
             add_generation_prompt=True,
-            enable_thinking=False,
+            **switch,
         )
     except Exception as error:  # jinja2 raises what the template's author wrote
         roles = ", ".join(turn["role"] for turn in turns)
         raise InvalidRequestError(
             f"the model's chat template refuses these messages ({roles}): {error}"
         ) from error
-    return str(rendered)
+    text = str(rendered)
+    if thinking is False and thinks(text):
+        text = f"{text.rstrip()}\n\n{THOUGHT_END}\n\n"
+    return text
 
 
 def _plain_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:

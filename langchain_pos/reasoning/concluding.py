@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from langchain_pos.engine.seeds import derive_seed
 from langchain_pos.reasoning.decoder import Passage
 from langchain_pos.reasoning.spans import Ending
+from langchain_pos.reasoning.stage import StageWriter
 
 if TYPE_CHECKING:
-    from langchain_pos.reasoning.decoder import Decoder, Question, Trunk, Written
+    from langchain_pos.reasoning.decoder import Trunk, Written
     from langchain_pos.reasoning.form import Form, OpenedStep
     from langchain_pos.results.data import Block
 
@@ -26,7 +27,7 @@ class Conclusion(Ending):
 
     Attributes:
         opened: the step of a further block that it has just opened.
-        written: what was written last, where it opened one.
+        written: what was written last, where it opened one or is a sequential answer.
         tokens: how many were written.
     """
 
@@ -35,22 +36,8 @@ class Conclusion(Ending):
     tokens: int = 0
 
 
-class Concluder:
-    """Writes the conclusions of one question.
-
-    Args:
-        decoder: writes.
-        question: what is asked, and its bounds.
-        seed: the question's seed.
-    """
-
-    def __init__(self, decoder: Decoder, question: Question, seed: int) -> None:
-        self._decoder = decoder
-        self._settings = question.settings
-        self._form = question.form
-        self._options = question.options
-        self._progress = question.progress
-        self._seed = seed
+class Concluder(StageWriter):
+    """Writes the conclusions of one question."""
 
     def join(self, trunk: Trunk, block: Block) -> None:
         """Join the branches of a block, those that were written last, after the trunk."""
@@ -75,23 +62,26 @@ class Concluder:
         carried = self._take_as_text(trunk, so_far)
         most = budget.conclusion if block else budget.sequential
         limit = budget.limit
-        room = min(most - so_far.tokens, limit - trunk.count())
+        left = budget.answer - self._progress.output_tokens
+        room = min(most - so_far.tokens, limit - trunk.count(), left)
         if room < 1:
             if before or carried:
                 self._progress.conclusion_text(carried.rstrip())
                 return Conclusion(before + carried.rstrip(), "length")
+            used = f"prompt and steps take {trunk.count()} of {limit} tokens"
+            if left < 1:
+                used = f"plan and branches took all of max_tokens={budget.answer}"
             error = (
-                f"no room is left for the conclusion: prompt and steps take {trunk.count()} of "
-                f"{limit} tokens. Ask for fewer or shorter branches (max_branches, "
-                "max_branch_tokens)"
+                f"no room is left for the conclusion: {used}. Ask for fewer or shorter branches "
+                "(max_branches, max_branch_tokens)"
             )
             return Conclusion("", "error", error)
-        may_open = may_open and self._options.constraint is None
+        may_open = may_open and self._question.options.constraint is None
         held = HeldText(self._progress.conclusion_text, self._form if may_open else None)
         held.push(carried)
         before += carried
         seed = (
-            derive_seed(self._seed, "conclusion", block) if block else sequential_seed(self._seed)
+            derive_seed(self._seed, "conclusion", block) if block else _sequential_seed(self._seed)
         )
         written = await self._decoder.write(
             trunk,
@@ -103,7 +93,7 @@ class Concluder:
                 on_text=held.push,
                 strip=not before,
                 opened=self._form.opened if may_open else None,
-                options=self._options,
+                options=self._question.options,
             ),
         )
         tokens = so_far.tokens + written.usage.output_tokens
@@ -121,6 +111,33 @@ class Concluder:
             return Conclusion("", "error", error, tokens=tokens)
         return Conclusion(text, written.finish_reason, tokens=tokens)
 
+    async def answer(self, trunk: Trunk) -> Conclusion:
+        """Write a sequential answer, all of it.
+
+        Raises:
+            ParallelReasoningError: nothing can be written.
+        """
+        budget = self._decoder.budget
+        left = min(budget.limit - trunk.count(), budget.answer - self._progress.output_tokens)
+        prefilled = self._question.options.prefilled
+        written = await self._decoder.write(
+            trunk,
+            Passage(
+                max_tokens=max(min(budget.sequential, left), 1),
+                seed=_sequential_seed(self._seed),
+                stop=self._settings.stop,
+                on_text=self._progress.conclusion_text,
+                strip=not prefilled,  # or the words before and after would be one
+                options=self._question.options,
+            ),
+        )
+        if written.failure is not None:
+            raise written.failure
+        ended, error = written.finish_reason, None
+        if not written.text and not prefilled:
+            ended, error = "error", f"the model ended ({ended}) without any text"
+        return Conclusion(written.text, ended, error, written=written)
+
     def _take_as_text(self, trunk: Trunk, so_far: Conclusion) -> str:
         """Settle a step that opened no block after all; what has been held back of the text."""
         if so_far.written is None or so_far.opened is None:
@@ -130,7 +147,7 @@ class Concluder:
         return raw[len(raw[:start].rstrip()) if so_far.text else start :]
 
 
-def sequential_seed(seed: int) -> int:
+def _sequential_seed(seed: int) -> int:
     """The seed of an answer's beginning, which is that of a sequential answer."""
     return derive_seed(seed, "sequential")
 

@@ -1,10 +1,10 @@
-"""What the stages ask of whoever decodes: our own engine (`local/`), or a server (`remote/`).
+"""What the stages require of a decoder: our own engine (`local/`), or a server (`remote/`).
 
 The stages are coroutines over a `Decoder`. Over our engine, the engine's scheduler steps them, and
 an `await` is a place where forward passes happen. Over a server, asyncio does, and an `await` is an
 HTTP request. The stages cannot tell the difference.
 
-    Decoding    a model that questions can be put to; makes a decoder for each question
+    Decoding    a model that answers questions; makes a decoder for each of them
     Decoder     has text written for one question, each time after a `Trunk`
     Trunk       the prompt, and what of the answer is settled
 """
@@ -17,63 +17,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from langchain_pos.engine.completion import FinishReason, TokenUsage
 from langchain_pos.reasoning.progress import Footprint
+from langchain_pos.reasoning.question import NO_OPTIONS, AnswerOptions
 
 if TYPE_CHECKING:
-    from langchain_pos.engine.constraints import Constraint
-    from langchain_pos.engine.sampling import Logprobs
     from langchain_pos.engine.scheduler.pending import Pending
     from langchain_pos.engine.tokenization.stopping import TextEnd
     from langchain_pos.errors import ParallelReasoningError
     from langchain_pos.reasoning.branch_schema import BranchSchema
     from langchain_pos.reasoning.budget import Budget
-    from langchain_pos.reasoning.form import Form, OpenedStep, Skeleton
-    from langchain_pos.reasoning.progress import Progress
-    from langchain_pos.reasoning.settings import ReasoningSettings
-    from langchain_pos.results.data import ReasoningRequest
+    from langchain_pos.reasoning.form import OpenedStep, Skeleton
+    from langchain_pos.reasoning.prompts import Messages
+    from langchain_pos.reasoning.question import Question
     from langchain_pos.results.result import ReasoningResult
-
-Messages = list[tuple[str, str]]
-"""`(role, text)` of each message; the last one is the user's."""
-
-
-@dataclass(frozen=True)
-class AnswerOptions:
-    """What a caller may ask for beyond a question and its settings.
-
-    Attributes:
-        encode: token ids of the prompt, given the text that is asked in place of the question;
-            None puts the request's messages through the model's chat template.
-        constraint: the language that the conclusion, or the sequential answer, must belong to.
-        logprobs: collects how likely each token of the sequential answer was.
-    """
-
-    encode: Callable[[str], list[int]] | None = None
-    constraint: Constraint | None = None
-    logprobs: Logprobs | None = None
-
-
-NO_OPTIONS = AnswerOptions()
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a decoder is made for.
-
-    Attributes:
-        request: the question, its history and the steps that the caller gives.
-        settings: budgets and sampling.
-        options: what is asked for beyond them.
-        form: what skeletons, branches and joins look like.
-        schema: what every branch must be; None for free text.
-        progress: counts what the decoder has written and read.
-    """
-
-    request: ReasoningRequest
-    settings: ReasoningSettings
-    options: AnswerOptions
-    form: Form
-    schema: BranchSchema | None
-    progress: Progress
 
 
 @dataclass(frozen=True)
@@ -152,11 +107,11 @@ class Written:
     """What a decoder has written.
 
     Attributes:
-        text: cut before the stop text that ended it; stripped where that was asked for.
+        text: cut before the stop text that ended it; stripped if the task says so.
         raw: the same as the model wrote it, with what was stripped or cut where the decoder knows.
         finish_reason: how it ended.
         usage: tokens read for it and tokens written.
-        passes: forward passes that it took part in; 0 where nobody knows.
+        passes: forward passes that it took part in; 0 if unknown.
         token_ids: of `raw`, where the decoder knows them.
         opened: the step that it was broken off at.
         failure: what went wrong, as an error to be raised; `text` is what was there by then.
@@ -179,7 +134,13 @@ class Written:
 
 
 class Trunk(Protocol):
-    """The text that all stages stand on: the prompt, and what of the answer is settled."""
+    """The text that all stages stand on: the prompt, and what of the answer is settled.
+
+    Attributes:
+        thinks: whether its prompt leaves a thought open; None where the model may open one itself.
+    """
+
+    thinks: bool | None
 
     def count(self, text: str = "") -> int:
         """Tokens of the trunk with a text after it; 0 where tokens cannot be counted."""
@@ -205,6 +166,10 @@ class Decoder(Footprint, Protocol):
     budget: Budget
 
     @property
+    def may_think(self) -> bool:
+        """Whether the model may think before it answers; see `Trunk.thinks`."""
+
+    @property
     def limit(self) -> int | None:
         """Positions that a prompt and its answer may take; None where that is not known (yet)."""
 
@@ -226,7 +191,7 @@ class Decoder(Footprint, Protocol):
         """Tokens of a text after the trunk and another text; 0 where they cannot be counted."""
 
     async def start(self, pending: Pending[ReasoningResult]) -> None:
-        """The question leaves the queue. `limit` is known afterwards, if anybody knows it."""
+        """The question leaves the queue. After this, `limit` is known, if it can be."""
 
     def open(self, messages: Messages) -> Trunk:
         """A prompt, with nothing of the answer yet. What was written before is dropped."""
@@ -251,7 +216,7 @@ class Decoder(Footprint, Protocol):
     ) -> None:
         """Write branches side by side; none sees another.
 
-        What goes wrong with one of them is its `failure`, and the others' business in no way.
+        What goes wrong with one of them is its `failure`, and does not concern the others.
 
         Args:
             trunk: what all of them stand on; left as it is.
@@ -277,14 +242,14 @@ class Decoder(Footprint, Protocol):
 
 
 class Decoding(Protocol):
-    """A model that questions can be put to."""
+    """A model that answers questions."""
 
     @property
     def model_name(self) -> str:
         """What results call it."""
 
     def decoder(self, question: Question) -> Decoder:
-        """A decoder for one question; what can be refused before any work, is refused here."""
+        """A decoder for one question; whatever can be refused before any work is refused here."""
 
     def submit(
         self,
@@ -293,4 +258,4 @@ class Decoding(Protocol):
         budget: Budget | None,
         caller: Hashable | None,
     ) -> Pending[ReasoningResult]:
-        """Queue a question. Questions of one caller wait for each other, not others for all."""
+        """Queue a question; those of one caller do not hold up another caller's."""

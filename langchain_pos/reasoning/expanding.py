@@ -6,17 +6,22 @@ and nothing of the other branches (or, with `visibility="titles"`, their titles)
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from langchain_pos.engine.seeds import derive_seed
 from langchain_pos.errors import ServerError
+from langchain_pos.reasoning.chat_template import THOUGHT, THOUGHT_END
 from langchain_pos.reasoning.decoder import BranchTask
-from langchain_pos.results.data import Block, BranchResult, Plan
+from langchain_pos.reasoning.stage import StageWriter
+from langchain_pos.results.data import BranchResult
 
 if TYPE_CHECKING:
     from langchain_pos.errors import ParallelReasoningError
-    from langchain_pos.reasoning.decoder import Decoder, Question, Trunk, Written
+    from langchain_pos.reasoning.decoder import Decoder, Trunk, Written
+    from langchain_pos.reasoning.question import Question
+    from langchain_pos.results.data import Block, Plan
 
 
 class Layout(NamedTuple):
@@ -33,22 +38,25 @@ class Layout(NamedTuple):
     budgets: list[int]
 
 
-class Expander:
-    """Has the branches of one question written.
+def lay_out(decoder: Decoder, question: Question, trunk: Trunk, plan: Plan) -> Layout:
+    """What the branches see and how they begin, and the budget of each.
 
-    Args:
-        decoder: writes.
-        question: what is asked, and its bounds.
-        seed: the question's seed.
+    Raises:
+        ContextLengthError: there is no room for all of them.
     """
+    settings, form = question.settings, question.form
+    seen = form.outline(plan) if settings.visibility == "titles" else ""
+    openings = [form.opening(plan, index) for index in range(len(plan.steps))]
+    thinking = settings.max_branch_thinking_tokens if decoder.may_think else 0
+    lengths = [decoder.tokens(trunk, opening, after=seen) + thinking for opening in openings]
+    most = [step.max_tokens or settings.max_branch_tokens for step in plan.steps]
+    written = question.progress.output_tokens + thinking * len(openings)
+    budgets = decoder.budget.branches(trunk.count(seen), lengths, most, written)
+    return Layout(seen, openings, budgets)
 
-    def __init__(self, decoder: Decoder, question: Question, seed: int) -> None:
-        self._decoder = decoder
-        self._settings = question.settings
-        self._form = question.form
-        self._schema = question.schema
-        self._progress = question.progress
-        self._seed = seed
+
+class Expander(StageWriter):
+    """Has the branches of one question written."""
 
     async def expand(self, trunk: Trunk, blocks: list[Block]) -> tuple[BranchResult, ...]:
         """Write a branch for each step of the last block's plan.
@@ -64,7 +72,9 @@ class Expander:
             ServerError: the server failed all of them.
         """
         plan = blocks[-1].plan
-        layout = self.lay_out(trunk, plan)
+        layout = lay_out(self._decoder, self._question, trunk, plan)
+        if self._settings.max_branch_thinking_tokens and self._decoder.may_think:
+            layout = await self._thought(trunk, blocks, layout)
         results = [
             BranchResult(index=index, title=title) for index, title in enumerate(plan.titles)
         ]
@@ -93,20 +103,41 @@ class Expander:
             raise failures[0]  # what failed is what all of them need, and no branch
         return tuple(results)
 
-    def lay_out(self, trunk: Trunk, plan: Plan) -> Layout:
-        """What the branches see and how they begin, and the budget of each.
+    async def _thought(self, trunk: Trunk, blocks: list[Block], layout: Layout) -> Layout:
+        """The same layout, after what each branch thinks before its body."""
+        thoughts = [""] * len(layout.openings)
 
-        Raises:
-            ContextLengthError: there is no room for all of them.
-        """
-        seen = ""
-        if self._settings.visibility == "titles":
-            seen = self._form.outline(plan)
-        openings = [self._form.opening(plan, index) for index in range(len(plan.steps))]
-        lengths = [self._decoder.tokens(trunk, opening, after=seen) for opening in openings]
-        wanted = [step.max_tokens or self._settings.max_branch_tokens for step in plan.steps]
-        base = trunk.count(seen)
-        return Layout(seen, openings, self._decoder.budget.branches(base, lengths, wanted))
+        def on_end(index: int, written: Written) -> None:
+            thoughts[index] = written.text
+            if written.text:
+                self._progress.thought_text(f"\n{blocks[-1].plan.titles[index]}: {written.text}")
+
+        tasks = [self._task(blocks, index, layout) for index in range(len(thoughts))]
+        await self._decoder.write_branches(
+            trunk,
+            layout.seen,
+            [
+                replace(
+                    task,
+                    opening=f"{task.opening} {THOUGHT}\n",
+                    max_tokens=self._settings.max_branch_thinking_tokens,
+                    seed=derive_seed(task.seed, "thoughts"),
+                    stop=(THOUGHT_END,),
+                    schema=None,
+                    strip=True,
+                    end=None,
+                    on_text=lambda _: None,
+                )
+                for task in tasks
+            ],
+            parallel=self._settings.max_parallel_branches,
+            on_start=lambda _: None,
+            on_end=on_end,
+        )
+        pairs = zip(layout.openings, thoughts, strict=True)
+        return layout._replace(
+            openings=[f"{begun} {THOUGHT}\n{own}\n{THOUGHT_END}\n" for begun, own in pairs]
+        )
 
     def _task(self, blocks: list[Block], index: int, layout: Layout) -> BranchTask:
         step, settings = blocks[-1].plan.steps[index], self._settings

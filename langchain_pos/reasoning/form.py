@@ -108,8 +108,8 @@ class Form(ABC):
     Attributes:
         name: as settings and results call it.
         stop: texts that end a branch, besides those that the settings name.
-        own_prompt: whether stage 1 is asked for in a prompt of its own; otherwise a block opens in
-            the ordinary answer.
+        own_prompt: whether stage 1 has a prompt of its own; otherwise a block opens in the ordinary
+            answer.
         strip: what is left out at the ends of a body; see `StoppedText`.
         needs_conclusion: whether an answer without a conclusion is none.
     """

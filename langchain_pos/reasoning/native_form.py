@@ -186,11 +186,17 @@ class NativeBounds:
         self.over = False
 
     def note(self, text: str, tokens: int) -> None:
-        """Take note of where the last entry began, and whether its title is new."""
+        """Take note of where the last entry began, and whether its title is new.
+
+        Without a grammar the model may write something else than the next entry: a line that has
+        no ellipsis where it ends.
+        """
+        rest = text[text.rfind(ELLIPSIS) + len(ELLIPSIS) :].lstrip()
+        self.over = self.over or rest.count(NEW_LINE) > self._after.count(NEW_LINE)
         if text.count(ELLIPSIS) != self._entries:
             self._entries, self._tokens_at_entry = text.count(ELLIPSIS), tokens
             *known, last = self._skeleton.titles(text) or [""]
-            self.over = _same(last, known)
+            self.over = self.over or _same(last, known)
 
     def text_to_force(self, text: str, tokens: int) -> str | None:
         """What closes a title that is too long."""

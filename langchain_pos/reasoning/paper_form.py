@@ -29,6 +29,8 @@ from langchain_pos.results.data import BODY_PLACEHOLDER, END_MARK, STEP_MARK, Pl
 if TYPE_CHECKING:
     from langchain_pos.reasoning.settings import ReasoningSettings
 
+MOST_REPEATS = 3
+"""Titles that stand twice in a skeleton before it is ended: it goes round in a circle."""
 _OPENED_STEP = re.compile(
     r"^[ \t]*####[ \t]*(?P<title>[^\n:：]+?)[ \t]*[:：][ \t]*(?:\.{3}|…)[.…]*", re.MULTILINE
 )
@@ -185,13 +187,16 @@ class PaperBounds:
         self._max_title = min(settings.max_title_tokens, max(max_tokens // 6, 1))
         self._marks = opened.count(STEP_MARK)
         self._tokens_at_mark = 0
-        self.over = False  # the terminator says so
+        self.over = False  # the terminator says so, except where it repeats itself
 
     def note(self, text: str, tokens: int) -> None:
         """Take note of how many steps there are, and where the last of them began."""
         seen = text.count(STEP_MARK)
         if seen != self._marks:
             self._marks, self._tokens_at_mark = seen, tokens
+            steps = text.split(STEP_MARK)[1:-1]
+            titles = [step.partition(":")[0].strip().casefold() for step in steps]
+            self.over = len(titles) - len(set(titles)) >= MOST_REPEATS
 
     def text_to_force(self, text: str, tokens: int) -> str | None:
         """The text that closes what is too long.
@@ -199,7 +204,7 @@ class PaperBounds:
         The grammar may not allow it yet; then the next token's turn comes.
         """
         since = tokens - self._tokens_at_mark
-        if tokens >= self._max_tokens and self._marks > 2:
+        if self.over or (tokens >= self._max_tokens and self._marks > 2):
             return closing(text)
         if self._marks == 0:
             if since < self._max_preamble:

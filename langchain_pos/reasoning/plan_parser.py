@@ -97,7 +97,7 @@ class PlanParser(BaseOutputParser[Plan]):
             raise PlanParserError("; ".join(said), text=text) from error
 
     def get_format_instructions(self) -> str:
-        """What to tell a model so that it writes what `parse` reads."""
+        """Instructions that make a model write what `parse` reads."""
         if self.max_branches is None:
             return FORMAT_INSTRUCTIONS
         return f"{FORMAT_INSTRUCTIONS} List at most {self.max_branches} steps."
@@ -148,7 +148,7 @@ class _Head:
 
     Attributes:
         line: its number, from 0.
-        text: what stands behind the mark: the title, mostly a colon, perhaps a body.
+        text: what follows the mark: the title, mostly a colon, perhaps a body.
         bare: the body is nothing but an ellipsis.
         title: the title as it is written, with its decoration.
     """

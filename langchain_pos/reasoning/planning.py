@@ -8,55 +8,103 @@ last attempt a title that is there already is left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
 
 from langchain_pos.engine.seeds import derive_seed
-from langchain_pos.errors import InvalidRequestError, PlanFormatError
-from langchain_pos.reasoning.decoder import Messages, Outline
-from langchain_pos.results.data import Plan, Step
+from langchain_pos.errors import ContextLengthError, PlanFormatError
+from langchain_pos.reasoning.budget import LEAST_ROOM, no_gain
+from langchain_pos.reasoning.decoder import Outline
+from langchain_pos.reasoning.expanding import lay_out
+from langchain_pos.reasoning.stage import StageWriter
 
 if TYPE_CHECKING:
-    from langchain_pos.reasoning.decoder import Decoder, Question, Trunk, Written
-    from langchain_pos.reasoning.form import Form, OpenedStep, Skeleton
+    from langchain_pos.reasoning.concluding import Conclusion
+    from langchain_pos.reasoning.decoder import Decoder, Trunk, Written
+    from langchain_pos.reasoning.form import OpenedStep, Skeleton
+    from langchain_pos.reasoning.prompts import Messages
+    from langchain_pos.reasoning.question import Question
+    from langchain_pos.results.data import Plan
 
 RETRY_TEMPERATURE = 0.7
 """Least temperature of what is tried a third time, or with the same prompt again."""
 
 
-class Planner:
+class Planner(StageWriter):
     """Writes the plans of one question.
 
-    Args:
-        decoder: writes.
-        question: what is asked, and its bounds.
-        seed: the question's seed.
-
     Attributes:
-        attempts: skeletons written for the first block.
+        declined: why no block came of the answer's text.
+        unknown: whether it is none of the kinds of questions that the model knows.
     """
 
-    def __init__(self, decoder: Decoder, question: Question, seed: int) -> None:
-        self.attempts = 0
-        self._decoder = decoder
-        self._settings = question.settings
-        self._form = question.form
-        self._progress = question.progress
-        self._question = question.request.question
-        self._seed = seed
+    def __init__(self, decoder: Decoder, question: Question) -> None:
+        super().__init__(decoder, question)
+        self.declined = "declined: the answer is no list whose entries could be written together"
+        self.unknown = False
         self._written = 0
 
-    async def plan(
-        self, prompt: Callable[[str | None], Messages], open_trunk: Callable[[Messages], Trunk]
-    ) -> tuple[Plan | None, Trunk]:
-        """Write the first block's skeleton, with retries.
+    async def plan(self) -> tuple[Plan | None, Trunk | None, str | None]:
+        """The caller's steps or the model's plan, and the trunk that the branches grow on.
+
+        Returns:
+            plan and trunk; or the reason why there is no plan.
+
+        Raises:
+            ContextLengthError: the caller's steps do not fit, or nothing is left for a plan.
+            PlanFormatError: no attempt gave a plan, and `on_plan_failure="raise"`.
+        """
+        given, settings = self._question.given, self._settings
+        if given is not None:
+            trunk = await self.open(self._question.plan_messages())
+            lay_out(self._decoder, self._question, trunk, given)  # refuses what does not fit
+            return given, trunk, None
+        self._progress.prompt(self._question.plan_messages())
+        self._progress.open("plan", [])
+        prompts, constraint = self._question.prompts, self._question.options.constraint
+        may_decline = bool(prompts.declines) and constraint is None
+        try:
+            plan, trunk = await self._attempts()
+            if plan is not None:
+                lay_out(self._decoder, self._question, trunk, plan)
+        except (PlanFormatError, ContextLengthError) as error:
+            if settings.on_plan_failure == "raise":
+                raise
+            self.unknown = may_decline and isinstance(error, PlanFormatError)
+            return None, None, f"no valid plan: {error}"
+        if may_decline and not (plan and prompts.know(plan, self._question.request.question)):
+            self.unknown = True
+            return None, None, None
+        if plan is None:
+            return None, None, "declined: the question does not fall into independent parts"
+        if settings.decline_without_gain and (
+            reason := no_gain(len(plan.steps), settings.max_branch_tokens)
+        ):
+            return None, None, reason
+        return plan, trunk, None
+
+    async def plan_further(self, trunk: Trunk, so_far: Conclusion) -> Plan | None:
+        """The plan of a block that text has opened; None, and `declined`, if it is none after all.
 
         Args:
-            prompt: the messages to send; given what was wrong with the last skeleton, or None.
-            open_trunk: makes a trunk of them.
+            trunk: everything before its first step.
+            so_far: the text up to there, and that step.
+        """
+        max_tokens = self._decoder.budget.further_plan(trunk.count(), self._progress.output_tokens)
+        if so_far.opened is None or not max_tokens:
+            return None
+        try:
+            plan = await self._go_on(trunk, so_far.text, so_far.opened, max_tokens)
+            if plan is not None:
+                lay_out(self._decoder, self._question, trunk, plan)
+        except (PlanFormatError, ContextLengthError) as error:  # e.g. no room for all
+            self.declined = f"declined: {error}"
+            return None
+        return plan
+
+    async def _attempts(self) -> tuple[Plan | None, Trunk]:
+        """Write the first block's skeleton, with retries.
 
         Returns:
             the plan (None: the model means that the question does not fall into parts), and
@@ -70,18 +118,26 @@ class Planner:
 
         async def attempt() -> tuple[Plan | None, Trunk]:
             nonlocal wrong
-            self.attempts += 1
-            messages = prompt(wrong)
+            self._progress.attempts += 1
+            messages = self._prompt(wrong)
             temperature = self._settings.temperature
-            if self.attempts > 2 or messages in sent:
+            if self._progress.attempts > 2 or messages in sent:
                 temperature = max(temperature, RETRY_TEMPERATURE)
             sent.append(messages)
-            trunk = open_trunk(messages)
-            max_tokens = self._decoder.budget.plan
+            trunk = await self.open(messages)
+            budget, spent = self._decoder.budget, self._progress.output_tokens
+            max_tokens = budget.first_plan(spent)
+            if not max_tokens:
+                raise ContextLengthError(
+                    f"no room is left for it: {spent} of max_tokens={budget.answer} are used, and "
+                    f"it takes {LEAST_ROOM}"
+                )
             try:
-                skeleton = self._form.skeleton(self._settings, self._question, None)
+                skeleton = self._form.skeleton(
+                    self._settings, self._question.request.question, None
+                )
                 written = await self._write(trunk, skeleton, max_tokens, temperature)
-                last = self.attempts == self._settings.max_plan_attempts
+                last = self._progress.attempts == self._settings.max_plan_attempts
                 plan = self._read(skeleton, written, mend=last)
             except PlanFormatError as error:
                 wrong = str(error)
@@ -97,7 +153,17 @@ class Planner:
             reraise=True,
         )(attempt)
 
-    async def plan_further(
+    def _prompt(self, wrong: str | None) -> Messages:
+        """The messages to send, after a skeleton that was wrong in some way or without one."""
+        first = self._question.plan_messages()
+        if wrong is None:
+            return first
+        again, budget = self._question.plan_messages(wrong), self._decoder.budget
+        # Where the context is too short for it, the same prompt; then the next attempt samples.
+        fits = self._decoder.prompt_tokens(again) + 2 * budget.plan <= budget.limit
+        return again if fits else first
+
+    async def _go_on(
         self, trunk: Trunk, preamble: str, opened: OpenedStep, max_tokens: int
     ) -> Plan | None:
         """Write on the skeleton of a block that text has opened.
@@ -114,7 +180,7 @@ class Planner:
         Raises:
             PlanFormatError: the steps cannot be used, e.g. because a title occurs twice.
         """
-        skeleton = self._form.skeleton(self._settings, self._question, opened)
+        skeleton = self._form.skeleton(self._settings, self._question.request.question, opened)
         self._progress.plan_text(skeleton.begin)
         written = await self._write(trunk, skeleton, max_tokens, self._settings.temperature)
         trunk.keep(written, 0)
@@ -151,7 +217,7 @@ class Planner:
             return None
         pressure, most = written.pressure, self._settings.max_pressure
         if pressure is not None and most is not None and pressure > most:
-            raise PressureError(
+            raise HopelessPlanError(
                 f"the model would not have written it: pressure {pressure:.2f} nats a token, "
                 f"{most:.2f} allowed (max_pressure)",
                 text=text,
@@ -160,8 +226,8 @@ class Planner:
         return plan.model_copy(update={"pressure": rounded})
 
 
-class PressureError(PlanFormatError):
-    """A grammar went too much against the model; another attempt would do so again."""
+class HopelessPlanError(PlanFormatError):
+    """Another attempt would fail for the same reason, e.g. go as much against the model."""
 
 
 def _settle_preamble(trunk: Trunk, skeleton: Skeleton, written: Written, plan: Plan) -> None:
@@ -173,26 +239,8 @@ def _settle_preamble(trunk: Trunk, skeleton: Skeleton, written: Written, plan: P
 
 
 async def _at_once(seconds: float) -> None:
-    """In place of a pause between attempts: the model is no busy server."""
+    """In place of a pause between attempts: waiting would not help."""
 
 
 def _is_worth_another_attempt(error: BaseException) -> bool:
-    return isinstance(error, PlanFormatError) and not isinstance(error, PressureError)
-
-
-def given_plan(form: Form, steps: Sequence[Step], max_branches: int) -> Plan:
-    """The plan of the steps that the caller gives.
-
-    Raises:
-        InvalidRequestError: there are too few or too many, or two have the same title.
-    """
-    if not 1 <= len(steps) <= max_branches:
-        raise InvalidRequestError(
-            f"{len(steps)} steps are given; allowed are 1 to {max_branches} (max_branches)"
-        )
-    try:
-        return form.given(steps)
-    except ValidationError as error:
-        messages = (e["msg"] for e in error.errors(include_url=False))
-        wrong = "; ".join(message.removeprefix("Value error, ") for message in messages)
-        raise InvalidRequestError(f"these steps cannot be used: {wrong}") from error
+    return isinstance(error, PlanFormatError) and not isinstance(error, HopelessPlanError)

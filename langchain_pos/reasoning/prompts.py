@@ -8,7 +8,7 @@ the same turn. So the plan prompt describes the whole way (Yu, arXiv 2503.20533,
     ####title2:......
     ####%%%%
                             stage 2: `####title:` stands open, its text follows
-                            stage 3: behind `####%%%%` the conclusion follows
+                            stage 3: the conclusion follows `####%%%%`
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from langchain_pos.errors import ModelLoadError
-from langchain_pos.results.data import BODY_PLACEHOLDER, END_MARK, STEP_MARK
+from langchain_pos.results.data import BODY_PLACEHOLDER, END_MARK, STEP_MARK, Plan
 
+Messages = list[tuple[str, str]]
+"""`(role, text)` of each message; the last one is the user's."""
 PROMPTS_FILE = "parallel_reasoning.json"
 """A model folder may carry its own wording under this name."""
 
@@ -84,7 +86,12 @@ class ReasoningPrompts(BaseModel):
         sequential: asks for the ordinary answer.
         retry: asks for the outline once more, after `{error}`.
         branch_schema: follows the plan prompt where every branch is to be JSON; `{schema}` is
-            filled in. Empty: the model is not told, and the grammar alone sees to it.
+            filled in. Empty: the prompt does not mention it, and the grammar alone enforces it.
+        declines: of a model that knows a few kinds of questions, its answer to any other. Empty:
+            what it makes no plan for is answered sequentially.
+        kinds: for such a model, a regular expression for the whole preamble of its plans. What the
+            groups match must be quoted from the question, and so must most titles; a plan that is
+            not so is none of its kinds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,6 +101,8 @@ class ReasoningPrompts(BaseModel):
     sequential: str = Field(min_length=1)
     retry: str = Field(min_length=1)
     branch_schema: str = ""
+    declines: str = ""
+    kinds: str = ""
 
     @model_validator(mode="after")
     def _ask_the_question(self) -> Self:
@@ -102,12 +111,22 @@ class ReasoningPrompts(BaseModel):
                 raise ValueError(f"the template {name!r} does not contain {{question}}")
         return self
 
+    def know(self, plan: Plan, question: str) -> bool:
+        """Whether a plan is of the model's `kinds`; any plan is where none are named."""
+        if not self.kinds:
+            return True
+        preamble = re.fullmatch(self.kinds, plan.preamble)
+        asked = question.casefold()
+        if preamble is None or not all(text.casefold() in asked for text in preamble.groups("")):
+            return False
+        return 2 * sum(title.casefold() in asked for title in plan.titles) > len(plan.titles)
+
     def for_plan(self, question: str, *, max_branches: int) -> str:
         """The prompt of stage 1."""
         return _fill(self.plan, {"question": question, "max_branches": str(max_branches)})
 
     def for_branch_schema(self, schema: str) -> str:
-        """What follows the plan prompt when every branch is to be JSON of a schema."""
+        """What follows the plan prompt when every branch is to be JSON that follows a schema."""
         return _fill(self.branch_schema, {"schema": schema})
 
     def for_list(self, question: str) -> str:
@@ -115,7 +134,7 @@ class ReasoningPrompts(BaseModel):
         return _fill(self.ask, {"question": question})
 
     def for_sequential(self, question: str) -> str:
-        """The prompt of the ordinary way."""
+        """The prompt of a sequential answer."""
         return _fill(self.sequential, {"question": question})
 
     def for_retry(self, question: str, *, max_branches: int, error: str) -> str:
@@ -175,7 +194,7 @@ def load_prompts(folder: Path) -> ReasoningPrompts | None:
     """The prompts that a model folder carries in `parallel_reasoning.json`.
 
     A model trained for its own wording brings it along: a JSON object with the templates `plan`,
-    `sequential` and `retry`.
+    `sequential` and `retry`; further fields of `ReasoningPrompts` if it likes.
 
     Returns:
         None when the folder has no such file.

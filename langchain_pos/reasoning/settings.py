@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from langchain_pos.errors import InvalidRequestError
@@ -18,14 +18,26 @@ Outline = Literal["auto", "native", "ask", "paper"]
 class ReasoningSettings(BaseModel):
     """Settings of one question; every one of them is also a field of `ParallelReasoningLLM`."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     mode: Mode = "parallel"
-    """"parallel", or "sequential": the same model, the ordinary way."""
+    """"parallel", or "sequential": one text, as any model answers."""
     max_branches: int = Field(default=64, ge=2)
     """Most steps of one plan."""
     max_parallel_branches: int = Field(default=32, ge=1)
     """Branches decoded at the same time; further ones wait and follow."""
     max_blocks: int = Field(default=3, ge=1)
     """Rounds of plan and branches in one answer, at most."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of the whole answer, plans and branches included; in place of `max_sequential_tokens`
+    and `max_conclusion_tokens`, too."""
+    enable_thinking: bool | None = None
+    """For the chat template of a model that can think before it answers; None: as the template has
+    it. What it thinks is `result.thoughts`, and no part of the answer."""
+    max_thinking_tokens: int = Field(default=2048, ge=1)
+    """Tokens of what it thinks; then the thought is closed for it."""
+    max_branch_thinking_tokens: int = Field(default=0, ge=0)
+    """Tokens that each branch of such a model may think before its text; 0: branches do not."""
     max_preamble_tokens: int = Field(default=160, ge=8)
     """Tokens before the first step; then the first step is opened for the model."""
     max_title_tokens: int = Field(default=48, ge=4)
@@ -37,11 +49,11 @@ class ReasoningSettings(BaseModel):
     max_conclusion_tokens: int = Field(default=1024, ge=1)
     """Tokens of one conclusion."""
     max_sequential_tokens: int = Field(default=4096, ge=1)
-    """Tokens of an answer in the ordinary way."""
+    """Tokens of a sequential answer."""
     max_plan_attempts: int = Field(default=3, ge=1)
     """Skeletons tried before the question is answered sequentially."""
     on_plan_failure: Literal["sequential", "raise"] = "sequential"
-    """What happens then: the ordinary answer with the reason, or `PlanFormatError`."""
+    """What happens then: a sequential answer with the reason, or `PlanFormatError`."""
     allow_decline: bool = True
     """Whether the model may say that a question does not fall into parts."""
     visibility: Visibility = "isolated"
@@ -55,8 +67,8 @@ class ReasoningSettings(BaseModel):
     """A skeleton that goes more against the model than this is dropped (`result.plan.pressure`, in
     nats a token); None keeps all."""
     decline_without_gain: bool = True
-    """Answer in the ordinary way where the plan's steps are too few and too short to gain by
-    being written together."""
+    """Answer sequentially if the plan's steps are too few and too short to gain by being written
+    together."""
     join: Join = "reprefill"
     """"reprefill": the conclusion reads the joined branches as one text (the paper); "reuse": it
     sees the branches' own keys and values, side by side, and nothing is fed again."""
@@ -91,6 +103,15 @@ class ReasoningSettings(BaseModel):
             raise ValueError(
                 f"max_plan_tokens={self.max_plan_tokens} leaves no room for two titles; "
                 f"at least {least} are needed with these bounds on preamble and titles"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _thoughts_are_not_joined(self) -> Self:
+        if self.max_branch_thinking_tokens and self.join == "reuse":
+            raise ValueError(
+                "join='reuse' would leave what branches think in the answer; set "
+                "max_branch_thinking_tokens=0, or join='reprefill'"
             )
         return self
 

@@ -3,7 +3,7 @@ r"""The language of stage 1: what a skeleton may look like, as a grammar over te
 Text only, in the EBNF of xgrammar; `engine/constraints.py` compiles it for a tokenizer.
 
     Let us check each one.\n    preamble: whole lines, or nothing
-    ####Ann:......\n            a step; behind its `:` all is forced, up to the next `####`
+    ####Ann:......\n            a step; after its `:` all is forced, up to the next `####`
     ####Ben:......\n
     ####%%%%                    the terminator; nothing follows
 
@@ -91,7 +91,7 @@ def skeleton_grammar(
         min_branches: fewest steps.
         allow_decline: the skeleton may end after one step or none as well: the model means that
             the question does not fall into parts.
-        continued: the text begins behind an opening `####` that is already written, so there is
+        continued: the text begins after an opening `####` that is already written, so there is
             no preamble.
 
     Raises:
@@ -107,7 +107,7 @@ def skeleton_grammar(
 
 
 def _steps(fewest: int, most: int, allow_decline: bool) -> str:
-    """All steps and the terminator, behind the `####` that opens the first of them."""
+    """All steps and the terminator, after the `####` that opens the first of them."""
     end = f'"{_END_REST}"'
     if not allow_decline:
         return f"step{{{fewest},{most}}} {end}"
@@ -117,7 +117,7 @@ def _steps(fewest: int, most: int, allow_decline: bool) -> str:
 
 
 def closing(text: str) -> str:
-    """The shortest text that ends a skeleton which breaks off behind `text`.
+    """The shortest text that ends a skeleton which breaks off after `text`.
 
     For a budget that runs out. Whether the grammar allows it depends on the steps so far: it does
     with `allow_decline`, or when the step being written is at least the last one needed.

@@ -1,6 +1,6 @@
-"""What a question's work is made of, told while it is done: a span for each stage and branch.
+"""What a question's work is made of, as it happens: a span for each stage and branch.
 
-The word is OpenTelemetry's. The reasoner tells spans only where somebody asked for them
+The word is OpenTelemetry's. The reasoner reports spans only on request
 (`Reasoner.prepare(spans=True)`); `tracing.py` makes LangChain's runs and custom events of them.
 """
 
@@ -11,10 +11,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from langchain_pos.engine.completion import FinishReason, TokenUsage
+from langchain_pos.reasoning.prompts import Messages
 from langchain_pos.results.data import Block, BranchResult, Plan, Stage
-
-Messages = list[tuple[str, str]]
-"""`(role, text)` of each message."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class SpanStart:
 
 @dataclass(frozen=True)
 class SpanText:
-    """A span has written text. Told only where pieces of text are asked for."""
+    """A span has written text. Reported only with `deltas`."""
 
     span: Span
     piece: str
@@ -98,17 +96,17 @@ class SpanEnd:
 SpanEvent = SpanStart | SpanText | SpanEnd
 
 
-class SpanTeller:
+class SpanReporter:
     """Opens and closes the spans of one question, and counts what each of them costs.
 
     Args:
         emit: takes the events.
-        deltas: whether text is told.
+        deltas: whether to report text.
         now: seconds since the request's start.
         spent: tokens written and forward passes made so far.
 
     Attributes:
-        prompt: what is asked at the moment; messages.
+        prompt: the current one, as messages.
         prompt_tokens: those of it that no span has counted yet.
     """
 
@@ -130,8 +128,13 @@ class SpanTeller:
         self._pieces: list[str] = []
         self._branches: dict[int, Span] = {}
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a stage is open."""
+        return self._stage is not None
+
     def open_stage(self, stage: Stage, blocks: list[Block], so_far: str = "") -> None:
-        """A stage begins behind `blocks` and what the conclusion has written so far."""
+        """A stage begins after `blocks` and what the conclusion has written so far."""
         if stage == "expand":
             plan = blocks[-1].plan
             self._stage = Span(stage, len(blocks) - 1, plan=plan, started=self._now())
@@ -211,7 +214,7 @@ class SpanTeller:
 
 
 def _reads(prompt: Messages, blocks: list[Block], so_far: str) -> Messages:
-    """The prompt, and what of the answer stands before it is gone on with."""
+    """The prompt, and the part of the answer that is continued."""
     texts = [block.text if block.branches else block.plan.preamble for block in blocks]
     answer = "\n".join(text for text in (*texts, so_far) if text)
     return [*prompt, ("assistant", answer)] if answer else prompt

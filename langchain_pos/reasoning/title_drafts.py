@@ -26,11 +26,11 @@ def next_titles(text: str, titles: Sequence[str], most: int) -> list[str]:
     Args:
         text: the question.
         titles: the titles so far, in order.
-        most: guesses wanted at most.
+        most: the largest number of guesses.
 
     Returns:
         as many as the pattern gives; nothing when the last two titles do not occur in the text,
-        with or without words that all titles share, one behind the other, in places that look
+        with or without words that all titles share, one after the other, in places that look
         alike.
 
     Example:
@@ -53,7 +53,7 @@ def next_titles(text: str, titles: Sequence[str], most: int) -> list[str]:
 
 
 def _following(text: str, titles: Sequence[str], most: int) -> list[str]:
-    """What stands where the titles stand, in the records behind the last of them."""
+    """What stands where the titles stand, in the records after the last of them."""
     places = _places(text, titles)
     if len(places) < 2:
         return []
@@ -82,7 +82,7 @@ def _following(text: str, titles: Sequence[str], most: int) -> list[str]:
 
 
 def _places(text: str, titles: Sequence[str]) -> list[tuple[int, int]]:
-    """Where the last titles stand, one behind the other; as many as do."""
+    """Where the last titles stand, one after the other; as many as do."""
     places: list[tuple[int, int]] = []
     end = len(text)
     for title in reversed(titles):
@@ -107,5 +107,5 @@ def _common_start(left: str, right: str) -> str:
 
 
 def _common_end(left: str, right: str) -> str:
-    """The common end, a few characters, behind the last digit."""
+    """The common end, a few characters, after the last digit."""
     return _common_start(left[::-1], right[::-1])[::-1]

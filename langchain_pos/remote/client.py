@@ -34,7 +34,8 @@ try:
     import openai
 except ImportError as error:  # pragma: no cover - a test removes it
     raise MissingExtraError(
-        "a server as an engine needs the openai client: pip install 'langchain-pos[openai]'"
+        "a server as an engine needs the openai client: `pip install openai httpx`, which the "
+        "extra `langchain-pos[openai]` holds"
     ) from error
 
 if TYPE_CHECKING:

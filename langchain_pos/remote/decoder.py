@@ -15,9 +15,16 @@ from typing import TYPE_CHECKING, Any
 from langchain_pos.engine.completion import TokenUsage
 from langchain_pos.engine.tokenization.text import encode_continuation
 from langchain_pos.errors import ContextLengthError, InvalidRequestError, ParallelReasoningError
-from langchain_pos.reasoning.chat_template import encode_prompt, prompt_text, spells_special_token
-from langchain_pos.reasoning.decoder import NO_OPTIONS, Written
+from langchain_pos.reasoning.chat_template import (
+    encode_prompt,
+    may_think,
+    prompt_text,
+    spells_special_token,
+    thinks,
+)
+from langchain_pos.reasoning.decoder import Written
 from langchain_pos.reasoning.planning import RETRY_TEMPERATURE
+from langchain_pos.reasoning.question import NO_OPTIONS
 from langchain_pos.remote.dialects import Call, constrains, fields_of
 from langchain_pos.remote.sinks import PassageSink, SkeletonSink, TextSink
 
@@ -27,12 +34,12 @@ if TYPE_CHECKING:
     from langchain_pos.reasoning.decoder import (
         BranchTask,
         Decoder,
-        Messages,
         Outline,
         Passage,
-        Question,
         Trunk,
     )
+    from langchain_pos.reasoning.prompts import Messages
+    from langchain_pos.reasoning.question import Question
     from langchain_pos.remote.engine import Connection, OpenAICompletionsEngine
     from langchain_pos.remote.sinks import Sink
     from langchain_pos.results.result import ReasoningResult
@@ -81,11 +88,13 @@ class TextTrunk:
         decoder: counts its tokens.
         head: the prompt: text, or token ids where the server would tokenize its text differently.
         text: the settled part of the answer.
+        thinks: see `Trunk`.
     """
 
     decoder: RemoteDecoder
     head: str | list[int]
     text: str = ""
+    thinks: bool | None = False
 
     def count(self, text: str = "") -> int:
         """See `Trunk`."""
@@ -155,6 +164,11 @@ class RemoteDecoder:
     # ------------------------------------------------------------------- its size
 
     @property
+    def may_think(self) -> bool:
+        """See `Decoder`."""
+        return self._settings.enable_thinking is not False and may_think(self._tokenizer)
+
+    @property
     def limit(self) -> int | None:
         """See `Decoder`: the server's context, if it is known and tokens can be counted."""
         return self._limit
@@ -204,15 +218,18 @@ class RemoteDecoder:
         """
         tokenizer = self._tokenizer
         texts = [*(text for _, text in messages), *self._also]
+        thinking = self._settings.enable_thinking
+        text = prompt_text(tokenizer, messages, thinking)
+        opened = thinks(text) if self.may_think else False
         if tokenizer is None or not spells_special_token(tokenizer, texts):
-            return TextTrunk(self, prompt_text(tokenizer, messages))
+            return TextTrunk(self, text, thinks=opened)
         if not self._constrained:
             raise InvalidRequestError(
                 "the question spells one of the model's special tokens, which a server that takes "
-                "prompts only as text would read as one; remove it from the question. vLLM and "
-                "SGLang take token ids (server='vllm', 'sglang')"
+                "prompts only as text would read as one; remove it from the question. vLLM, "
+                "SGLang and llama.cpp take token ids (server='vllm', 'sglang', 'llamacpp')"
             )
-        return TextTrunk(self, encode_prompt(tokenizer, messages))
+        return TextTrunk(self, encode_prompt(tokenizer, messages, thinking), thinks=opened)
 
     async def write_outline(self, trunk: Trunk, outline: Outline) -> Written:
         """See `Decoder`. Without a grammar, the skeleton's terminator is a stop text."""
@@ -277,6 +294,8 @@ class RemoteDecoder:
             if schema is None or not again or written.failure is not None:
                 break
             if written.finish_reason == "length" or schema.read(written.text, "stop")[1] is None:
+                break
+            if self.budget.answer - self._progress.output_tokens < task.max_tokens:
                 break
         if again and written.text:
             task.on_text(written.text)

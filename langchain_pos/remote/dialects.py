@@ -5,10 +5,12 @@
 | "vllm" | `structured_outputs` | `structured_outputs` | yes | `owned_by: vllm` |
 | "vllm-guided" (vLLM up to 0.11) | `guided_grammar` | `guided_json` | yes | as "vllm" |
 | "sglang" | `ebnf` | `json_schema` | yes | `owned_by: sglang` |
+| "llamacpp" (llama.cpp's server) | `grammar` | `json_schema` | no | `owned_by: llamacpp` |
 | "plain" | no | no | no | anything else |
 
 Fields as in vLLM's `CompletionRequest` and its page on structured outputs (which also says that
-`guided_*` was removed in 0.12), and in SGLang's `CompletionRequest`.
+`guided_*` was removed in 0.12), in SGLang's `CompletionRequest`, and in the README of llama.cpp's
+server, whose grammars (GBNF) are written like xgrammar's.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from langchain_pos.errors import InvalidRequestError
 if TYPE_CHECKING:
     from langchain_pos.reasoning.settings import ReasoningSettings
 
-Dialect = Literal["plain", "vllm", "vllm-guided", "sglang"]
+Dialect = Literal["plain", "vllm", "vllm-guided", "sglang", "llamacpp"]
+_OWNERS: dict[str, Dialect] = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llamacpp"}
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,7 @@ class Call:
 
 def dialect_of(owned_by: str) -> Dialect:
     """The dialect of a server, from the `owned_by` of its models."""
-    if owned_by == "vllm":
-        return "vllm"
-    return "sglang" if owned_by == "sglang" else "plain"
+    return _OWNERS.get(owned_by, "plain")
 
 
 def constrains(dialect: Dialect) -> bool:
@@ -68,6 +69,13 @@ def fields_of(call: Call, settings: ReasoningSettings, dialect: Dialect) -> dict
     options: dict[str, Any] = {"include_usage": True}
     if dialect == "plain":
         _check_plain(settings)
+    elif dialect == "llamacpp":
+        # Given in every call, because its defaults cut the distribution.
+        extra["top_k"] = settings.top_k or 0
+        extra["min_p"] = settings.min_p or 0.0
+        extra["repeat_penalty"] = settings.repetition_penalty
+        extra["repeat_last_n"] = 16384  # the prompt's tokens too; its default are 64
+        extra |= _constraint(call, dialect)
     else:
         # Given in every call, because these servers fall back on defaults of the model's folder.
         extra["top_k"] = -1 if settings.top_k is None else settings.top_k
@@ -94,6 +102,7 @@ def _constraint(call: Call, dialect: Dialect) -> dict[str, Any]:
             "vllm": {"structured_outputs": {"grammar": call.grammar}},
             "vllm-guided": {"guided_grammar": call.grammar},
             "sglang": {"ebnf": call.grammar},
+            "llamacpp": {"grammar": call.grammar},
         }
     elif call.json_schema is not None:
         schema = json.loads(call.json_schema)
@@ -101,6 +110,7 @@ def _constraint(call: Call, dialect: Dialect) -> dict[str, Any]:
             "vllm": {"structured_outputs": {"json": schema}},
             "vllm-guided": {"guided_json": schema},
             "sglang": {"json_schema": call.json_schema},
+            "llamacpp": {"json_schema": schema},
         }
     return fields.get(dialect, {})
 
@@ -114,6 +124,6 @@ def _check_plain(settings: ReasoningSettings) -> None:
     if unknown := [name for name, is_given in given.items() if is_given]:
         raise InvalidRequestError(
             f"{', '.join(unknown)}: OpenAI's completions have no such parameter, and the server is "
-            "not known to; omit it, set server='vllm' or 'sglang' if it is one, or pass it under "
-            "the server's own name in extra_body"
+            "not known to; omit it, set server='vllm', 'sglang' or 'llamacpp' if it is one, or "
+            "pass it under the server's own name in extra_body"
         )

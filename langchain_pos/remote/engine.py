@@ -40,7 +40,9 @@ class OpenAICompletionsEngine(BaseModel):
         >>> ParallelReasoningLLM(engine=engine).invoke("Compare …")  # doctest: +SKIP
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+    )
 
     base_url: str
     """The server's address, with `/v1`."""
@@ -52,7 +54,7 @@ class OpenAICompletionsEngine(BaseModel):
     api_key: SecretStr | None = Field(default=None)
     """Sent as bearer token; None sends a placeholder. Environment variables are not read, so that
     another server's key is never sent."""
-    server: Literal["auto", "vllm", "vllm-guided", "sglang", "plain"] = "auto"
+    server: Literal["auto", "vllm", "vllm-guided", "sglang", "llamacpp", "plain"] = "auto"
     """What the server understands beyond OpenAI's parameters; "auto" infers it from the list of
     models. "vllm-guided" is vLLM up to 0.11, "plain" any other server."""
     context_length: int | None = Field(default=None, ge=1)
@@ -151,7 +153,8 @@ class OpenAICompletionsEngine(BaseModel):
             name = str(listed[0].id)
         # A server may serve models that it does not list (`transformers serve`).
         card = next((card for card in listed if card.id == name), None)
-        reported = (getattr(card, "model_extra", None) or {}).get("max_model_len")
+        extra = getattr(card, "model_extra", None) or {}
+        reported = extra.get("max_model_len") or (extra.get("meta") or {}).get("n_ctx")
         owner = str(getattr(card or next(iter(listed), None), "owned_by", ""))
         dialect = dialect_of(owner) if self.server == "auto" else self.server
         length = self.context_length or (int(reported) if reported else self._tokenizer_length())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ class Written:
     chunks: int = 0
 
 
-class Sink:
+class Sink(ABC):
     """Receives one completion as it arrives.
 
     Attributes:
@@ -53,9 +54,9 @@ class Sink:
         """A completion begins, for the first time or again."""
         self.written = Written()
 
+    @abstractmethod
     def take(self, piece: str) -> bool:
         """Take a piece of text; returns whether to continue."""
-        raise NotImplementedError
 
     @property
     def may_restart(self) -> bool:
@@ -98,6 +99,8 @@ class TextSink(Sink):
 
     def take(self, piece: str) -> bool:
         """See `Sink`."""
+        if self._text.stopped is not None:  # the server goes on after a stop text
+            return False
         self._say(self._text.push(piece))
         return self._end is None or self._text.stopped is None
 
@@ -152,10 +155,10 @@ class PassageSink(TextSink):
 
     def take(self, piece: str) -> bool:
         """See `Sink`."""
-        super().take(piece)
+        goes_on = super().take(piece)
         if self._opens is not None:
             self.opened = self._opens(self.text)
-        return self.opened is None
+        return goes_on and self.opened is None
 
     @property
     def text(self) -> str:
@@ -178,17 +181,22 @@ class SkeletonSink(Sink):
         self.stop = stop
         self._outline = outline
         self._text = StoppedText(stop)
+        self._bounds = outline.skeleton.bounds(outline.max_tokens)
 
     def begin(self) -> None:
         """See `Sink`."""
         super().begin()
         self._text = StoppedText(self.stop)
+        self._bounds = self._outline.skeleton.bounds(self._outline.max_tokens)
 
     def take(self, piece: str) -> bool:
         """See `Sink`."""
+        if self._text.stopped is not None:
+            return False
         if text := self._text.push(piece):
             self._outline.on_text(text)
-        return True
+        self._bounds.note(self._outline.skeleton.begin + self._text.text, self.written.chunks)
+        return not self._bounds.over
 
     def whole(self) -> str:
         """The skeleton with its terminator, which servers cut off or models omit.
@@ -199,7 +207,7 @@ class SkeletonSink(Sink):
         skeleton, rest = self._outline.skeleton, self._text.flush()
         text = self._text.text
         full, end = skeleton.begin + text, ""
-        if self.written.finish_reason == "length" and self._text.stopped is None:
+        if self.written.finish_reason != "stop" and self._text.stopped is None:
             if not skeleton.is_plan(full):
                 raise PlanFormatError("the skeleton was not closed within its budget", text=text)
             end = skeleton.close(full)

@@ -17,6 +17,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from langchain_pos.engine.completion import DraftUsage, FinishReason, TokenUsage
 
 Mode = Literal["parallel", "sequential"]
+NOT_ANSWERED = "not answered: "
+"""How `fallback_reason` begins where the model's own words for that stand in place of an answer."""
 Stage = Literal["plan", "expand", "conclude"]
 
 STEP_MARK = "####"
@@ -245,6 +247,7 @@ class ResultData(_Frozen):
     peak_slots: int = 0
     cached_tokens: int = 0
     model_name: str = ""
+    thoughts: str = Field(default="", exclude_if=_blank)
 
     @property
     def plan(self) -> Plan | None:

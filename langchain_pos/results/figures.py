@@ -104,7 +104,7 @@ def plot_mask(
 
     picture = belt(prompt, lengths)
     if granularity == "segment":
-        return _segments_figure(picture, names)
+        return segments_figure(picture, names)
     ahead = result.usage.input_tokens - prompt
     most = max(lengths, default=0)
     title = f"the last {prompt} tokens of the prompt, and up to {most} of each branch"
@@ -150,8 +150,9 @@ def tokens_figure(
         axes.set_xticks(middles, numbers, fontsize=6, rotation=90)
         axes.set_yticks(middles, numbers, fontsize=6)
     axes.tick_params(length=0)
-    axes.set_xlabel("slots, in the order in which tokens are fed; numbers are positions")
-    axes.set_ylabel("query token")
+    # Labels of the figure, not of the axes: those move when the axes are made square, and are cut.
+    figure.supxlabel("slots, in the order in which tokens are fed;\nnumbers are positions", size=9)
+    figure.supylabel("query token", size=9)
     patches = [
         matplotlib.patches.Patch(color=palette[number + 1], label=name)
         for number, name in enumerate(names[:33])
@@ -163,7 +164,7 @@ def tokens_figure(
     return figure
 
 
-def _segments_figure(picture: MaskPicture, names: list[str]) -> Figure:
+def segments_figure(picture: MaskPicture, names: list[str]) -> Figure:
     """The mask segment by segment: the share that the last token of each segment sees."""
     count = len(names)
     slots: list[list[int]] = [[] for _ in names]
@@ -188,7 +189,8 @@ def _segments_figure(picture: MaskPicture, names: list[str]) -> Figure:
     axes.set_xticks(middles, names, rotation=90, fontsize=7, parse_math=False)
     axes.set_yticks(middles, names, fontsize=7, parse_math=False)
     axes.tick_params(length=0)
-    axes.set_xlabel("seen by the last token of the segment on the left: dark all, white none")
+    about = "seen by the last token of the segment\non the left: dark all, white none"
+    figure.supxlabel(about, size=9)
     return figure
 
 
@@ -225,7 +227,7 @@ def _matplotlib() -> Any:
     except ImportError as error:
         raise MissingExtraError(
             "figures need matplotlib, which is not installed; install it with "
-            "`pip install 'langchain-pos[plot]'`"
+            "`pip install matplotlib`, which the extra `langchain-pos[plot]` holds"
         ) from error
 
 

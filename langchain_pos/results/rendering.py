@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING
 
+from langchain_pos.results.data import NOT_ANSWERED
 from langchain_pos.results.plain_text import strip_control_characters
 from langchain_pos.results.timeline import STAGES, SequentialEstimate, Timeline
 
@@ -91,12 +92,18 @@ def estimate_line(result: ResultData) -> str:
 
 def remarks(result: ResultData) -> list[str]:
     """What a reader must know besides the text: why sequential, what was cut off, what failed."""
-    lines = []
-    if result.fallback_reason:
-        lines.append(f"answered sequentially ({result.fallback_reason})")
+    lines = fallback_remark(result)
     if ending := _ending(result):
         lines.append(f"conclusion: {ending}")
     return lines
+
+
+def fallback_remark(result: ResultData) -> list[str]:
+    """Why a question meant for parallel was answered sequentially, or not at all; or nothing."""
+    reason = result.fallback_reason
+    if not reason:
+        return []
+    return [reason if reason.startswith(NOT_ANSWERED) else f"answered sequentially ({reason})"]
 
 
 def _ending(written: BranchResult | ResultData) -> str:

@@ -21,7 +21,8 @@ class ReasoningResult(ResultData):
         blocks: the rounds of plan and branches; empty when answered sequentially.
         conclusion: the text after the last block; the whole answer when answered sequentially.
         mode: "parallel", or "sequential" if that was requested or no plan came about.
-        fallback_reason: why a question meant for parallel was answered sequentially.
+        fallback_reason: why a question meant for parallel was answered sequentially; beginning
+            with "not answered: ", why the model declined to answer it at all.
         finish_reason: how the conclusion ended.
         error: what went wrong in the conclusion if `finish_reason` is "error"; the branches are
             complete all the same.
@@ -32,9 +33,11 @@ class ReasoningResult(ResultData):
         forward_passes: by stage.
         drafts: tokens guessed ahead, and how many of them were accepted.
         plan_attempts: skeletons attempted; 0 if the caller gave the steps.
-        peak_slots: most KV-cache slots that the request held at once, including shared ones.
+        peak_slots: most KV-cache slots that the request held at once, including shared ones, and
+            running states as the slots that are as large.
         cached_tokens: prompt tokens that were not fed, because an earlier question began alike.
         model_name: folder or hub name of the model.
+        thoughts: what a thinking model thought before it answered; no part of its text.
     """
 
     def __str__(self) -> str:
@@ -131,6 +134,7 @@ class ReasoningChunk(ReasoningResult):
         opens_block = len(other.blocks) > len(self.blocks)
         newer["conclusion"] = ("" if opens_block else self.conclusion) + other.conclusion
         newer["delta"] = self.delta + other.delta
+        newer["thoughts"] = self.thoughts + other.thoughts
         return self.model_copy(update=newer)
 
     def result(self) -> ReasoningResult:

@@ -138,12 +138,21 @@ class AnswerView:
             for branch in block.branches:
                 _extend(self.blocks[place].branches[branch.index], branch)
 
-    def plain(self) -> str:
-        """The answer as plain text: preambles, a line for each branch, the conclusion."""
+    def plain(self, *, certain: bool = False) -> str:
+        """The answer as plain text: preambles, a line for each branch, the conclusion.
+
+        Args:
+            certain: only as much as stays as it is while more is written: up to the first branch
+                that has not ended.
+        """
         parts = []
         for block in self.blocks:
             parts += [strip_control_characters(block.preamble)] if block.preamble else []
-            parts.append("\n".join(branch.line() for branch in block.branches))
+            lines = [branch.line() for branch in block.branches]
+            if certain:
+                ended = [branch.finish_reason is not None for branch in block.branches]
+                lines = lines[: (*ended, False).index(False) + 1]
+            parts.append("\n".join(lines))
         parts += (
             [strip_control_characters(self.conclusion).strip()] if self.conclusion.strip() else []
         )

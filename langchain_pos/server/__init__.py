@@ -17,7 +17,8 @@ for _name in ("fastapi", "prometheus_client", "uvicorn"):
     if find_spec(_name) is None:
         raise MissingExtraError(
             f"a server needs {_name}, which is not installed here; install it with "
-            "`pip install 'langchain-pos[serve]'`"
+            "`pip install fastapi prometheus-client uvicorn`, which the extra "
+            "`langchain-pos[serve]` holds"
         )
 
 __getattr__, __dir__, __all__ = lazy_names(

@@ -34,7 +34,7 @@ that is still writing would not see the answer if the connection were closed at 
 class ServerLimits(BaseModel):
     """Bounds of a server, each with the status that a client gets beyond it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     max_concurrency: int = Field(default=16, ge=1)
     """Requests answered at once; they share forward passes. Further ones wait."""
@@ -47,6 +47,8 @@ class ServerLimits(BaseModel):
     """Tokens of an answer's text that a request may ask for; 400."""
     body_seconds: float = Field(default=30, gt=0)
     """For sending a body; 408."""
+    max_stored_bytes: int = Field(default=64 * 2**20, ge=0)
+    """Of answers that are kept for a `previous_response_id`; beyond it the oldest are forgotten."""
     request_seconds: float = Field(default=600, gt=0)
     """From the request to the end of its answer, waiting included; 504. A request may ask for
     less."""
@@ -268,8 +270,13 @@ async def read_body(request: Request, limits: ServerLimits) -> bytes:
     """The body, counted while it is read, whatever its header says.
 
     Raises:
-        ApiError: too large, or too slow.
+        ApiError: not declared as JSON, too large, or too slow.
     """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(
+            415, f"the content type is {kind!r}; send application/json", "unsupported_type"
+        )
     most = limits.max_body_bytes
     body, count = bytearray(), 0
     try:

@@ -1,8 +1,9 @@
-"""The server's routes: /v1/chat/completions, /v1/models, /health, /metrics, and a page at /.
+"""The server's routes: /v1/chat/completions, /v1/responses, /v1/models, /health, /metrics, a page.
 
     Guard            host, API key; counts requests by status      (auth)
       └─ create_app  reads a request, hands it to whoever answers  (requests)
            └─ Service, ChatResponse   the chat model, as OpenAI's  (service, responses)
+    responses_api    /v1/responses, said as a chat completion and back
     Gate             who is answered, who waits, who is refused    (admission)
       └─ FairQueue   whose turn it is                  (engine.scheduler.fair_queue)
     PosServer        uvicorn that drains before it ends            (process)
@@ -27,6 +28,7 @@ from langchain_pos.server.auth import Guard, error_response, keys_of
 from langchain_pos.server.errors import ApiError, api_error
 from langchain_pos.server.page import PAGE_PATHS, add_page
 from langchain_pos.server.requests import ChatRequest
+from langchain_pos.server.responses_api.routes import RESPONSES, add_responses
 from langchain_pos.server.service import Errand, Served, Service
 
 if TYPE_CHECKING:
@@ -68,13 +70,14 @@ def app_of(service: Served, *, api_keys: Sequence[str] = (), page: bool = True) 
     app.state.service = service
     app.add_middleware(
         Guard,
-        path=ANSWERS,
+        paths=(ANSWERS, RESPONSES),
         requests=service.metrics.requests,
         api_keys=api_keys,
         public=PAGE_PATHS if page else frozenset(),
     )
     if page:
         add_page(app, wants_key=bool(api_keys))
+    add_responses(app, service)
 
     @app.exception_handler(Exception)
     async def _fault(_: Request, raised: Exception) -> Response:
@@ -90,19 +93,15 @@ def app_of(service: Served, *, api_keys: Sequence[str] = (), page: bool = True) 
         return error_response(
             ApiError(
                 status,
-                f"{request.method} {request.url.path} is not possible; there are POST {ANSWERS}, "
-                "GET /v1/models, /health and /metrics" + (", and a page at /" if page else ""),
+                f"{request.method} {request.url.path} is not possible; there are POST {ANSWERS} "
+                f"and {RESPONSES}, GET /v1/models, /health and /metrics"
+                + (", and a page at /" if page else ""),
                 "not_found" if status == 404 else "method_not_allowed",
             )
         )
 
     @app.post(ANSWERS)
     async def _answer(request: Request) -> Response:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise ApiError(
-                415, f"the content type is {kind!r}; send application/json", "unsupported_type"
-            )
         seconds = read_deadline(request)
         body = await read_body(request, service.gate.limits)
         asked = ChatRequest.read(body)

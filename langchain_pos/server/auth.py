@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
@@ -26,8 +26,8 @@ class Guard:
 
     Args:
         app: what is guarded.
-        path: whose requests are counted.
-        requests: counts them by status.
+        paths: whose requests are counted.
+        requests: counts them by status; None counts none.
         api_keys: one of them is asked for on every path but `/health` and those of `public`; none
             asks for none.
         public: paths that hold no secret. They want no key, but a loopback name where others do.
@@ -37,13 +37,13 @@ class Guard:
         self,
         app: ASGIApp,
         *,
-        path: str,
-        requests: Counter,
+        paths: Collection[str] = (),
+        requests: Counter | None = None,
         api_keys: Sequence[str] = (),
         public: frozenset[str] = frozenset(),
     ) -> None:
         self._app = app
-        self._path = path
+        self._paths = paths
         self._requests = requests
         self._keys = [key.encode() for key in api_keys]
         self._public = public
@@ -53,10 +53,10 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        counted = scope["path"] == self._path
+        counted = scope["path"] in self._paths
 
         async def noted(message: Message) -> None:
-            if counted and message["type"] == "http.response.start":
+            if self._requests is not None and counted and message["type"] == "http.response.start":
                 self._requests.labels(str(message["status"])).inc()
             await send(message)
 

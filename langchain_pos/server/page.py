@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
 
+_FOLDER = files("langchain_pos.server").joinpath("static")
+_KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _ASSETS = {
-    "page.css": "text/css",
-    "page.js": "text/javascript",
-    "answer.js": "text/javascript",
-    "dom.js": "text/javascript",
-    "figures.js": "text/javascript",
-    "icon.svg": "image/svg+xml",
+    f"{folder}{each.name}": (each, _KINDS[suffix])
+    for folder in ("", "vendor/")
+    for each in _FOLDER.joinpath(folder).iterdir()
+    if (suffix := each.name[each.name.rfind(".") :]) in _KINDS
 }
 PAGE_PATHS = frozenset({"/", *(f"/page/{name}" for name in _ASSETS)})
 """What may be read without an API key."""
@@ -84,13 +84,12 @@ def add_page(app: Starlette, *, wants_key: bool) -> None:
         app: gets the routes of `PAGE_PATHS`.
         wants_key: whether the page asks for an API key.
     """
-    folder = files("langchain_pos.server").joinpath("static")
-    page = Template(folder.joinpath("index.html").read_text("utf-8")).substitute(
+    page = Template(_FOLDER.joinpath("index.html").read_text("utf-8")).substitute(
         question=escape(demo_question()), wants_key="yes" if wants_key else "no"
     )
     served = {"/": _File(page.encode(), "text/html")}
-    for name, media_type in _ASSETS.items():
-        served[f"/page/{name}"] = _File(folder.joinpath(name).read_bytes(), media_type)
+    for name, (asset, media_type) in _ASSETS.items():
+        served[f"/page/{name}"] = _File(asset.read_bytes(), media_type)
     for path, file in served.items():
 
         async def _sent(request: Request, file: _File = file) -> Response:

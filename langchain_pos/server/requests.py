@@ -8,6 +8,7 @@ unknown fields, because a misspelt one would change the answer in silence.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from langchain_pos.chat_models.base import ChatParallelReasoning
     from langchain_pos.server.admission import ServerLimits
 
-_NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
+Neutral = tuple[tuple[Any, ...], str]
+"""What a field that is not to be had may hold besides null, and what to do instead."""
+
+_NEUTRAL: dict[str, Neutral] = {
     "n": ((1,), "one answer a request; send several requests, they share forward passes"),
     "frequency_penalty": ((0,), "repetition_penalty is what this model has"),
     "presence_penalty": ((0,), "repetition_penalty is what this model has"),
@@ -35,18 +39,53 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "verbosity": ((), "say it in the prompt"),
     "web_search_options": ((), "give the model a tool"),
 }
-"""Fields of OpenAI's API that are not to be had: what they may hold besides null; what to do."""
+"""Fields of OpenAI's API that are not to be had."""
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """A body, or a part of one, in which an unknown field is an error."""
+
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
+    @classmethod
+    def parse(cls, body: bytes) -> Self:
+        """A body as it came.
 
-class _Part(_Body):
+        Raises:
+            ApiError: 400, with the first field that is wrong.
+        """
+        try:
+            return cls.model_validate_json(body)
+        except ValidationError as error:
+            raise _wrong(error, cls.model_fields) from error
+
+    def refuse_unavailable(self, fields: Mapping[str, Neutral]) -> None:
+        """Refuse what cannot be had.
+
+        Args:
+            fields: see `Neutral`.
+
+        Raises:
+            ApiError: 400, a field holds another value than those.
+        """
+        for name, (allowed, instead) in fields.items():
+            value = getattr(self, name)
+            fits = (value == x and isinstance(value, bool) == isinstance(x, bool) for x in allowed)
+            if value is not None and not any(fits):
+                listed = ", ".join(map(repr, (*allowed, None)))
+                raise ApiError(
+                    400,
+                    f"{name}={_short(value)} is not possible; allowed is {listed}: {instead}",
+                    "unsupported_value",
+                    param=name,
+                )
+
+
+class _Part(Body):
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
-class FunctionSpec(_Body):
+class FunctionSpec(Body):
     """What a tool is called, does and takes."""
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
@@ -55,7 +94,7 @@ class FunctionSpec(_Body):
     strict: bool | None = None
 
 
-class ToolSpec(_Body):
+class ToolSpec(Body):
     """A tool that the model may call."""
 
     type: Literal["function"]
@@ -130,7 +169,13 @@ class StreamOptions(_Part):
     include_usage: bool | None = None
 
 
-class ChatRequest(_Body):
+class TemplateOptions(Body):
+    """What vLLM takes as `chat_template_kwargs`."""
+
+    enable_thinking: bool | None = None
+
+
+class ChatRequest(Body):
     """A request as OpenAI's API has it, with a few fields of our own."""
 
     model: str
@@ -158,6 +203,7 @@ class ChatRequest(_Body):
     min_p: float | None = Field(default=None, ge=0, le=1)
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
     continue_final_message: bool | None = None
+    chat_template_kwargs: TemplateOptions | None = None
     add_generation_prompt: bool | None = None
     # They change no answer; the first two, whose turn it is.
     user: Any = None
@@ -188,20 +234,8 @@ class ChatRequest(_Body):
         Raises:
             ApiError: 400, with the first field that is wrong.
         """
-        try:
-            asked = cls.model_validate_json(body)
-        except ValidationError as error:
-            raise _wrong(error) from error
-        for name, (allowed, instead) in _NEUTRAL.items():
-            value = getattr(asked, name)
-            if value is not None and (value not in allowed or isinstance(value, bool)):
-                listed = ", ".join(map(repr, (*allowed, None)))
-                raise ApiError(
-                    400,
-                    f"{name}={_short(value)} is not possible; allowed is {listed}: {instead}",
-                    "unsupported_value",
-                    param=name,
-                )
+        asked = cls.parse(body)
+        asked.refuse_unavailable(_NEUTRAL)
         if asked.top_logprobs is not None and not asked.logprobs:
             raise ApiError(
                 400,
@@ -299,6 +333,8 @@ class ChatRequest(_Body):
             )
             if (value := getattr(self, name)) is not None
         }
+        if self.chat_template_kwargs is not None:
+            options |= self.chat_template_kwargs.model_dump(exclude_none=True)
         if self.reasoning_mode is not None:
             options["mode"] = self.reasoning_mode
         if self.tools is not None:
@@ -350,7 +386,7 @@ def _as_message(spec: MessageSpec) -> BaseMessage:
     return message
 
 
-def _wrong(error: ValidationError) -> ApiError:
+def _wrong(error: ValidationError, fields: Iterable[str]) -> ApiError:
     first = error.errors(include_url=False, include_context=False)[0]
     param = ".".join(str(part) for part in first["loc"]) or None
     match first["type"]:
@@ -358,7 +394,7 @@ def _wrong(error: ValidationError) -> ApiError:
             return ApiError(400, f"the body is not valid JSON: {first['msg']}", "invalid_json")
         case "extra_forbidden":
             last = str(first["loc"][-1])
-            near = difflib.get_close_matches(last, ChatRequest.model_fields, n=1)
+            near = difflib.get_close_matches(last, fields, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "leave it out"
             return ApiError(
                 400, f"unknown field {param!r}; {hint}", "unknown_parameter", param=param

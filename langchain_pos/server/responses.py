@@ -1,11 +1,12 @@
 """Answers in OpenAI's form, whole and as chunks of a stream: the chunks add up to the whole.
 
-Two extensions stand beside `choices`, where ordinary clients do not look: `reasoning`, the whole
-`ReasoningResult` (on an answer, and on the chunk that has the finish reason), and
+Thoughts, plans, and the branches of the paper's form are `reasoning_content`, as DeepSeek and vLLM
+have it. Two extensions stand beside `choices`, where ordinary clients do not look: `reasoning`, the
+whole `ReasoningResult` (on an answer, and on the chunk that has the finish reason), and
 `reasoning_delta`, what a stage or branch has just written:
 
     {"stage": "plan", "text": "####Ann"}                              raw skeleton
-    {"stage": "plan", "block": 0, "titles": ["Ann", "Ben"]}           the plan is there
+    {"stage": "plan", "block": 0, "titles": ["Ann", "Ben"], "form": "paper"}   it is there
     {"stage": "expand", "block": 0, "branch": 1, "title": "Ben", "text": " GPA"}
     {"stage": "expand", "block": 0, "branch": 1, "title": "Ben", "finish_reason": "stop"}
 """
@@ -49,6 +50,7 @@ class AnswerWriter:
         self._plans = 0
         self._calls: list[Json] = []
         self._texts: list[str] = []
+        self._thoughts: list[str] = []
         self.last: AIMessageChunk | None = None
 
     # ---------------------------------------------------------------------- stream
@@ -85,6 +87,9 @@ class AnswerWriter:
         return chunk | ({"usage": None} if self._include_usage else {}) | extension
 
     def _said(self, message: AIMessageChunk) -> Iterator[Json]:
+        if thought := message.additional_kwargs.get("reasoning_content"):
+            self._thoughts.append(thought)
+            yield self._chunk({"reasoning_content": thought})
         if message.text:
             self._texts.append(message.text)
             yield self._chunk({"content": message.text})
@@ -111,7 +116,8 @@ class AnswerWriter:
             return {"stage": "plan", "text": piece.delta}
         if piece.stage == "plan" and len(piece.blocks) > self._plans:
             self._plans = len(piece.blocks)
-            return {"stage": "plan", "block": place, "titles": piece.blocks[-1].plan.titles}
+            plan = piece.blocks[-1].plan
+            return {"stage": "plan", "block": place, "titles": plan.titles, "form": plan.form}
         if piece.stage == "expand" and piece.branch is not None:
             branch = piece.blocks[-1].branches[0]
             place_of = {
@@ -139,6 +145,8 @@ class AnswerWriter:
             "content": None if self._calls and not text else text,
             "refusal": None,
         }
+        if self._thoughts:
+            message["reasoning_content"] = "".join(self._thoughts)
         if self._calls:
             message["tool_calls"] = self._calls
         choice = {

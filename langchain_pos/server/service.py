@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from langchain_pos.chat_models.call import ChatCall
 from langchain_pos.errors import InvalidRequestError
+from langchain_pos.model_source import shipped_model
 from langchain_pos.server.admission import ClientGone, Gate, ServerLimits
 from langchain_pos.server.errors import ApiError, api_error, logger
 from langchain_pos.server.metrics import Metrics
@@ -94,7 +95,7 @@ class Served(ABC):
             )
 
 
-class HeldResponse(Response):
+class HeldResponse(Response, ABC):
     """A response that is worked on while its client, its time and the server last."""
 
     def __init__(self, served: Served, errand: Errand) -> None:
@@ -124,12 +125,12 @@ class HeldResponse(Response):
             metrics.broken.labels(error.broken).inc()
             await _end_stream(send, error)
 
+    @abstractmethod
     async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; sets `_started` before anything is sent.
 
         And `_ended` before the last byte, if there is still something to do after it.
         """
-        raise NotImplementedError
 
     def _error(self, raised: Exception) -> ApiError:
         return api_error(raised, retry_after=self._served.gate.retry_after)
@@ -154,7 +155,8 @@ class Service(Served):
         """The model as `/v1/models` lists it."""
         entry = {"id": self.name, "object": "model", "created": self.created}
         length = self.chat.engine.context_length
-        return entry | {"owned_by": "langchain-pos", "max_model_len": length}
+        entry |= {"owned_by": "langchain-pos", "max_model_len": length}
+        return entry | ({"demonstration": True} if _is_shipped(self.chat) else {})
 
     def answer(self, errand: Errand) -> Response:
         """Whole or streamed."""
@@ -241,6 +243,10 @@ class ChatResponse(HeldResponse):
 def _served_name(chat: ChatParallelReasoning) -> str:
     name = chat._model_name(chat.model)
     return Path(name).name if Path(name).expanduser().exists() else name
+
+
+def _is_shipped(chat: ChatParallelReasoning) -> bool:
+    return chat.engines.identity is None and chat.model in (None, shipped_model())
 
 
 async def _event(send: Send, data: bytes) -> None:

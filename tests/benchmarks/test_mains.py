@@ -16,6 +16,8 @@ from benchmarks.models import engine_for, random_model
 from benchmarks.recorded import read, tokenizer_for
 from benchmarks.replay import SETTINGS, Replay
 from langchain_pos import embedded_model_path
+from langchain_pos.engine import engine as engine_module
+from langchain_pos.engine.cpu.row_cost import RowCost
 from tests.support import recorded_data as data
 from tests.support.llama_server import POINTS, llama_server
 
@@ -55,6 +57,25 @@ def test_quick_form(
     assert render.section(content).startswith("| ")
 
 
+@pytest.mark.parametrize("name", ["branches", "replay"])
+def test_a_hybrid_model_is_measured_with_its_states(
+    name: str, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their bytes stand beside those of keys and values; it takes as many passes as another."""
+    # Otherwise the rows that drafts get, and so the passes, follow from a clock.
+    monkeypatch.setattr(engine_module, "measure_row_cost", lambda *_: RowCost(32))
+    options = ["--data", folder] if name == "replay" else []
+    hybrid = run(name, tmp_path, *options, "--model", "qwen3.5-0.8b")
+    assert hybrid["model"] == "tiny-hybrid"
+    plain = run(name, tmp_path, *options)
+    rows: list[list[dict[str, float]]] = [hybrid["rows"], plain["rows"]]  # type: ignore[list-item]
+    for mine, other in zip(*rows, strict=True):
+        assert mine["states MB"] > 0 < mine["KV MB"]
+        assert "states MB" not in other
+        for column in {"passes", "passes: plan", "expand", "conclude"} & set(mine):
+            assert mine[column] == other[column]
+
+
 def test_llama_cpp_is_asked_for_as_many_tokens_as_we_write(tmp_path: Path) -> None:
     """Fixed lengths: one request or a skeleton and its entries; then answers of its own."""
     with llama_server() as (url, bodies):
@@ -86,9 +107,9 @@ def test_llama_cpp_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_planning_without_gold_needs_a_judge(tmp_path: Path, folder: Path) -> None:
     """A task without right answers is measured, and its quality is not made up."""
-    content = run("paper", tmp_path, "--data", folder, "--tasks", "planning")
+    content = run("paper", tmp_path, "--data", folder, "--tasks", "planning", "--chain-of-draft")
     rows: list[dict[str, object]] = content["rows"]  # type: ignore[assignment]
-    assert [row["quality"] for row in rows] == ["–"] * 3
+    assert [row["quality"] for row in rows] == ["–"] * 5
 
 
 def test_another_text_is_no_replay(tmp_path: Path, folder: Path) -> None:

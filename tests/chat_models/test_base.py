@@ -29,6 +29,9 @@ TWICE = {
 """Two rounds of steps."""
 
 
+SKELETON = STUDENTS["Who?\n\nAnswer:\n"]
+
+
 def total(chunks: list[Any]) -> Any:
     """The sum of a stream."""
     return sum(chunks[1:], start=chunks[0])
@@ -40,7 +43,7 @@ class TestParallel:
         chat, _ = scripted_chat(STUDENTS)
         message = chat.invoke("Who?")
         assert message.content == message.text == "name: Ben"
-        told = "Let us see.\nAnn: GPA 3.1, outside\nBen: GPA 2.4\n"
+        told = f"{SKELETON}\nAnn: GPA 3.1, outside\nBen: GPA 2.4\n"
         assert message.additional_kwargs == {"reasoning_content": told}
         assert [block["type"] for block in message.content_blocks] == ["reasoning", "text"]
 
@@ -79,7 +82,7 @@ class TestParallel:
         chat, _ = scripted_chat(STUDENTS, output_version="v1")
         message = chat.invoke("Who?")
         assert message.content == [
-            {"type": "reasoning", "reasoning": "Let us see."},
+            {"type": "reasoning", "reasoning": SKELETON},
             {"type": "reasoning", "reasoning": "Ann: GPA 3.1, outside"},
             {"type": "reasoning", "reasoning": "Ben: GPA 2.4"},
             {"type": "text", "text": "name: Ben"},
@@ -97,6 +100,18 @@ class TestParallel:
         assert said(total(list(chat.stream("Who?")))) == whole
         assert said(total([chunk async for chunk in chat.astream("Who?")])) == whole
         assert said(await chat.ainvoke("Who?")) == whole
+
+    def test_the_plan_streams_from_its_first_token(self) -> None:
+        """As reasoning, before any branch; of a plan that is tried again, each attempt."""
+        twice = "####Ann:......\n####Ann:......\n####%%%%"
+        rules = {**STUDENTS, "Who?\n\nAnswer:\n": twice, ")\n\nAnswer:\n": SKELETON}
+        chat, _ = scripted_chat(rules)
+        pieces = [c.additional_kwargs.get("reasoning_content") for c in chat.stream("Who?")]
+        assert pieces[0] == "####"
+        assert len([piece for piece in pieces if piece]) > 12
+        thought = "".join(piece or "" for piece in pieces)
+        assert thought.startswith(f"{twice}\n{SKELETON}\nAnn: GPA")
+        assert thought == chat.invoke("Who?").additional_kwargs["reasoning_content"]
 
     def test_two_rounds(self) -> None:
         """What is concluded between two rounds is text as well."""

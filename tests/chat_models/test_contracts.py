@@ -99,6 +99,10 @@ class TestAnswers:
             one, other = json.loads(message.text)
             assert one != other
             tried.append(message.response_metadata.get("attempts", 1))
+            alone = chat.invoke(f"{seed}?", response_format=format_of(UNIQUE), max_retries=0)
+            assert message.usage_metadata["input_tokens"] == (
+                tried[-1] * alone.usage_metadata["input_tokens"]
+            )
         assert max(tried) > 1
         again = await chat.ainvoke("0?", response_format=format_of(UNIQUE), max_retries=9)
         assert len(set(json.loads(again.text))) == 2
@@ -240,12 +244,17 @@ class TestAsElsewhere:
         assert chat.invoke("?", **off).content == "Yes."
 
     def test_an_answer_can_be_begun_for_the_model(self) -> None:
-        """The last message is continued, not answered; only what is new comes back."""
+        """The last message is continued, not answered; only what is new comes back, as it is."""
         chat, script = qwen_chat({ASKED + "The answer is": " seven."}, mode="sequential")
         history = [HumanMessage("3 + 4?"), AIMessage("The answer is")]
         message = chat.invoke(history, continue_final_message=True)
-        assert message.content == "seven."
+        assert message.content == " seven."
+        streamed = [c.text for c in chat.stream(history, continue_final_message=True)]
+        assert "".join(streamed) == " seven."
         assert script.passes[0][0].text.endswith(ASKED + "The answer is")
+        whole, _ = qwen_chat({ASKED + "Seven.": ""})
+        over = whole.invoke([HumanMessage("?"), AIMessage("Seven.")], continue_final_message=True)
+        assert (over.content, over.response_metadata["finish_reason"]) == ("", "stop")
         with pytest.raises(InvalidRequestError, match="continue_final_message"):
             chat.invoke(history)
         with pytest.raises(InvalidRequestError, match="AI message"):

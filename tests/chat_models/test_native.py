@@ -22,11 +22,12 @@ def native_chat(
 
 @pytest.mark.parametrize("version", ["v0", "v1"])
 def test_the_text_is_the_whole_answer(version: str) -> None:
-    """Lead-in, list and conclusion; no reasoning content but the outline's tokens."""
+    """Lead-in, list and conclusion; the outline is reasoning."""
     chat = native_chat(output_version=version)
     message = chat.invoke("Who?")
     assert message.text == WRITTEN
-    assert "reasoning_content" not in message.additional_kwargs
+    (thought,) = [b["reasoning"] for b in message.content_blocks if b["type"] == "reasoning"]
+    assert thought.startswith("1. **Ann**: ...\n\n2. **Ben**: ...")
     assert message.response_metadata["mode"] == "parallel"
 
 

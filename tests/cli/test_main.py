@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import io
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.main import get_command
 
-from langchain_pos.cli.live import show_stream
+from langchain_pos.cli.demo import shortened
+from langchain_pos.cli.live import Interrupted, show_stream
+from langchain_pos.cli.main import app
+from langchain_pos.embedded import SHIPPED_MODEL_NOTE
 from langchain_pos.embedded.demo import DEMO_ANSWER, demo_question
+from langchain_pos.reasoning.settings import ReasoningSettings
 from langchain_pos.results.plain_text import strip_control_characters
 from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 from langchain_pos.results.terminal import AnswerView
-from tests.support.fake_runnable import BODIES, FakeLLM, llm, parallel_chunks, run
+from tests.support.fake_runnable import (
+    BODIES,
+    FakeLLM,
+    interrupted_chunks,
+    llm,
+    parallel_chunks,
+    run,
+)
 
 __all__ = ["llm"]  # a fixture
 
+ROOT = Path(__file__).parents[2]
+COMMANDS = [get_command(app), *get_command(app).commands.values()]  # type: ignore[attr-defined]
 PLAIN = """\
 Let me look at each student.
 
@@ -53,14 +70,30 @@ def test_version() -> None:
     assert run("--version").output == f"langchain-pos {__version__}\n"
 
 
+def test_documented_commands_are_understood() -> None:
+    """Every line of README and documentation that is a command names options that there are."""
+    found = []
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        text = page.read_text("utf-8")
+        lines = re.findall(r"^ {4}langchain-pos (.*)$", text, re.MULTILINE)
+        for fence in re.findall(r"^```sh$(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            lines += re.findall(r"^langchain-pos (.*)$", fence, re.MULTILINE)
+        found += [re.split(r" {2,}", line)[0] for line in lines]
+    assert len(found) > 12
+    for line in found:
+        name, *args = shlex.split(line)
+        command = get_command(app).commands[name]  # type: ignore[attr-defined]
+        command.make_context(name, args)  # raises where an option is unknown or a value not allowed
+
+
 def test_ask_prints_plain_text(llm: FakeLLM) -> None:
     """Not on a terminal, stdout has the answer alone, without escape codes; figures on stderr."""
-    done = run("ask", "Who?")
+    done = run("ask", "Who?", "--model", "m")
     assert done.exit_code == 0
     assert done.stdout == PLAIN
     assert done.stderr == (
         "parallel: plan 20 passes 0.50 s · expand 12 passes 0.25 s · conclude 8 passes 0.25 s · "
-        "total 40 passes 1.00 s · 120 tokens, 3.0 per pass (one at a time: 1.0)\n"
+        "total 40 passes 1.00 s · 120 tokens, 3.0 per pass (one at a time: 1.0), 120 per second\n"
     )
     assert llm.asked == [("Who?", "parallel")]
 
@@ -96,6 +129,31 @@ def test_ask_passes_on_what_was_given(llm: FakeLLM) -> None:
     }
 
 
+def test_every_budget_can_be_given(llm: FakeLLM) -> None:
+    """`ask` has an option for every setting that bounds how much is written."""
+    budgets = [name for name in ReasoningSettings.model_fields if name.startswith("max_")]
+    budgets = [name for name in budgets if name not in ("max_plan_attempts", "max_pressure")]
+    options = [f"--{name.replace('_', '-')}=99" for name in budgets]
+    run("ask", "Who?", *options)
+    assert llm.settings == dict.fromkeys(budgets, 99)
+
+
+@pytest.mark.usefixtures("llm")
+def test_the_shipped_model_says_what_it_is() -> None:
+    """Once, on stderr, where no model is named; not where one is."""
+    for command in (("ask", "Who?"), ("doctor",), ("demo",)):
+        assert run(*command).stderr.count(SHIPPED_MODEL_NOTE) == 1
+        assert SHIPPED_MODEL_NOTE not in run(*command, "--model", "m").output
+
+
+@pytest.mark.parametrize("command", ["", *(command.name or "" for command in COMMANDS)])
+def test_no_line_of_help_is_cut(command: str) -> None:
+    """On eighty columns every command is summarised in whole words, and options are explained."""
+    done = run(*command.split(), "--help")
+    assert done.exit_code == 0
+    assert "..." not in done.stdout.replace("[ARGS]...", "").replace("[OPTIONS] COMMAND", "")
+
+
 def test_ask_json_is_the_result(llm: FakeLLM) -> None:
     """`--json` prints a result that can be read back."""
     done = run("ask", "Who?", "--json")
@@ -112,9 +170,9 @@ def test_ask_json_is_the_result(llm: FakeLLM) -> None:
         (("ask", "Who?", "--model", "missing"), 3, "no model 'missing': name a folder"),
         (("ask", "Who?", "--model", "mamba"), 3, "recurrent state"),
         (("doctor", "--model", "mamba"), 3, "recurrent state"),
-        (("ask", "too long"), 1, "9000 tokens"),
+        (("ask", "too long", "--model", "m"), 1, "9000 tokens"),
         (("ask", "bad branch"), 1, "step 'Ann' failed: logits are NaN"),
-        (("ask", "broken"), 4, "RuntimeError: a bug (--debug shows the traceback)"),
+        (("ask", "broken", "--model", "m"), 4, "RuntimeError: a bug (--debug shows the traceback)"),
     ],
 )
 @pytest.mark.usefixtures("llm")
@@ -218,6 +276,35 @@ def test_stream_is_closed_when_interrupted(live: bool) -> None:
     assert closed == [True]
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_an_interrupted_answer_stays(live: bool) -> None:
+    """What was written when Ctrl+C came is on the screen, of every branch, and in the error."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=live, width=100)
+    with pytest.raises(Interrupted) as caught:
+        show_stream(console, interrupted_chunks(), live=live)
+    written = out.getvalue()
+    assert all(text in written for text in ("Ann", "GPA 3.10", "Ben", "GPA 2.40", "Cem"))
+    assert caught.value.result is not None
+    assert [b.text for b in caught.value.result.branches] == ["GPA 3.10", "GPA 2.40", "GPA 4.00"]
+
+
+def test_a_pipe_gets_the_answer_while_it_is_written() -> None:
+    """In reading order, each piece once: the first branch as it grows, the others in turn."""
+    out, steps = io.StringIO(), []
+
+    def watched() -> Iterator[ReasoningChunk]:
+        for chunk in parallel_chunks():
+            steps.append(out.getvalue())
+            yield chunk
+
+    show_stream(Console(file=out), watched(), live=False)
+    assert out.getvalue() == PLAIN
+    assert all(later.startswith(earlier) for earlier, later in pairwise(steps))
+    assert "Let me look at each student.\n\nAnn: GPA" in steps
+    assert any(step.endswith("Ann: GPA 3.10, outside\nBen: GPA 2.40, inside") for step in steps)
+
+
 def test_live_result_is_the_sum_of_the_stream() -> None:
     """A terminal gets the same result, and in the end sees all of it."""
     out = io.StringIO()
@@ -227,14 +314,31 @@ def test_live_result_is_the_sum_of_the_stream() -> None:
     assert "name: Ben" in out.getvalue()
 
 
-def test_demo_shows_both(llm: FakeLLM) -> None:
-    """The demo answers in parallel and sequentially, and compares passes and seconds."""
+def test_demo_compares_with_both_baselines(llm: FakeLLM) -> None:
+    """It warms up in every way, then measures each, and closes with one line."""
     done = run("demo")
     assert done.exit_code == 0
-    assert [mode for _, mode in llm.asked] == ["parallel", "parallel", "sequential"]
+    ways = ["parallel", "sequential", "sequential"]
+    assert [mode for _, mode in llm.asked] == [*ways, *ways]
+    assert llm.settings == {"prefix_cache_tokens": 0}
     assert "40 passes 1.00 s" in done.stdout
     assert "120 passes 3.00 s" in done.stdout
-    assert "3.00 times the forward passes and 3.00 times the seconds" in done.stdout
+    last = " ".join(done.stdout.split("\n\n")[-1].split())
+    assert last == (
+        "3.0× faster than one after another (40 passes against 120), "
+        "1.5× faster than that with drafts (60)."
+    )
+
+
+def test_demo_shows_its_question_short() -> None:
+    """One record of ten and the end, wrapped between words."""
+    lines = shortened(demo_question(), 60).splitlines()
+    assert max(map(len, lines)) <= 60
+    text = " ".join(lines)
+    assert "Marisol Quant" in text
+    assert "Tobin Ashgrove" not in text
+    assert "… and 9 more" in text
+    assert 'in the format of "name: {answer}"' in text
 
 
 def test_demo_question_has_one_answer() -> None:

@@ -67,8 +67,8 @@ def test_another_host_wants_an_api_key(host: str) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_the_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It reaches the server; the help does not show it."""
+def test_options_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key, which the help does not show, and all others; the command line overrides them."""
     seen: list[Any] = []
 
     def stop(_: Any, **given: Any) -> None:
@@ -76,11 +76,17 @@ def test_the_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
         raise InvalidRequestError("far enough")
 
     monkeypatch.setattr("langchain_pos.server.process.make_server", stop)
-    env = {"LANGCHAIN_POS_API_KEY": "secret"}
-    done = RUNNER.invoke(app, ["serve", "--host", "0.0.0.0", "--max-queue", "3"], env=env)
+    env = {"LANGCHAIN_POS_API_KEY": "secret", "LANGCHAIN_POS_HOST": "0.0.0.0"}
+    done = RUNNER.invoke(app, ["serve", "--max-queue", "3"], env=env)
     assert done.exit_code == 2
     assert seen[0]["api_key"] == ["secret"]
+    assert seen[0]["host"] == "0.0.0.0"
     assert seen[0]["limits"].max_queue == 3
+    env |= {"LANGCHAIN_POS_MAX_QUEUE": "4", "LANGCHAIN_POS_PAGE": "0", "LANGCHAIN_POS_SEED": "7"}
+    RUNNER.invoke(app, ["serve", "--max-tokens", "5"], env=env)
+    RUNNER.invoke(app, ["serve", "--max-queue", "6", "--page"], env=env)
+    assert [asked["limits"].max_queue for asked in seen] == [3, 4, 6]
+    assert [asked["page"] for asked in seen] == [True, False, True]
     assert "secret" not in RUNNER.invoke(app, ["serve", "--help"], env=env).output
 
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from langchain_pos.engine import Completion, Engine
-from langchain_pos.engine.cache.states import Mixer, StateBatch, TextState
+from langchain_pos.engine.cache.mixers import Mixer
+from langchain_pos.engine.cache.states import StateBatch, TextState
 from langchain_pos.engine.decoding.drafts import Draft
 from langchain_pos.engine.decoding.sequence import DecodingSequence, decode
 from langchain_pos.engine.forest.segments import Ledger, Segment
-from langchain_pos.engine.forest.state import State
-from langchain_pos.engine.forest.states import STRIDE
+from langchain_pos.engine.forest.state import STRIDE, State
 from langchain_pos.engine.sampling import SamplingParams
 from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.errors import InvalidRequestError
@@ -175,11 +175,11 @@ def test_overwritten_siblings_change_no_bit(name: str) -> None:
 
 @contextmanager
 def overwritten(states: Sequence[State], value: float) -> Iterator[None]:
-    """Set states to a number where they lie, beside the others of their batch, for a while."""
+    """Set states to a number for a while."""
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
     for state in states:
         assert isinstance(state, TextState)
-        assert state.batch.size == 5
+        state.move_out()  # as it would itself after a while
         kept += [(tensor[state.row], tensor[state.row].clone()) for tensor in state.batch.tensors()]
         state.overwrite(value)
     yield
@@ -189,13 +189,46 @@ def overwritten(states: Sequence[State], value: float) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", ["lfm2", "qwen3_5", "bamba"])
-def test_branches_after_a_long_prompt_are_what_they_are_alone(name: str) -> None:
-    """Fed in chunks, with states on the way: transformers' greedy text, at 1,500 tokens."""
-    tested = tiny_engine(name, settings=LONG, max_rows=400)
-    prompt, openings = ids(1500, seed=6), [ids(3, seed=31), ids(1, seed=32)]
-    expected = [greedy_reference(tested.model, prompt + opening, 8) for opening in openings]
-    done = tested.decode_branches(prompt, openings, max_new_tokens=8)
-    assert [list(branch.token_ids) for branch in done] == expected
+def test_at_4096_tokens_of_prompt_everything_holds(name: str) -> None:
+    """Fed in chunks, with states on the way: alone, in company, with guesses, and parked."""
+    tested = tiny_engine(name, settings=LONG, max_slots=1 << 16)
+    prompt, openings = ids(4096, seed=6), [ids(3, seed=31), ids(1, seed=32)]
+    solo, *expected = (
+        greedy_reference(tested.model, prompt + opening, 6) for opening in ([], *openings)
+    )
+    for drafts in (False, True):  # the second time, the prompt is parked
+        rows = tested.forward.rows
+        found = tested.generate(prompt, max_new_tokens=6, drafts=drafts)
+        assert list(found.token_ids) == solo
+        assert (tested.forward.rows - rows >= 4096) != drafts
+        done = tested.decode_branches(prompt, openings, max_new_tokens=6, drafts=drafts)
+        assert [list(branch.token_ids) for branch in done] == expected
+
+    forward, forest = tested.forward, tested.forward.forest
+    root = forest.root(Ledger())
+    for begin in range(0, 4096, 1024):
+        forward.run([(root, prompt[begin : begin + 1024])], [])
+    first, *others = (forest.fork(root) for _ in range(3))
+    forward.run([(branch, ids(4, seed=7)) for branch in (first, *others)], [])
+    before = guessing(tested, first)
+    forward.cache.overwrite([slot for other in others for slot in other.slots], 3.0)
+    for state in (other.states[other.end] for other in others):
+        assert isinstance(state, TextState)
+        state.overwrite(3.0)
+    assert torch.equal(guessing(tested, first), before)
+    own = first.states[first.end]
+    assert isinstance(own, TextState)
+    own.overwrite(3.0)
+    assert not torch.equal(guessing(tested, first), before)
+
+
+def guessing(tested: Engine, segment: Segment) -> torch.Tensor:
+    """The logits of two guesses after a segment, which are then taken back."""
+    end = segment.end
+    logits = tested.forward.run([(segment, [5, 6])], [0], [1])
+    tested.forward.forest.truncate(segment, end)
+    assert end in segment.states
+    return logits
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -283,6 +316,6 @@ def test_a_wrapped_model_still_works_by_itself() -> None:
 def test_an_engine_says_what_states_cost() -> None:
     """In bytes and in slots; and that passes are not recorded."""
     said_of = engine("qwen3_5").describe()
-    assert said_of["states"] == "2 layers, 4,096 bytes a branch: as much as 32 slots"
+    assert said_of["states"] == "2 layers, 4,096 bytes a state; those of a branch count as 96 slots"
     assert said_of["cuda_graphs"] == "off: some layers keep a state"
     assert tiny_engine("qwen2").describe()["states"] == "none"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
+from langchain_pos.embedded import embedded_model_path
 from langchain_pos.reasoning.settings import ReasoningSettings
+from tests.support.gguf_files import real_model
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -34,6 +38,19 @@ def test_the_blocks_of_a_page_run(
 ) -> None:
     """From top to bottom in one namespace; what a page asserts holds."""
     monkeypatch.chdir(tmp_path)  # where a block may write files
+    monkeypatch.setenv("MODEL", str(embedded_model_path()))  # the tutorial's; any one will do
+    run_blocks(page)
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_on_a_real_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks run with a model that people own, where there is one."""
+    monkeypatch.setenv("MODEL", str(real_model("qwen2.5-coder-0.5b-instruct") / "hf"))
+    run_blocks(ROOT / "docs" / "tutorial.md")
+
+
+def run_blocks(page: Path) -> None:
+    """Run every Python block of a page, and see that none was missed."""
     document = SYBIL.parse(page)
     examples = list(document.examples())
     code = [example for example in examples if "source" in example.region.lexemes]
@@ -64,6 +81,26 @@ def test_the_architecture_page_is_current() -> None:
     script = runpy.run_path(str(ROOT / "docs" / "make_architecture.py"))
     current = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     assert current == script["page"](), "run: python docs/make_architecture.py"
+
+
+def test_the_readme_is_short() -> None:
+    """It fits a few screens; the rest is in the documentation."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
+
+
+def test_the_moving_picture_is_drawn_from_its_recording() -> None:
+    """It is small, stands alone, and shows ten branches and both costs of the recorded run."""
+    script = runpy.run_path(str(ROOT / "docs" / "make_recording.py"))
+    recording = json.loads(script["RECORDING"].read_text(encoding="utf-8"))
+    picture = script["PICTURE"].read_text(encoding="utf-8")
+    assert picture == script["draw"](recording), "run: python docs/make_recording.py"
+    assert len(picture) < 150_000
+    root = ET.fromstring(picture)
+    names = [element.tag.rpartition("}")[2] for element in root.iter()]
+    assert names.count("rect") == 11
+    assert not {"script", "image", "foreignObject", "a"} & set(names)
+    for way in ("parallel", "sequential"):
+        assert f"{recording[way]['passes']} forward passes" in picture
 
 
 def test_every_setting_is_in_the_guide() -> None:

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -32,9 +34,9 @@ MODEL = str(embedded_model_path())
 NEEDED = ("accelerate", "fastapi", "openai", "uvicorn")
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`transformers serve` while the tests run, in fp32."""
+@contextmanager
+def serving(folder: Path, *more: str) -> Iterator[str]:
+    """`transformers serve` while inside, in fp32; its address."""
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         pytest.skip(f"transformers serve needs {', '.join(missing)}")
     with socket.socket() as free:
@@ -42,10 +44,10 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         port = free.getsockname()[1]
     command = "from transformers.cli.transformers import main; main()"
     options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
-    log = tmp_path_factory.mktemp("serve") / "log"
+    log = folder / "log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-c", command, "serve", MODEL, *options],
+            [sys.executable, "-c", command, "serve", MODEL, *options, *more],
             stdout=file,
             stderr=subprocess.STDOUT,
         )
@@ -62,6 +64,13 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The server while the tests run."""
+    with serving(tmp_path_factory.mktemp("serve")) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +158,19 @@ def test_usage_is_what_the_server_tells(
     read = sum(len(tokenizer(fields["prompt"])["input_ids"]) for fields in asked)
     assert result.usage.input_tokens == read
     assert result.usage.output_tokens > sum(b.usage.output_tokens for b in result.branches) > 0
+
+
+def test_continuous_batching(tmp_path: Path) -> None:
+    """Branches in the same passes; it pays no heed to stop texts, and they hold all the same."""
+    asked = {"question": "Ann has 3.41. Ben has 2.15. Who has more?", "steps": ["Ann", "Ben"]}
+    bounds: Any = {"max_branch_tokens": 40, "max_conclusion_tokens": 20}
+    with serving(tmp_path, "--continuous-batching") as url:
+        engine = OpenAICompletionsEngine(base_url=url, model=MODEL, tokenizer=MODEL)
+        result = ParallelReasoningLLM(engine=engine, **bounds).invoke(asked)
+        engine.close()
+    assert [branch.error for branch in result.branches] == [None, None]
+    assert "####" not in "".join(branch.text for branch in result.branches)
+    assert result.conclusion
 
 
 def test_a_stream_adds_up(engine: OpenAICompletionsEngine, result: ReasoningResult) -> None:

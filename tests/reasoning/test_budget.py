@@ -82,6 +82,44 @@ class TestSharingOut:
         assert many.parallel(60, openings, [512] * 8, 5) == 5
 
 
+class TestWholeAnswer:
+    """`max_tokens`."""
+
+    @pytest.mark.parametrize("most", [1, 20, 64, 80, 120, 300])
+    @pytest.mark.parametrize("outline", ["paper", "native"])
+    def test_it_bounds_all_that_is_written(self, outline: str, most: int) -> None:
+        """Plans that fail, branches and conclusion together; and an answer there is."""
+        long = {"max_plan_tokens": 500, "max_branch_tokens": 500, "max_branches": 8}
+        llm = random_llm(**long, outline=outline, temperature=1.0)
+        for seed in range(4):
+            for asked in ("Who?", {"question": "Who?", "steps": ["Ann"]}):
+                result = llm.invoke(asked, max_tokens=most, seed=seed)
+                assert 0 < result.usage.output_tokens <= most
+        assert llm.engine.slots_in_use == 0
+
+    def test_a_plan_that_leaves_too_little_is_none(self) -> None:
+        """The question is answered sequentially, and the result says why."""
+        llm, _ = scripted_llm({**STUDENTS, "see.": " So.…"}, max_sequential_tokens=999)
+        result = llm.invoke("Who?", max_tokens=40)
+        assert (result.mode, result.finish_reason) == ("sequential", "length")
+        assert "max_tokens=40" in (result.fallback_reason or "")
+        assert result.usage.output_tokens == 40
+
+    def test_what_plan_and_branches_leave_is_the_conclusions(self) -> None:
+        """More than its own default, where little was planned."""
+        llm, _ = scripted_llm({**STUDENTS, "####%%%%\n": "x" * 400 + "…"})
+        result = llm.invoke("Who?", max_tokens=300)
+        assert result.mode == "parallel"
+        assert result.usage.output_tokens == 300
+        assert result.conclusion.startswith("x" * 100)
+
+    def test_steps_that_cannot_fit_are_refused(self) -> None:
+        """The caller's, with the number that is too small."""
+        llm, _ = scripted_llm(STUDENTS)
+        with pytest.raises(ContextLengthError, match="max_tokens=3"):
+            llm.invoke({"question": "Who?", "steps": ["Ann", "Ben", "Cem"]}, max_tokens=3)
+
+
 class TestRefusals:
     def test_a_prompt_beyond_the_positions_is_refused_with_the_numbers(self) -> None:
         """What was given, what is allowed, what to do; and not one pass."""

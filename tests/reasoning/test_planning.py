@@ -61,6 +61,16 @@ class TestBudgets:
         assert result.plan.titles[:2] == ("step 0", "step 1")
         assert result.plan_attempts == 1
 
+    def test_a_list_that_goes_round_in_a_circle_is_ended(self) -> None:
+        """Long before its budget; of the steps that repeat none is left in the end."""
+        steps = "".join(f"####{'Ann' if i % 2 else 'Ben'}:......\n" for i in range(60))
+        llm, _ = scripted_llm({"Answer:\n": steps, **REST}, max_branches=64, max_plan_tokens=999)
+        result = llm.invoke("Who?")
+        assert result.plan is not None
+        assert result.plan.titles == ("Ben", "Ann")
+        assert result.plan_attempts == 3
+        assert result.usage.output_tokens < 3 * len(steps) / 6
+
     def test_the_number_of_steps_is_bounded(self) -> None:
         """`max_branches` steps, then the grammar allows the terminator only."""
         steps = "".join(f"####step {i}:......\n" for i in range(20))
@@ -94,6 +104,8 @@ class TestRetries:
         assert result.plan.titles == ("Ann", "Ben")
         prompts = [f.text for feeds in script.passes for f in feeds if "Question:" in f.text]
         assert prompts == [f"Question: {ASKED}", f"Question: {told}"]
+        tokens = [len(llm.engine.tokenizer.encode(prompt)) for prompt in prompts]
+        assert result.usage.input_tokens == sum(tokens)
         assert llm.engine.slots_in_use == 0
 
     def test_the_third_attempt_samples(self, monkeypatch: pytest.MonkeyPatch) -> None:

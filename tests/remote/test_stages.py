@@ -241,6 +241,27 @@ class TestTokenizers:
         assert not server.asked
 
 
+class TestServersThatGoOn:
+    def test_a_stop_text_ends_a_branch_there(self, server: Server) -> None:
+        """Where the server pays no heed to it, the request is cancelled after it."""
+        server.rules["####Ann:"] = Reply(" a\n####Cem: " + "on and on " * 200, ignore_stop=True)
+        result = server.llm(max_branch_tokens=900).invoke("Who?")
+        assert [branch.text for branch in result.branches] == ["a", "GPA 2.4"]
+        assert result.branches[0].finish_reason == "stop"
+        assert server.at_rest()
+        assert server.left == 1
+
+    def test_a_skeleton_that_repeats_itself_is_ended(self, server: Server) -> None:
+        """Long before its budget; what is asked next is another attempt."""
+        round_about = "####Ann:......\n####Ben:......\n" * 200
+        server.rules[ASKED] = [Reply(round_about), Reply(OUTLINE)]
+        server.rules[")\n\nAnswer:\n"] = OUTLINE
+        result = server.llm(max_plan_tokens=1500).invoke("Who?")
+        assert (result.mode, result.plan_attempts) == ("parallel", 2)
+        assert server.at_rest()
+        assert server.left == 1
+
+
 class TestDialects:
     def test_grammar_goes_to_vllm(self) -> None:
         """It names itself; the skeleton's grammar is the local one, and no stop text is needed."""
@@ -257,7 +278,11 @@ class TestDialects:
 
     @pytest.mark.parametrize(
         ("dialect", "grammar", "schema"),
-        [("sglang", "ebnf", "json_schema"), ("vllm-guided", "guided_grammar", "guided_json")],
+        [
+            ("sglang", "ebnf", "json_schema"),
+            ("vllm-guided", "guided_grammar", "guided_json"),
+            ("llamacpp", "grammar", "json_schema"),
+        ],
     )
     def test_others_have_other_names(
         self, server: Server, dialect: str, grammar: str, schema: str
@@ -269,11 +294,12 @@ class TestDialects:
         assert "root ::=" in server.asked[0][grammar]
         assert "gpa" in str(server.asked[1][schema])
 
-    def test_sglang_names_itself(self) -> None:
+    @pytest.mark.parametrize(("owner", "field"), [("sglang", "ebnf"), ("llamacpp", "grammar")])
+    def test_others_name_themselves(self, owner: str, field: str) -> None:
         """By `owned_by`, too."""
-        with serving(dict(STUDENTS), owned_by="sglang") as server:
+        with serving(dict(STUDENTS), owned_by=owner) as server:
             server.llm().invoke("Who?")
-            assert "ebnf" in server.asked[0]
+            assert field in server.asked[0]
 
     def test_json_is_tried_again_where_nothing_holds_the_server_to_it(self, server: Server) -> None:
         """With another seed, warmer; only what is kept is told."""

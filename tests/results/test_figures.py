@@ -6,6 +6,7 @@ import pytest
 
 from langchain_pos.engine.forest.mask_picture import belt
 from langchain_pos.errors import InvalidRequestError, MissingExtraError
+from langchain_pos.results.figures import segments_figure, tokens_figure
 from langchain_pos.results.result import ReasoningResult
 from tests.support.hostile import hostile_result
 from tests.support.scripted import STUDENTS, scripted_llm
@@ -100,6 +101,30 @@ def test_figures_show_in_notebooks() -> None:
     ):
         assert png(figure).startswith(b"\x89PNG")
         assert figure.canvas.manager is None
+
+
+@pytest.mark.parametrize("branches", [2, 4, 32])
+@pytest.mark.parametrize("name", ["A", "A title of some length"])
+def test_no_text_of_a_mask_is_cut(branches: int, name: str) -> None:
+    """Labels, legend and title lie within the picture, however small or large the mask is."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    picture = belt(4, [5] * branches)
+    names = ["prompt", *(f"{name} {number}" for number in range(branches))]
+    title = f"the last 4 tokens of the prompt, and up to 5 of each of {branches} branches"
+    for figure in (tokens_figure(picture, names, title=title), segments_figure(picture, names)):
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        for text in figure.findobj(Text):
+            if not (isinstance(text, Text) and text.get_visible() and text.get_text()):
+                continue
+            box = text.get_window_extent(canvas.get_renderer())
+            inside = figure.bbox.padded(1)
+            assert inside.x0 <= box.x0, text
+            assert box.x1 <= inside.x1, text
+            assert inside.y0 <= box.y0, text
+            assert box.y1 <= inside.y1, text
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:

@@ -272,7 +272,7 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("settings", "said"),
         [
-            ({"max_tokens": 5}, "unknown setting 'max_tokens'; allowed are mode, max_branches"),
+            ({"max_length": 5}, "unknown setting 'max_length'; allowed are mode, max_branches"),
             ({"max_branch_tokens": -1}, "max_branch_tokens=-1: .*greater than or equal to 1"),
             ({"max_branches": 1}, "max_branches=1"),
             ({"temperature": -0.5}, "temperature=-0.5"),

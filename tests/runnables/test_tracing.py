@@ -18,7 +18,7 @@ from langchain_core.tracers.schemas import Run
 
 from langchain_pos import ParallelReasoningLLM, ReasoningResult
 from langchain_pos.errors import ParallelReasoningError
-from langchain_pos.reasoning.spans import SpanTeller
+from langchain_pos.reasoning.spans import SpanReporter
 from tests.support.scripted import STUDENTS, Halt, random_llm, scripted_llm
 
 TREE = [
@@ -246,7 +246,7 @@ class TestListeners:
         def refuse(*args: Any, **kwargs: Any) -> None:
             raise AssertionError("a span was made")
 
-        monkeypatch.setattr(SpanTeller, "__init__", refuse)
+        monkeypatch.setattr(SpanReporter, "__init__", refuse)
         llm, _ = scripted_llm(STUDENTS)
         for call in CALLS.values():
             call(llm, "Who?", None)

@@ -13,13 +13,13 @@ import openai
 import pytest
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
-from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, SecretStr
 
 from langchain_pos import ReasoningResult
 from langchain_pos.chat_models import ChatParallelReasoning
 from tests.support.scripted import STUDENTS, Halt, without_clocks
 from tests.support.scripted_chat import scripted_chat
+from tests.support.server_requests import joined, whole
 from tests.support.serving import MODEL, URL, Running, body, running
 from tests.support.tool_calls import CALL, OTHER, qwen_chat
 
@@ -76,34 +76,6 @@ def tool_server() -> Iterator[Running]:
         yield found
 
 
-def joined(chunks: list[Any]) -> dict[str, Any]:
-    """The sum of a stream's chunks in the form of a whole choice."""
-    text, calls = "", []
-    last: Any = None
-    for chunk in chunks:
-        for choice in chunk.choices:
-            text += choice.delta.content or ""
-            calls += choice.delta.tool_calls or []
-            last = choice if choice.finish_reason else last
-    assert [call.index for call in calls] == list(range(len(calls)))
-    return {
-        "text": text,
-        "calls": [(call.function.name, call.function.arguments) for call in calls],
-        "finish_reason": last.finish_reason,
-    }
-
-
-def whole(answer: ChatCompletion) -> dict[str, Any]:
-    """A whole answer in the same form."""
-    (choice,) = answer.choices
-    calls = choice.message.tool_calls or []
-    return {
-        "text": choice.message.content or "",
-        "calls": [(call.function.name, call.function.arguments) for call in calls],  # type: ignore[union-attr]
-        "finish_reason": choice.finish_reason,
-    }
-
-
 class TestAnswers:
     def test_an_answer_is_the_conclusion_with_the_result_beside_it(self, server: Running) -> None:
         """As the chat model itself says it; `reasoning` reads back as a `ReasoningResult`."""
@@ -130,6 +102,7 @@ class TestAnswers:
         chunks = list(server.ask(stream=True, stream_options={"include_usage": True}))
         answer = server.ask()
         assert joined(chunks) == whole(answer)
+        assert joined(chunks)["thought"].startswith("Let us see.\n####Ann:")
         assert chunks[0].choices[0].delta.role == "assistant"
         assert chunks[-1].choices == []
         assert chunks[-1].usage == answer.usage
@@ -385,18 +358,6 @@ class TestAround:
         for name in ("queue_length", "requests_running", "slots_in_use"):
             assert f"langchain_pos_{name} 0.0" in text
         assert "langchain_pos_request_seconds_bucket" in text
-
-    def test_importing_the_package_imports_no_server(self) -> None:
-        """Nor does the chat model."""
-        import subprocess
-        import sys
-
-        code = (
-            "import sys, langchain_pos.cli.main\nfrom langchain_pos import ChatParallelReasoning\n"
-            "print([m for m in ('fastapi', 'uvicorn', 'starlette') if m in sys.modules])"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert done.stdout.strip() == "[]", done.stderr
 
     def test_the_shipped_model_answers(self) -> None:
         """The students' question over HTTP, as the chat model answers it alone."""

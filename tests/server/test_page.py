@@ -18,7 +18,13 @@ from tests.support.scripted_chat import scripted_chat
 from tests.support.serving import URL
 
 FOLDER = files("langchain_pos.server").joinpath("static")
-TEXTS = {each.name: each.read_text("utf-8") for each in FOLDER.iterdir()}
+PLACES = (*FOLDER.iterdir(), *FOLDER.joinpath("vendor").iterdir())
+TEXTS = {
+    f"vendor/{each.name}" if "marked." in each.name else each.name: each.read_text("utf-8")
+    for each in PLACES
+    if each.is_file()
+}
+OWN = sorted(name for name in TEXTS if not name.startswith("vendor/"))
 LOCAL = "http://127.0.0.1"
 
 
@@ -82,15 +88,22 @@ def test_etags_differ() -> None:
         assert len({one.get(path).headers["etag"] for path in PAGE_PATHS}) == len(PAGE_PATHS)
 
 
-def test_the_demo_question_is_filled_in(client: TestClient) -> None:
-    """Escaped; and no placeholder is left."""
+def test_the_demo_question_is_at_hand(client: TestClient) -> None:
+    """Escaped, for the example of the shipped model; and no placeholder is left."""
     page = client.get("/").text
-    filled = re.search(r"<textarea[^>]*>(.*?)</textarea>", page, re.DOTALL)
+    filled = re.search(r'<template id="demo-question">(.*?)</template>', page, re.DOTALL)
     assert filled is not None
     assert unescape(filled[1]) == demo_question()
     assert "'" not in filled[1], "it is escaped"
     assert "$" not in page
     assert 'data-wants-key="no"' in page
+
+
+def test_the_shipped_model_is_listed_as_a_demonstration(client: TestClient) -> None:
+    """Another model is not; that is what the page's banner goes by."""
+    assert "demonstration" not in client.get("/v1/models").json()["data"][0]
+    with TestClient(create_app(ChatParallelReasoning()), base_url=LOCAL) as shipped:
+        assert shipped.get("/v1/models").json()["data"][0]["demonstration"] is True
 
 
 # ---------------------------------------------------------------------------- who may read it
@@ -157,11 +170,14 @@ def test_an_unknown_path_names_the_page(client: TestClient) -> None:
 
 
 def test_every_file_of_the_folder_is_served() -> None:
-    """None is forgotten, none is missing."""
-    assert {f"/page/{name}" for name in TEXTS if name != "index.html"} == PAGE_PATHS - {"/"}
+    """None is forgotten, none is missing; licences lie beside what they are for."""
+    served = {f"/page/{name}" for name in TEXTS if not name.endswith((".html", ".md"))}
+    assert served == PAGE_PATHS - {"/"}
+    assert "MIT" in TEXTS["vendor/marked.js"][:400]
+    assert "Permission is hereby granted" in TEXTS["vendor/marked.LICENSE.md"]
 
 
-@pytest.mark.parametrize("name", sorted(TEXTS))
+@pytest.mark.parametrize("name", OWN)
 def test_nothing_comes_from_elsewhere(name: str) -> None:
     """No address of another host, no fonts, no imports but the folder's own."""
     text = TEXTS[name].replace("http://www.w3.org/2000/svg", "")
@@ -172,14 +188,22 @@ def test_nothing_comes_from_elsewhere(name: str) -> None:
         assert f"/page/{target}" in PAGE_PATHS
 
 
-@pytest.mark.parametrize("name", sorted(TEXTS))
+@pytest.mark.parametrize("name", [name for name in sorted(TEXTS) if not name.endswith(".md")])
 def test_no_text_becomes_markup_or_code(name: str) -> None:
-    """No sink that parses, no inline script, style or handler."""
+    """No sink that parses, no inline script, style or handler; nothing that loads by itself."""
     sinks = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function|srcdoc"
     assert not re.search(sinks, TEXTS[name])
+    if name.startswith("vendor/"):
+        assert not re.search(r"fetch\(|XMLHttpRequest|\bimport\b|document\.|window\.", TEXTS[name])
     if name.endswith("html"):
         inline = r"\son\w+=|\sstyle=|<style|<script(?! type=\"module\" src=)"
         assert not re.search(inline, TEXTS[name])
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_file_has_one_subject(name: str) -> None:
+    """Under 400 lines."""
+    assert TEXTS[name].count("\n") < 400
 
 
 def test_the_wheel_has_the_files() -> None:

@@ -134,3 +134,11 @@ def test_an_answer_that_is_begun() -> None:
     options = asked.call_options(ChatParallelReasoning(), ServerLimits())
     assert options["continue_final_message"] is True
     assert refusal(continue_final_message=True, add_generation_prompt=True) is not None
+
+
+def test_thinking_is_the_template_s() -> None:
+    """VLLM's field, with the one name that it may have here."""
+    asked = read(chat_template_kwargs={"enable_thinking": False})
+    options = asked.call_options(ChatParallelReasoning(), ServerLimits())
+    assert options["enable_thinking"] is False
+    assert refusal(chat_template_kwargs={"enable_thinkin": False}) is not None

@@ -31,26 +31,21 @@ needs_chromium = pytest.mark.skipif(
 )
 WATCH = """
 // What the tests want to know of a page that they do not steer.
-window.seen = {statuses: [], together: 0, appended: 0, violations: []};
+window.seen = {statuses: [], together: 0, drawn: 0, violations: []};
 document.addEventListener("securitypolicyviolation", (event) =>
   seen.violations.push(event.violatedDirective));
-const append = CharacterData.prototype.appendData;
-CharacterData.prototype.appendData = function (text) {
-  seen.appended += 1;
-  append.call(this, text);
-};
 document.addEventListener("DOMContentLoaded", () => {
-  const all = {childList: true, characterData: true, subtree: true};
   const status = document.getElementById("status");
   if (!status) return; // another page
-  new MutationObserver(() => seen.statuses.push(status.textContent)).observe(status, all);
+  new MutationObserver(() => seen.statuses.push(status.textContent))
+    .observe(status, {childList: true, characterData: true, subtree: true});
   // An observer is called once for all that a frame has written.
   new MutationObserver((records) => {
-    const cards = records.map((record) => record.target)
-      .map((node) => (node.nodeType === 3 ? node.parentElement : node))
-      .filter((place) => place?.matches(".card .text"));
-    seen.together = Math.max(seen.together, new Set(cards).size);
-  }).observe(document.getElementById("blocks"), all);
+    const cards = new Set(records.map((record) => record.target)
+      .filter((place) => place.matches(".card .text")));
+    seen.drawn += cards.size;
+    seen.together = Math.max(seen.together, cards.size);
+  }).observe(document.getElementById("conversation"), {childList: true, subtree: true});
 });
 """
 """Runs before the page's own script, past its policy, as only a driver can."""
@@ -75,23 +70,53 @@ class Watched:
         if message.type in ("error", "warning"):
             self.complaints.append(message.text)
 
-    def ask(self, question: str, mode: str = "auto") -> None:
-        """Fill in and press the button."""
+    def ask(self, question: str, mode: str | None = None) -> None:
+        """Choose the mode if one is given, fill in, and press the button."""
+        if mode is not None:
+            self.set(mode=mode)
         self.tab.get_by_label("Question").fill(question)
-        self.tab.get_by_label("Mode").select_option(mode)
-        self.tab.get_by_role("button", name="Ask").click()
+        self.tab.get_by_role("button", name="Ask", exact=True).click()
+
+    def set(self, **settings: str) -> None:
+        """Change these settings, by the names that requests have for them, in the drawer."""
+        self.tab.get_by_role("button", name="Settings").click()
+        for name, value in settings.items():
+            field = self.tab.locator(f"#{name}")
+            field.select_option(value) if name == "mode" else field.fill(value)
+        self.tab.get_by_role("button", name="Done").click()
 
     def done(self) -> None:
         """Wait for a whole answer."""
         playwright.expect(self.tab.get_by_role("status")).to_contain_text("Done")
 
+    def reply(self) -> Any:
+        """The text of the last answer."""
+        return self.tab.locator(".reply").last
+
+    def unfold(self) -> None:
+        """Open the branches of every answer, and their timelines."""
+        for kind in ("work", "timeline"):
+            self.tab.locator(f"details.{kind}").evaluate_all(
+                "all => all.forEach(details => (details.open = true))"
+            )
+
     def cards(self) -> list[tuple[str, str]]:
-        """Title and text of every card."""
-        found = self.tab.locator(".card").evaluate_all(
+        """Title and text of every card of the last answer."""
+        found = self.tab.locator(".answer").last.locator(".card")
+        texts = found.evaluate_all(
             "cards => cards.map(c => [c.querySelector('bdi').textContent, "
             "c.querySelector('.text').textContent])"
         )
-        return [(title, text) for title, text in found]
+        return [(title, text) for title, text in texts]
+
+    def asked(self) -> list[dict[str, Any]]:
+        """The bodies of all requests for an answer from now on; the list grows."""
+        bodies: list[dict[str, Any]] = []
+        self.tab.on(
+            "request",
+            lambda request: request.url.endswith(URL) and bodies.append(request.post_data_json),
+        )
+        return bodies
 
     def seen(self, name: str) -> Any:
         """What `WATCH` has noted."""

@@ -49,6 +49,7 @@ class Reply:
         hold: wait for `Server.go_on` before the last piece.
         told_stop: tell which stop text ended it, as vLLM does.
         keep_stop: leave the stop text in, as transformers does.
+        ignore_stop: write on after it, as transformers does with continuous batching.
         usage: tell it.
     """
 
@@ -62,6 +63,7 @@ class Reply:
     hold: bool = False
     told_stop: bool = False
     keep_stop: bool = False
+    ignore_stop: bool = False
     usage: bool = True
 
 
@@ -158,7 +160,8 @@ class Server:
         whole = False
         try:
             text, stop = reply.text, None
-            found = [(text.find(s), s) for s in body.get("stop", ()) if s in text]
+            stops = () if reply.ignore_stop else body.get("stop", ())
+            found = [(text.find(s), s) for s in stops if s in text]
             if found:
                 at, stop = min(found)
                 text = text[: at + len(stop)] if reply.keep_stop else text[:at]

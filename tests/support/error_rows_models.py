@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, RwkvConfig, RwkvForCausalLM
 
 from langchain_pos import ParallelReasoningLLM, ReasoningResult
 from langchain_pos.errors import (
@@ -153,9 +153,9 @@ def _(folder: Path) -> Outcome:
 
 @row("unsupported-architecture")
 def _() -> Outcome:
-    config = MambaConfig(vocab_size=512, hidden_size=16, num_hidden_layers=1, state_size=4)
-    with pytest.raises(UnsupportedModelError, match="mamba") as caught:
-        ParallelReasoningLLM.from_model(MambaForCausalLM(config), byte_level())
+    config = RwkvConfig(vocab_size=512, hidden_size=16, num_hidden_layers=2)
+    with pytest.raises(UnsupportedModelError, match="rwkv") as caught:
+        ParallelReasoningLLM.from_model(RwkvForCausalLM(config), byte_level())
     return caught.value
 
 

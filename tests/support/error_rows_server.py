@@ -44,6 +44,15 @@ def _(_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Outcome:
     return caught.value
 
 
+@row("no-mcp")
+def _(_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Outcome:
+    monkeypatch.delitem(sys.modules, "langchain_pos.mcp_server", raising=False)
+    monkeypatch.setitem(sys.modules, "mcp", None)
+    with pytest.raises(MissingExtraError, match=r"langchain-pos\[mcp\]") as caught:
+        __import__("langchain_pos.mcp_server")
+    return caught.value
+
+
 @row("serve-not-ray")
 def _() -> Outcome:
     with pytest.raises(InvalidRequestError, match="--max-replicas applies to replicas") as caught:

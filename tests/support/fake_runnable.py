@@ -49,15 +49,15 @@ def parallel_chunks(bodies: dict[str, str] = BODIES) -> Iterator[ReasoningChunk]
     )
 
 
-def sequential_chunks() -> Iterator[ReasoningChunk]:
-    """A stream of an ordinary answer."""
+def sequential_chunks(tokens_per_pass: int = 1) -> Iterator[ReasoningChunk]:
+    """A stream of a sequential answer."""
     yield ReasoningChunk(stage="conclude", delta="name: Ben", conclusion="name: Ben")
     yield ReasoningChunk(
         stage="conclude",
         mode="sequential",
         usage=TokenUsage(300, 120),
-        timings=StageTimings(conclude=3.0),
-        forward_passes=StagePasses(conclude=120),
+        timings=StageTimings(conclude=3.0 / tokens_per_pass),
+        forward_passes=StagePasses(conclude=120 // tokens_per_pass),
     )
 
 
@@ -71,6 +71,12 @@ def fallback_chunks() -> Iterator[ReasoningChunk]:
         fallback_reason="no valid plan",
         finish_reason="length",
     )
+
+
+def interrupted_chunks() -> Iterator[ReasoningChunk]:
+    """A stream that Ctrl+C interrupts in the middle of the second branch."""
+    yield from list(parallel_chunks())[: 2 + 3 * len("GPA 2.40")]
+    raise KeyboardInterrupt
 
 
 def failed_branch_chunks() -> Iterator[ReasoningChunk]:
@@ -99,8 +105,12 @@ class FakeLLM:
             raise UnsupportedModelError("mamba keeps a recurrent state")
         return SimpleNamespace(describe=lambda: {"attention": "sdpa", "probe": "passed"})
 
-    def stream(self, request: Any, mode: str = "parallel") -> Iterator[ReasoningChunk]:
+    def stream(
+        self, request: Any, mode: str = "parallel", drafts: bool = True
+    ) -> Iterator[ReasoningChunk]:
         self.asked.append((request, mode))
+        if isinstance(request, dict) and "messages" in request:
+            request = request["question"]
         if request == "too long":
             raise ContextLengthError("the prompt has 9000 tokens, the model reads 2048")
         if request == "broken":
@@ -109,10 +119,14 @@ class FakeLLM:
             return failed_branch_chunks()
         if request == "one thing":
             return fallback_chunks()
-        return parallel_chunks() if mode == "parallel" else sequential_chunks()
+        if request == "stop here":
+            return interrupted_chunks()
+        return parallel_chunks() if mode == "parallel" else sequential_chunks(2 if drafts else 1)
 
-    def invoke(self, request: Any, mode: str = "parallel", **settings: int) -> ReasoningResult:
-        chunks = list(self.stream(request, mode))
+    def invoke(
+        self, request: Any, mode: str = "parallel", drafts: bool = True, **settings: int
+    ) -> ReasoningResult:
+        chunks = list(self.stream(request, mode, drafts))
         return sum(chunks[1:], start=chunks[0]).result()
 
     def batch_as_completed(

@@ -71,6 +71,7 @@ def scatter(model: torch.nn.Module, seed: int = 0, std: float = 0.25) -> None:
 
 
 _EAGER_ONLY = {"gemma2", "gpt_oss", "granite_swa", "vaultgemma"}
+_EAGER_ONLY |= {"mamba", "mamba2", "falcon_mamba"}
 
 
 def _f(name: str, model_type: str | None = None, **settings: Any) -> Family:
@@ -188,6 +189,8 @@ SUPPORTED = [
     _f("nanochat", **_HEAD),
     _f("bitnet"),
     _f("jetmoe", num_local_experts=4, kv_channels=8),
+    _f("bloom", n_layer=3, n_head=4),
+    _f("mpt", d_model=32, n_heads=4, n_layers=3, max_seq_len=512),
     _f("xglm", d_model=32, ffn_dim=48, num_layers=3, attention_heads=4),
     _f("ctrl", num_key_value_heads=None),
     _f("doge"),
@@ -310,27 +313,22 @@ STATEFUL = [
         num_key_value_heads=4,
         adapter_rank=4,
     ),
+    _f("minimax", layer_types=["linear_attention", "full_attention"] * 2, num_hidden_layers=4),
+    # Without any attention.
+    _f("mamba", state_size=8),
+    _f("mamba2", state_size=8, num_heads=8, head_dim=8, n_groups=1, chunk_size=16),
+    _f("falcon_mamba", state_size=8),
 ]
 """Families with layers that carry a state from token to token."""
 
 SUPPORTED += STATEFUL
 
-_STATE = "has no attention, only layers with a running state"
 _POSITIONS = "takes no positions"
 _DIFFERS = "differs from the branch alone"
 
 REFUSED = [
-    (_f("mamba", state_size=8), _STATE),
-    (_f("mamba2", state_size=8, num_heads=8, head_dim=8, n_groups=1), _STATE),
-    (_f("falcon_mamba", state_size=8), _STATE),
-    (_f("rwkv"), "keeps a running state"),
+    (_f("rwkv"), "keeps a running state in tensors of its own"),
     (_f("recurrent_gemma", lru_width=32, attention_window_size=64), "ask the cache for none"),
-    (
-        _f("minimax", layer_types=["linear_attention", "full_attention"] * 2, num_hidden_layers=4),
-        "cache of its own",
-    ),
-    (_f("bloom", n_layer=3, n_head=4), _POSITIONS),
-    (_f("mpt", d_model=32, n_heads=4, n_layers=3, max_seq_len=512), _POSITIONS),
     (_f("falcon (alibi)", "falcon", alibi=True), _POSITIONS),
     # Its attention hides what lies in later slots than the query, whatever the mask says.
     (

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import openai
+from openai.types.chat import ChatCompletion
 
 from tests.support.serving import URL, Client, Running
 
@@ -29,6 +30,37 @@ def seen(server: Client, given: dict[str, Any], headers: dict[str, str] | None =
         except openai.APIStatusError as error:
             return outcome(error)
     return 200, None, None
+
+
+def joined(chunks: list[Any]) -> dict[str, Any]:
+    """The sum of a stream's chunks in the form of a whole choice."""
+    text, thought, calls = "", "", []
+    last: Any = None
+    for chunk in chunks:
+        for choice in chunk.choices:
+            text += choice.delta.content or ""
+            thought += getattr(choice.delta, "reasoning_content", "")
+            calls += choice.delta.tool_calls or []
+            last = choice if choice.finish_reason else last
+    assert [call.index for call in calls] == list(range(len(calls)))
+    return {
+        "text": text,
+        "thought": thought,
+        "calls": [(call.function.name, call.function.arguments) for call in calls],
+        "finish_reason": last.finish_reason,
+    }
+
+
+def whole(answer: ChatCompletion) -> dict[str, Any]:
+    """A whole answer in the same form."""
+    (choice,) = answer.choices
+    calls = choice.message.tool_calls or []
+    return {
+        "text": choice.message.content or "",
+        "thought": getattr(choice.message, "reasoning_content", ""),
+        "calls": [(call.function.name, call.function.arguments) for call in calls],  # type: ignore[union-attr]
+        "finish_reason": choice.finish_reason,
+    }
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -93,8 +93,9 @@ class PrefixCache:
 
     @property
     def slots(self) -> int:
-        """Slots that shared prefixes hold, or will when they are fed."""
-        return sum(len(prefix.tokens) - prefix.segment.start for prefix in self._live)
+        """Slots that shared prefixes hold, or will when they are fed, with their states."""
+        own = [len(prefix.tokens) - prefix.segment.start for prefix in self._live]
+        return sum(self._forest.pool.cost(0, tokens) for tokens in own)
 
     def clear(self) -> None:
         """Forget what is parked."""
@@ -195,13 +196,11 @@ class PrefixCache:
         if not all(state.is_finite() for state in states.values()):
             return
         try:
-            for state in states.values():
-                state.keep()
             keys = self._cache.copy_out(slots)
         except (RuntimeError, MemoryError):  # no memory to spare: what is parked is a luxury
             self.clear()
             return
-        extra = sum(state.nbytes for state in states.values()) // self._cache.slot_bytes
+        extra = len(states) * self._forest.pool.state_slots
         self._parked[tokens.tobytes()] = _Parked(tokens, keys, states, end + extra)
         while self._worth > self.max_parked:
             self._parked.popitem(last=False)
@@ -217,7 +216,8 @@ class PrefixCache:
             common = _common(entry.tokens, tokens)
             if common > length:
                 found, length = key, common
-        length = min(length, self._forest.pool.free)
+        pool = self._forest.pool
+        length = min(length, max(pool.free - pool.states(length), 0))
         if found is not None and self._forest.keeps_states:
             length = max([0, *(at for at in self._parked[found].states if at <= length)])
         if found is None or length < LEAST:

@@ -24,9 +24,10 @@ from itertools import accumulate
 from langchain_pos.engine.forest.segments import Segment
 from langchain_pos.engine.forest.slots import PAGE
 
-LEAST_SAVED = {"cpu": 2048, "cuda": 1 << 18}
+LEAST_SAVED = {"cpu": 8192, "cuda": 1 << 18}
 """Pairs of a row and a slot that each part must save, for it costs a few calls of its own. On a CPU
-from the times of a layer with 14 heads of 64; on CUDA an estimate."""
+from the times of a layer with 14 heads of 64 on two cores (a pair takes 40 ns, a further part about
+0.25 ms); on CUDA an estimate."""
 COPIED = 2
 """Pairs that it costs to copy a slot's keys and values for a batch."""
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 import torch
 
 from langchain_pos.engine.forest.slots import Holder, Region, SlotPool, whole_pages
-from langchain_pos.engine.forest.state import State
+from langchain_pos.engine.forest.state import NO_REUSE, State
 from langchain_pos.errors import InvalidRequestError, OutOfSlotsError
 
 UNBOUNDED = torch.iinfo(torch.int32).max
@@ -150,6 +150,7 @@ class SegmentForest:
         spare_slots: the first so many are never given to a segment.
         segments: segments to begin with, and one; when there are more, the reach grows and moves.
         keeps_states: the model has layers with a running state; see `forest/states.py`.
+        state_slots: slots that take as much memory as one state; see `SlotPool`.
 
     Attributes:
         max_slots: slots that may ever exist.
@@ -169,11 +170,12 @@ class SegmentForest:
         spare_slots: int = 0,
         segments: int = 64,
         keeps_states: bool = False,
+        state_slots: int = 0,
     ) -> None:
         self.keeps_states = keeps_states
         self.device = device
         self.max_slots = max_slots
-        self.pool = SlotPool(capacity, max_slots, spare_slots)
+        self.pool = SlotPool(capacity, max_slots, spare_slots, state_slots)
         slots = whole_pages(self.pool.capacity)
         self.slot_segment = torch.zeros(slots, dtype=torch.int32, device=device)
         self.slot_position = torch.zeros(slots, dtype=torch.int32, device=device)
@@ -230,11 +232,7 @@ class SegmentForest:
             InvalidRequestError: the model keeps states, and none of them has seen all segments.
         """
         if self.keeps_states:
-            raise InvalidRequestError(
-                'join="reuse" is given, but this model has layers with a running state: each '
-                "branch has one of its own, and none of them has read all branches. Allowed is "
-                'join="reprefill", which feeds the branches once more'
-            )
+            raise InvalidRequestError(NO_REUSE)
         child = self.fork(segments[0], at)
         child.ancestors = _seen_by(segments, at)
         rows = [segment.id for segment in segments]
@@ -293,12 +291,14 @@ class SegmentForest:
             the new slots, in order of position.
 
         Raises:
-            OutOfSlotsError: fewer than `count` slots are left below `max_slots`.
+            OutOfSlotsError: fewer slots are left below `max_slots`, states counted.
         """
-        if count > self.pool.free:
+        needed = self.pool.cost(len(segment.slots), count)
+        if needed > self.pool.free:
+            states = f" ({needed - count} of them for states)" if needed > count else ""
             raise OutOfSlotsError(
-                f"{count} more KV-cache slots are needed, {self.pool.free} of {self.max_slots} "
-                "are free; ask for fewer or shorter branches, or raise max_slots"
+                f"{needed} more KV-cache slots are needed{states}, {self.pool.free} of "
+                f"{self.max_slots} are free; ask for fewer or shorter branches, or raise max_slots"
             )
         taken = self.pool.take(segment.owner, segment, count)
         self.allocate(self.pool.capacity)

@@ -17,6 +17,8 @@ import heapq
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from langchain_pos.engine.forest.state import states_held
+
 PAGE = 16
 """Slots of a page. Half a page is lost for each segment on average. To copy 30 times 200 slots
 together takes as long in pages of 16 as in pages of 64, within the noise of the measurement."""
@@ -35,16 +37,25 @@ class Region:
 
     Attributes:
         slots: held now.
-        peak_slots: held at most.
+        states: slots that the states of its holders count as now.
+        peak_slots: of both together, at most.
+        peak_states: of the states alone, at most.
         sees: regions whose slots are read along with its own; it lies after them if it can.
         expected: slots that it will probably need, at most.
     """
 
     slots: int = 0
+    states: int = 0
     peak_slots: int = 0
+    peak_states: int = 0
     sees: set[Region] = field(default_factory=set)
     expected: int = ROOM
     _marked: list[range] = field(default_factory=list)  # stretches of pages, the latest last
+
+    @property
+    def held(self) -> int:
+        """Slots now, those that states count as included."""
+        return self.slots + self.states
 
 
 @dataclass(eq=False, kw_only=True)
@@ -74,20 +85,26 @@ class SlotPool:
         capacity: slots to begin with; rounded up to whole pages.
         max_slots: slots that may ever be held.
         spare: the first so many are never dealt out.
+        state_slots: slots that take as much memory as one state. What states take is counted in
+            slots too, of which there are fewer then.
 
     Attributes:
         capacity: slots that can be dealt out without making more.
         max_slots: slots that may ever be held.
         in_use: slots that are held.
+        for_states: slots that states count as.
+        state_slots: slots that one state counts as.
         extent: all slots that are held lie below this one.
     """
 
-    def __init__(self, capacity: int, max_slots: int, spare: int = 0) -> None:
+    def __init__(self, capacity: int, max_slots: int, spare: int = 0, state_slots: int = 0) -> None:
         self.capacity = 0
         self.max_slots = max_slots
         self.in_use = 0
+        self.for_states = 0
         self.extent = 0
         self._spare = spare
+        self.state_slots = state_slots
         self._used: list[bool] = []
         self._count: list[int] = []  # slots held of each page
         self._owner: list[Holder | None] = []  # of each page, while any of its slots are held
@@ -97,7 +114,31 @@ class SlotPool:
     @property
     def free(self) -> int:
         """Slots that nobody holds, of those that may ever be held."""
-        return max(self.max_slots - self._spare, 0) - self.in_use
+        return self.total - self.in_use - self.for_states
+
+    @property
+    def total(self) -> int:
+        """Slots for tokens and states together."""
+        return max(self.max_slots - self._spare, 0)
+
+    def states(self, tokens: int, holders: int = 1) -> int:
+        """Slots that the states of holders count as, with so many tokens in all of them."""
+        return self.state_slots * states_held(tokens, holders)
+
+    def cost(self, tokens: int, more: int = 0) -> int:
+        """Slots that `more` tokens, and the states with them, take of a holder of `tokens`."""
+        return more + self.states(tokens + more) - self.states(tokens)
+
+    def room(self, holders: int) -> int:
+        """Tokens that so many holders can have together when nobody else holds any."""
+        low, high = 0, self.total
+        while low < high:  # the largest that fits; a binary search
+            middle = (low + high + 1) // 2
+            if middle + self.states(middle, holders) <= self.total:
+                low = middle
+            else:
+                high = middle - 1
+        return low
 
     def _grow(self, capacity: int) -> None:
         """Whole pages; only the last one that may ever exist can be cut short."""
@@ -117,8 +158,9 @@ class SlotPool:
         Raises:
             IndexError: there are fewer; nothing has been taken.
         """
-        if count > self.free:
-            raise IndexError(f"{count} slots of {self.free}")
+        before = len(holder.slots)
+        if self.cost(before, count) > self.free:
+            raise IndexError(f"{self.cost(before, count)} slots of {self.free}")
         taken = []
         for _ in range(count):
             while not holder._free:
@@ -134,8 +176,16 @@ class SlotPool:
         holder.slots += taken
         self.in_use += count
         region.slots += count
-        region.peak_slots = max(region.peak_slots, region.slots)
+        self._count_states(region, before, before + count)
         return taken
+
+    def _count_states(self, region: Region, before: int, after: int) -> None:
+        """A holder in the region had `before` tokens, and has `after`."""
+        more = self.states(after) - self.states(before)
+        self.for_states += more
+        region.states += more
+        region.peak_states = max(region.peak_states, region.states)
+        region.peak_slots = max(region.peak_slots, region.slots + region.states)
 
     def _take_page(self, region: Region, holder: Holder) -> None:
         page = self._marked_page(region)
@@ -203,6 +253,7 @@ class SlotPool:
     def cut(self, region: Region, holder: Holder, keep: int) -> list[int]:
         """Take all slots of `holder` back but its first `keep`; the slots that are free again."""
         freed = holder.slots[keep:]
+        before = len(holder.slots)
         del holder.slots[keep:]
         for slot in freed:
             page = slot // PAGE
@@ -218,6 +269,7 @@ class SlotPool:
                 heapq.heappush(owner._free, slot)
         self.in_use -= len(freed)
         region.slots -= len(freed)
+        self._count_states(region, before, before - len(freed))
         if not region.slots:
             for stretch in region._marked:
                 for page in stretch:

@@ -21,17 +21,13 @@ known or another piece of the same pass ends; pieces that wait for others come i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from langchain_pos.engine.forest.parts import Feeds
 from langchain_pos.engine.forest.segments import Segment
-from langchain_pos.engine.forest.state import State
+from langchain_pos.engine.forest.state import MOST, STRIDE, State
 
-STRIDE = 512
-"""Positions between the states that a segment keeps, so that at most so many tokens are fed again.
-A state is as large as the keys and values of a thousand tokens or so."""
-_MOST = 8
-"""States that a segment keeps on the way at most; the stride is doubled then."""
 _LAG = 32
 """A segment that drafts goes on from an older state until that many tokens must be fed again."""
 
@@ -118,9 +114,7 @@ class StatePlan:
         if segment in self._drafting:  # the drafts may be wrong
             recent.add(_last(segment, self.starts[segment]))
         for at in list(segment.states):
-            if at in needed or at % stride == 0:
-                segment.states[at].keep()
-            elif at not in recent:
+            if at not in needed | recent and at % stride:
                 del segment.states[at]
 
 
@@ -137,31 +131,15 @@ def plan_states(starts: dict[Segment, int], drafting: Iterable[Segment]) -> Stat
     plan = StatePlan([], starts, set(drafting))
     cuts: dict[Segment, set[int]] = {}
 
-    def need(segment: Segment, at: int) -> None:
-        """The state before position `at` of the segment is known, or will be in this pass."""
-        if at in segment.states or at in cuts.get(segment, ()):
-            return
-        if at > segment.end:
-            raise ValueError(
-                f"a branch begins at position {at}, its parent ends at {segment.end}; feed the "
-                "parent in the same pass, or before"
-            )
-        if at == segment.start:
-            if segment.parent is not None:
-                need(segment.parent, at)
-            return
-        cuts.setdefault(segment, set()).add(at)
-        need(segment, _last(segment, at - 1))
-
     for segment, start in starts.items():
         base = _last(segment, start)
         if segment in plan._drafting and start - base >= _LAG:
-            need(segment, start)
+            _need(cuts, segment, start)
         forks = {c.start for c in segment.children if c.start not in c.states}
         stride = _stride(segment)
         forks.update(range(start // stride * stride + stride, segment.end, stride))
         for at in {at for at in forks if start < at < segment.end} | {segment.end}:
-            need(segment, at)
+            _need(cuts, segment, at)
 
     ends: dict[tuple[Segment, int], Piece] = {}
     for segment, positions in cuts.items():
@@ -169,16 +147,83 @@ def plan_states(starts: dict[Segment, int], drafting: Iterable[Segment]) -> Stat
             known = [p for p in (*segment.states, *positions) if p < at]
             ends[segment, at] = Piece(segment, max([segment.start, *known]), at)
 
-    def source(segment: Segment, at: int) -> State | Piece | None:
-        found = segment.states.get(at) or ends.get((segment, at))
-        if found is None and segment.parent is not None and at == segment.start:
-            return source(segment.parent, at)
-        return found
-
     for piece in ends.values():
-        piece.before = source(piece.segment, piece.begin)
+        piece.before = _source(ends, piece.segment, piece.begin)
     plan.pieces = list(ends.values())
     return plan
+
+
+def _need(cuts: dict[Segment, set[int]], segment: Segment, at: int) -> None:
+    """The state before position `at` of the segment is known, or will be in this pass.
+
+    Not a function inside another: what such a recursive one refers to is only freed by the garbage
+    collector, and states are large.
+    """
+    if at in segment.states or at in cuts.get(segment, ()):
+        return
+    if at > segment.end:
+        raise ValueError(
+            f"a branch begins at position {at}, its parent ends at {segment.end}; feed the "
+            "parent in the same pass, or before"
+        )
+    if at == segment.start:
+        if segment.parent is not None:
+            _need(cuts, segment.parent, at)
+        return
+    cuts.setdefault(segment, set()).add(at)
+    _need(cuts, segment, _last(segment, at - 1))
+
+
+def _source(
+    ends: dict[tuple[Segment, int], Piece], segment: Segment, at: int
+) -> State | Piece | None:
+    """What a piece goes on from that begins at a position."""
+    found = segment.states.get(at) or ends.get((segment, at))
+    if found is None and segment.parent is not None and at == segment.start:
+        return _source(ends, segment.parent, at)
+    return found
+
+
+def with_states(
+    feeds: Feeds, positions: list[list[int]], drafting: set[Segment]
+) -> tuple[StatePlan, Feeds, list[list[int]]]:
+    """What has to be fed so that states come out right: the plan, feeds and positions.
+
+    Args:
+        feeds: segments, which hold slots for their new tokens already, and these tokens.
+        positions: of the new tokens.
+        drafting: segments whose last tokens are guesses.
+    """
+    starts: dict[Segment, int] = {}
+    for (segment, new), where in zip(feeds, positions, strict=True):
+        segment.tokens += new
+        if new:
+            starts.setdefault(segment, where[0])
+    plan = plan_states(starts, drafting)
+    segments = plan.segments()
+    positions = [plan.positions(segment) for segment in segments]
+    again = [
+        (segment, [segment.tokens[at - segment.start] for at in where])
+        for segment, where in zip(segments, positions, strict=True)
+    ]
+    return plan, again, positions
+
+
+def rows_by_position(
+    feeds: Feeds, numbers: Sequence[int], positions: Sequence[int]
+) -> dict[Segment, dict[int, int]]:
+    """The row of each position that is fed of a segment.
+
+    Args:
+        feeds: the segments.
+        numbers: of each row, the id of its segment.
+        positions: of each row.
+    """
+    by_id = {segment.id: segment for segment, _ in feeds}
+    rows: dict[Segment, dict[int, int]] = {segment: {} for segment, _ in feeds}
+    for row, (number, position) in enumerate(zip(numbers, positions, strict=True)):
+        rows[by_id[number]][position] = row
+    return rows
 
 
 def resumable(segment: Segment, at: int) -> int:
@@ -193,6 +238,6 @@ def _last(segment: Segment, upto: int) -> int:
 
 def _stride(segment: Segment) -> int:
     stride = STRIDE
-    while len(segment.slots) > _MOST * stride:
+    while len(segment.slots) > MOST * stride:
         stride *= 2
     return stride

@@ -6,14 +6,16 @@ the pass's rows, their positions, the forest's mask, and a cache that knows the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
 from langchain_pos.engine.attention import FOLDED
 from langchain_pos.engine.cache.key_values import SlotCache
-from langchain_pos.engine.cache.states import PassStates, keeps_state, wrap_mixers
+from langchain_pos.engine.cache.mixers import keeps_state, wrap_mixers
+from langchain_pos.engine.cache.states import PassStates, TextState
 from langchain_pos.engine.forest.parts import (
     LEAST_SAVED,
     Block,
@@ -23,8 +25,9 @@ from langchain_pos.engine.forest.parts import (
     plan,
     whole,
 )
-from langchain_pos.engine.forest.segments import Ledger, Segment, SegmentForest
-from langchain_pos.engine.forest.states import StatePlan, plan_states
+from langchain_pos.engine.forest.segments import Ledger, SegmentForest
+from langchain_pos.engine.forest.states import rows_by_position, with_states
+from langchain_pos.engine.forward.alibi import by_positions, place_biases
 from langchain_pos.engine.forward.cuda_graphs import MOST_SAMPLED, ROWS, StepGraphs, slots_bucket
 from langchain_pos.engine.forward.masks import PassMasks
 from langchain_pos.errors import InvalidRequestError
@@ -53,6 +56,7 @@ class ForwardPass:
         model: transformers model in eval mode.
         mask_form: how the model takes its mask; the loader finds out.
         max_slots: slots that may ever exist.
+        slot_bytes: bytes of a slot's keys and values, where states shall count as slots.
         graphs: run small passes in fixed shapes, recorded on CUDA; see `cuda_graphs.py`. The
             logits of a pass are then valid until the next one, and all slots are allocated at
             once, so that what is recorded stays valid.
@@ -81,6 +85,7 @@ class ForwardPass:
         *,
         mask_form: MaskForm = "single",
         max_slots: int = 1 << 30,
+        slot_bytes: int | None = None,
         graphs: bool = False,
         in_parts: bool = False,
     ) -> None:
@@ -90,7 +95,16 @@ class ForwardPass:
         embeddings: torch.nn.Parameter = model.get_input_embeddings().weight  # type: ignore[assignment]
         self.device = embeddings.device
         self.states = wrap_mixers(model)
-        graphs = graphs and not self.states
+        self._alibi = place_biases(model)
+        takes = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in takes
+        if self.states:
+            self.no_graphs = "off: some layers keep a state"
+        elif self._alibi:
+            self.no_graphs = "off: attention is biased by positions"
+        else:
+            self.no_graphs = "" if graphs else "off"
+        graphs = not self.no_graphs
         self.least_saved = LEAST_SAVED["cuda" if self.device.type == "cuda" else "cpu"]
         self.forest = SegmentForest(
             self.device,
@@ -98,16 +112,15 @@ class ForwardPass:
             spare_slots=int(graphs),
             segments=256 if graphs else 64,
             keeps_states=bool(self.states),
+            state_slots=-(-self.states.nbytes // slot_bytes) if slot_bytes else 0,
         )
         self.cache = SlotCache()
+        self._made: Iterable[TextState] = ()  # states of the last pass that are still held
         if graphs and self.device.type == "cuda":
             # What is recorded is void when a tensor moves, so none shall grow.
             self.forest.allocate(max_slots)
             self.cache.allocate(max_slots)
         self.graphs: StepGraphs | None = None
-        self.no_graphs = "" if graphs else "off"
-        if self.states:
-            self.no_graphs = "off: some layers keep a state"
         if graphs:
             self.graphs = StepGraphs(self._fixed_step, self.device, self._addresses)
         self.mask_form = mask_form
@@ -164,7 +177,7 @@ class ForwardPass:
         if self.states:
             drafting = {feeds[i][0] for i, more in zip(sampled, drafted, strict=True) if more}
             asking = [feeds[i][0] for i in sampled]
-            plans, feeds, positions = self._with_states(feeds, positions, drafting)
+            plans, feeds, positions = with_states(feeds, positions, drafting)
             order = {segment: index for index, (segment, _) in enumerate(feeds)}
             sampled = [order[segment] for segment in asking]
         rows = sum(map(len, positions))
@@ -197,43 +210,23 @@ class ForwardPass:
 
         # 3. A pass of a recorded shape, or as it comes.
         if plans is not None:
-            self.cache.states = self._pass_states(plans, columns, feeds)
+            rows_of = rows_by_position(feeds, columns.segments, columns.positions)
+            self.cache.states = PassStates(plans, rows_of, self.states, self.device)
         logits = self._replay(columns, wanted) if recorded else None
         if logits is None:
             logits = self._as_it_comes(columns, wanted, parts)
         if plans is not None:
             plans.settle()
+        if self.cache.states is not None:
+            # A state that outlives the next pass too shall not hold all that it was made with.
+            for state in list(self._made):
+                state.move_out()
+            self._made = self.cache.states.made
         self.cache.states = None
         self.count += 1
         self.rows += rows
         self.pairs += parts.pairs
         return logits[: len(wanted)]
-
-    def _with_states(
-        self, feeds: Feeds, positions: list[list[int]], drafting: set[Segment]
-    ) -> tuple[StatePlan, Feeds, list[list[int]]]:
-        """What has to be fed so that states come out right: the plan, feeds and positions."""
-        starts: dict[Segment, int] = {}
-        for (segment, new), where in zip(feeds, positions, strict=True):
-            segment.tokens += new
-            if new:
-                starts.setdefault(segment, where[0])
-        found = plan_states(starts, drafting)
-        segments = found.segments()
-        positions = [found.positions(segment) for segment in segments]
-        again = [
-            (segment, [segment.tokens[at - segment.start] for at in where])
-            for segment, where in zip(segments, positions, strict=True)
-        ]
-        return found, again, positions
-
-    def _pass_states(self, found: StatePlan, columns: _Columns, feeds: Feeds) -> PassStates:
-        by_id = {segment.id: segment for segment, _ in feeds}
-        rows: dict[Segment, dict[int, int]] = {segment: {} for segment, _ in feeds}
-        places = zip(columns.segments, columns.positions, strict=True)
-        for row, (number, position) in enumerate(places):
-            rows[by_id[number]][position] = row
-        return PassStates(found, rows, self.states, self.device)
 
     def _as_it_comes(self, columns: _Columns, wanted: list[int], parts: Plan) -> torch.Tensor:
         freed = list(self.forest.freed)
@@ -248,7 +241,11 @@ class ForwardPass:
         if freed:
             self.forest.unlabel(sent[5])
         self.forest.send_reach()
-        return self._compute(torch.stack(sent[:4]), sent[4], parts, sent[6:], self.forest.extent)
+        extent = self.forest.extent
+        with by_positions(
+            self._alibi, self.forest.slot_position[:extent], 1 + max(columns.positions)
+        ):
+            return self._compute(torch.stack(sent[:4]), sent[4], parts, sent[6:], extent)
 
     def _replay(self, columns: _Columns, wanted: list[int]) -> torch.Tensor | None:
         """A pass of a recorded shape; None where it cannot be recorded."""
@@ -337,13 +334,14 @@ class ForwardPass:
         )
 
         # 2. The model. Logits only where they are needed: a vocabulary is wide.
+        where = {"position_ids": position_ids[None]} if self._takes_positions else {}
         output = self.model(
             input_ids=token_ids[None],
-            position_ids=position_ids[None],
-            attention_mask=self._model_mask(masks),
-            past_key_values=self.cache,
-            use_cache=True,
+            attention_mask=self._model_mask(masks) if self.states.attention else None,
+            use_cache=self.states.use_cache,
             logits_to_keep=keep,
+            **{self.states.cache: self.cache},
+            **where,
         )
 
         # 3. The cache holds no NaN; whoever sees a token that had one shall notice it here. One
@@ -375,11 +373,6 @@ class ForwardPass:
             return found
         slides = not types or types == {"sliding_attention"}
         return masks.mask(width if slides else None)
-
-    @property
-    def state_slots(self) -> int:
-        """Slots whose keys and values take as much memory as the states of one segment."""
-        return -(-self.states.nbytes // max(self.cache.slot_bytes, 1)) if self.states else 0
 
     def check(self, token_ids: Sequence[int]) -> None:
         """Refuse ids that the model has no embedding for; on a GPU they would end the process.

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from langchain_pos.engine.cpu.row_cost import DRAFT_ROWS
+from langchain_pos.engine.decoding.drafts import NO_DRAFT
 from langchain_pos.engine.forest.segments import Segment
+from langchain_pos.engine.forest.slots import SlotPool
 from langchain_pos.engine.scheduler.request import Part, Request
 
 _RIGHT = 0.4
@@ -18,6 +20,15 @@ _SHORT = 32
 """A request that feeds up to this many tokens is decoding; one that feeds more has a prompt."""
 _CHUNK = 256
 """Rows of prompts in a pass in which others decode: their tokens wait for that pass."""
+
+
+def slots_for(parts: Sequence[Part], pool: SlotPool) -> int:
+    """Slots that parts of a pass take, their drafts and states included."""
+    more: dict[Segment, int] = {}
+    for part in parts:
+        segment = part.feed.segment
+        more[segment] = more.get(segment, 0) + len(part.token_ids) + len(part.draft)
+    return sum(pool.cost(len(segment.slots), count) for segment, count in more.items())
 
 
 @dataclass
@@ -38,14 +49,14 @@ class PassBudget:
     row_seconds: float | None = None
     pass_seconds: float = 0.0
 
-    def fill(self, live: Sequence[Request[Any]], free_slots: int) -> list[Part]:
+    def fill(self, live: Sequence[Request[Any]], pool: SlotPool) -> list[Part]:
         """Up to `max_rows` tokens, the shortest requests first, so that long prompts stall none.
 
         While others decode, prompts are fed in smaller chunks, so that tokens keep coming.
 
         Args:
             live: requests that may feed something.
-            free_slots: limits drafts only; other tokens may exceed it.
+            pool: its free slots limit drafts only; other tokens may exceed them.
         """
         parts: list[Part] = []
         waiting: list[tuple[int, Request[Any]]] = []
@@ -78,8 +89,11 @@ class PassBudget:
                 if count < rest:
                     break  # a request's later feeds may build on this one
         rows = sum(len(part.token_ids) for part in parts)
-        left = min(self.rows_for_drafts(rows, len(live)), free_slots - rows)
+        left = min(self.rows_for_drafts(rows, len(live)), pool.free - slots_for(parts, pool))
         self._add_drafts(parts, left)
+        if slots_for(parts, pool) > pool.free:  # they would need a further state on the way
+            for part in parts:
+                part.draft = NO_DRAFT
         return parts
 
     @staticmethod

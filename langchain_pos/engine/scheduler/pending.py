@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,7 +22,7 @@ _LOOK = 0.25
 that waits indefinitely receives no signals."""
 
 
-class Pending(Generic[T]):
+class Pending(ABC, Generic[T]):
     """A result in progress, and the events that precede it.
 
     Attributes:
@@ -52,9 +53,9 @@ class Pending(Generic[T]):
         self.done = True
         self._notify()
 
+    @abstractmethod
     def cancel(self) -> None:
         """Request its end: `done` follows soon. No effect if it has ended."""
-        raise NotImplementedError
 
     def _notify(self) -> None:
         for notify in self._listeners:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from langchain_pos.engine.decoding.drafts import NO_DRAFT, Draft
 from langchain_pos.engine.decoding.sequence import Feed, Sampled, Steps
 from langchain_pos.engine.forest.segments import Ledger, SegmentForest
+from langchain_pos.engine.forest.slots import SlotPool
 from langchain_pos.engine.sampling import RowSampling
 from langchain_pos.engine.scheduler.fair_queue import Caller
 from langchain_pos.engine.scheduler.pending import Pending
@@ -24,12 +25,14 @@ class Request(Pending[T]):
         make: creates the coroutine once the request is admitted.
         reserve: most slots that it may hold.
         expected: most slots that it is likely to hold.
+        expected_states: slots that the states of its segments are likely to count as.
         caller: on whose behalf; None counts as a separate caller.
 
     Attributes:
         passes: forward passes that fed at least one of its tokens.
         ledger: its segments and slots.
         shared_slots: slots of the shared prefix under its last root.
+        shared_states: slots that the states of that prefix count as.
         cached_tokens: tokens of its prompts that it did not have to feed.
         cancelled: whether its end has been requested.
         preemptions: how often it lost its slots to an older request and was fed again.
@@ -40,15 +43,18 @@ class Request(Pending[T]):
         make: Callable[[Request[T]], Steps[T]],
         reserve: int,
         expected: int,
+        expected_states: int = 0,
         caller: Hashable | None = None,
     ) -> None:
         super().__init__()
         self.reserve = reserve
         self.expected = expected
+        self.expected_states = expected_states
         self.caller = Caller(self if caller is None else caller)
         self.passes = 0
         self.ledger = Ledger()
         self.shared_slots = 0
+        self.shared_states = 0
         self.cached_tokens = 0
         self.cancelled = False
         self.preemptions = 0
@@ -63,6 +69,16 @@ class Request(Pending[T]):
         self._prefix: list[Feed] = []  # shared prefixes under its roots
         self._unfed_prefix: list[Feed] = []  # those to be fed before its next tokens
         self._held = FedTokens()
+
+    @property
+    def peak_slots(self) -> int:
+        """Most slots that it held at once, shared ones and those of its states included."""
+        return self.ledger.peak_slots + self.shared_slots + self.shared_states
+
+    @property
+    def peak_states(self) -> int:
+        """Of these, those that its states count as, at most."""
+        return self.ledger.peak_states + self.shared_states
 
     def cancel(self) -> None:
         """End the request and free its slots: soon, or after the current pass."""
@@ -113,6 +129,15 @@ class Request(Pending[T]):
         fed = [*part.token_ids, *part.draft.token_ids[:accepted]]
         self._held.note(feed.segment, before, fed, forest, others)
 
+    def _probable_slots(self, pool: SlotPool) -> int:
+        """Slots that it is likely to hold, its states included, the shared prefix not."""
+        tokens = max(self.ledger.slots, self.expected - self.shared_slots)
+        return tokens + max(self._states_of_all(pool), self.expected_states)
+
+    def _states_of_all(self, pool: SlotPool) -> int:
+        """Slots for the states of its segments, also of those that are fed in the next pass."""
+        return sum(pool.states(max(len(s.slots), 1)) for s in self.ledger.segments)
+
     def _can_be_put_back(self) -> bool:
         """Whether its segments can be fed again as they were."""
         return self._replays or self._held.can_replay(self.ledger.segments)
@@ -130,6 +155,7 @@ class Request(Pending[T]):
             self._lead, self._replays = len(lead), True
         # Twice as much as it turned out to need, so that a request is put back only a few times.
         self.expected = min(self.reserve, max(self.expected, 2 * self.ledger.slots))
+        self.expected_states = max(self.expected_states, self._states_of_all(forest.pool))
         for segment in self.ledger.segments:
             forest.truncate(segment, segment.start)
         self.preemptions += 1

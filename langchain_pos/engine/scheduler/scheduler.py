@@ -29,13 +29,18 @@ from langchain_pos.engine.forward.forward_pass import ForwardPass
 from langchain_pos.engine.sampling import RowSampling, sample
 from langchain_pos.engine.scheduler.driver import Driver
 from langchain_pos.engine.scheduler.fair_queue import FairQueue
-from langchain_pos.engine.scheduler.pass_budget import PassBudget
+from langchain_pos.engine.scheduler.pass_budget import PassBudget, slots_for
 from langchain_pos.engine.scheduler.request import Part, Request
 from langchain_pos.errors import NonFiniteLogitsError, OutOfSlotsError, RequestCancelled
 
 T = TypeVar("T")
 Sampler = Callable[[torch.Tensor, Sequence[RowSampling]], list[int | NonFiniteLogitsError]]
 """Chooses a token for each row of logits; see `sampling.sample`."""
+
+SHARED = 2
+"""Segments of shared prefixes that a request alone may stand on."""
+_LIKELY = 5
+"""Segments that a request is likely to have at once, where it does not say fewer."""
 
 
 class Scheduler:
@@ -77,6 +82,7 @@ class Scheduler:
         *,
         reserve: int,
         expected: int | None = None,
+        segments: int | None = None,
         caller: Hashable | None = None,
     ) -> Request[T]:
         """Queue a request, which runs from now on.
@@ -84,24 +90,28 @@ class Scheduler:
         Args:
             make: creates the coroutine, in the engine's thread when the request is admitted; it
                 opens segments through `self.root(request)`.
-            reserve: most slots that it may hold.
+            reserve: most slots that its tokens may take.
             expected: most slots that it is likely to hold; it is admitted when these are free and
                 it is its turn. None expects `ROOM` slots, or `reserve` if that is less, and the
                 whole prompt once that is known. Too low a number costs passes when slots run out,
                 too high a number makes others wait for nothing.
+            segments: that it has at once, which matters for states; None expects a few.
             caller: on whose behalf; callers take turns, and None counts as a separate caller.
 
         Raises:
-            OutOfSlotsError: `reserve` exceeds the engine's slots.
+            OutOfSlotsError: `reserve`, with the states of its segments, exceeds the engine's slots.
         """
-        limit = self.forward.forest.max_slots
-        if reserve > limit:
+        pool, limit = self.forward.forest.pool, self.forward.forest.max_slots
+        states = pool.states(reserve, SHARED + segments) if segments else 0
+        if reserve + states > limit:
+            also = f" and {states} for the states of {segments} segments" if states else ""
             raise OutOfSlotsError(
-                f"the request may need {reserve} KV-cache slots (prompt and budgets together), "
-                f"the engine holds at most {limit}; use smaller budgets or raise max_slots"
+                f"the request may need {reserve} KV-cache slots (prompt and budgets together){also}"
+                f", the engine holds at most {limit}; use smaller budgets or raise max_slots"
             )
         probably = min(reserve, ROOM if expected is None else expected)
-        request = Request(make, reserve, probably, caller)
+        states = pool.states(probably, segments or _LIKELY)
+        request = Request(make, reserve, probably, states, caller)
         give_back_workers()  # of the thread that hands the work over
         with self._driver.changed:
             self._incoming.add(request.caller, request)
@@ -142,6 +152,10 @@ class Scheduler:
         request._prefix += feeds
         request._unfed_prefix += feeds
         request.shared_slots = segment.start
+        request.shared_states = sum(
+            self.forward.forest.pool.states(end - prefix.segment.start)
+            for prefix, end in zip(chain, ends, strict=True)
+        )
         request.cached_tokens += known
         return segment
 
@@ -207,27 +221,20 @@ class Scheduler:
             self._resume(request)
 
     def _fits(self, comer: Request[Any]) -> bool:
-        """Whether the slots that all are likely to hold suffice with one more request.
-
-        The states of a segment count as the slots that would take as much memory.
-        """
+        """Whether the slots that all are likely to hold suffice with one more request."""
         if not self._live:
             return True
-        state = self.forward.state_slots
-        probable = self.prefixes.slots + sum(
-            max(request.ledger.slots, request.expected - request.shared_slots)
-            + state * max(len(request.ledger.segments), 1)
-            for request in (*self._live, comer)
-        )
         pool = self.forward.forest.pool
-        return probable <= pool.in_use + pool.free
+        requests = (*self._live, comer)
+        probable = sum(request._probable_slots(pool) for request in requests)
+        return self.prefixes.slots + probable <= pool.total
 
     def _fill(self) -> list[Part]:
         """The next pass. If its slots are not free, the youngest requests are put back."""
         pool = self.forward.forest.pool
         while True:
-            parts = self.budget.fill(self._live, pool.free)
-            if sum(len(part.token_ids) for part in parts) <= pool.free:
+            parts = self.budget.fill(self._live, pool)
+            if slots_for(parts, pool) <= pool.free:
                 return parts
             if not self._trim_prefixes() and not self._put_back_youngest():
                 return parts  # the pass will report what is missing
@@ -308,7 +315,7 @@ class Scheduler:
         """Out of memory: the request that holds most ends, the others retry. Else all end."""
         requests = list(dict.fromkeys(part.request for part in parts))
         if _is_out_of_memory(error):
-            largest = max(requests, key=lambda r: r.ledger.slots + r._waiting_rows())
+            largest = max(requests, key=lambda r: r.ledger.held + r._waiting_rows())
             if not isinstance(error, OutOfSlotsError):
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 error.__traceback__ = None  # its frames hold the tensors that took the memory

@@ -245,7 +245,8 @@ def _cluster(address: str | None) -> Iterator[bool]:
         except ImportError as error:
             raise MissingExtraError(
                 f"replicas need {error.name}, which is not installed here; install it with "
-                "`pip install 'langchain-pos[ray]'`"
+                "`pip install 'ray[serve]' fastapi prometheus-client uvicorn`, which the extra "
+                "`langchain-pos[ray]` holds"
             ) from error
         if ray.is_initialized():  # by who called us; it stays his
             yield False

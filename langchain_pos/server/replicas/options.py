@@ -25,7 +25,7 @@ _LOOK_BACK_SECONDS = 15.0
 class RayOptions(BaseModel):
     """How many replicas, and what each of them takes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     replicas: int | None = Field(default=None, ge=1)
     """As many, always; None: one for every `gpus_per_replica` GPUs, or one where there is none."""

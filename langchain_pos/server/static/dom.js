@@ -4,7 +4,7 @@ const CONTROLS = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g;
 
 export const $ = (id) => document.getElementById(id);
 
-/** Text without control characters, as `plain.clean` leaves it. */
+/** Text without control characters, as `plain_text.strip_control_characters` leaves it. */
 export const clean = (text) => text.replace(CONTROLS, "");
 export const seconds = (value) => `${value.toFixed(value < 10 ? 2 : 1)} s`;
 export const count = (number, noun, plural = `${noun}s`) =>
@@ -22,4 +22,16 @@ export function prose(text = "", kind = "text") {
   const made = element("div", kind, text);
   made.dir = "auto";
   return made;
+}
+
+/** The element of a template of `index.html`, anew. */
+export const fromTemplate = (id) => $(id).content.firstElementChild.cloneNode(true);
+
+/** Let a keyboard scroll what is cut: a keyboard can scroll what has the focus. */
+export function makeScrollable(places) {
+  for (const place of places) {
+    const cut = place.scrollHeight > place.clientHeight + 1 || place.scrollWidth > place.clientWidth + 1;
+    if (cut) place.tabIndex = 0;
+    else place.removeAttribute("tabindex");
+  }
 }

@@ -1,18 +1,20 @@
-// What an answer has cost, beside what plain decoding would have, and when what was written.
+// What an answer has cost, beside what plain decoding would have, in figures and words.
 
-import { $, clean, count, element, prose, seconds } from "./dom.js";
+import { count, seconds } from "./dom.js";
 
 export const ENDINGS = {
   length: "cut off at its token budget",
   cancelled: "cancelled",
   error: "failed",
 };
-const STAGES = ["plan", "expand", "conclude"];
+export const STAGES = ["plan", "expand", "conclude"];
 
-const sum = (stages) => STAGES.reduce((total, stage) => total + stages[stage], 0);
+export const sum = (stages) => STAGES.reduce((total, stage) => total + stages[stage], 0);
+export const times = (ratio) => `${ratio.toFixed(ratio < 10 ? 1 : 0)}×`;
+const perSecond = (tokens, took) => `${(tokens / took).toFixed(tokens / took < 10 ? 1 : 0)} tokens/s`;
 
 /** What plain decoding would have cost, as `SequentialEstimate` computes it (timeline.py). */
-function sequentialEstimate({ mode, usage, timings, forward_passes: passes }) {
+export function sequentialEstimate({ mode, usage, timings, forward_passes: passes }) {
   const timed = STAGES.filter((stage) => passes[stage] && timings[stage]);
   if (mode === "sequential" || !timed.length) return null;
   const pass = Math.min(...timed.map((stage) => timings[stage] / passes[stage]));
@@ -36,65 +38,78 @@ export function remarks(result) {
   return said;
 }
 
-export function showCost(result) {
-  const passes = sum(result.forward_passes);
+/** The figures of a whole answer: the large one, what stands beside it, and how it was computed. */
+export function figures(result) {
+  const [took, passes] = [sum(result.timings), sum(result.forward_passes)];
+  const tokens = result.usage.output_tokens;
+  if (!took || !passes || !tokens) return null;
+  const beside = `${perSecond(tokens, took)} · ${count(passes, "pass", "passes")}, ${seconds(took)}`;
   const estimate = sequentialEstimate(result);
-  $("cost").hidden = !estimate;
-  if (!estimate) return;
-  const most = Math.max(passes, estimate.tokens);
-  $("own").textContent = `${passes} passes, ${seconds(sum(result.timings))}`;
-  $("alone").textContent = `about ${estimate.tokens} passes, ${seconds(estimate.seconds)}`;
-  $("own-bar").style.width = `${(100 * passes) / most}%`;
-  $("alone-bar").style.width = `${(100 * estimate.tokens) / most}%`;
-  $("estimate").textContent =
-    `Estimate, not run: ${estimate.tokens} tokens × ${(estimate.pass * 1000).toFixed(1)} ms, the ` +
-    `mean pass of this answer's quickest stage, are at most about ${seconds(estimate.seconds)}; ` +
-    "the mode “sequential” measures it.";
-}
-
-export function showTimeline({ blocks, timings }) {
-  const rows = new Map();
-  const bars = blocks.flatMap((block) => block.branches);
-  const total = Math.max(sum(timings), ...bars.map((bar) => bar.ended));
-  if (!total) return;
-  const add = (key, label, start, end, kind) => {
-    if (end <= start) return;
-    if (!rows.has(key)) {
-      const row = element("div", "row");
-      const named = prose(label, "label");
-      row.append(named, element("span", "track"));
-      rows.set(key, row);
-    }
-    const bar = element("i", `bar ${kind}`);
-    bar.style.left = `${(100 * start) / total}%`;
-    bar.style.width = `${Math.max((100 * (end - start)) / total, 0.3)}%`;
-    rows.get(key).lastElementChild.append(bar);
+  if (!estimate) return { large: "", beside, how: "" };
+  const ratio = estimate.seconds / took;
+  return {
+    large: ratio < 1.05 ? "Not faster here" : `Up to ${times(ratio)} faster`,
+    beside,
+    how:
+      `An estimate against one token at a time without drafts, not run: ${estimate.tokens} tokens × ` +
+      `${(estimate.pass * 1000).toFixed(1)} ms, the mean pass of this answer's quickest stage, are at ` +
+      `most about ${seconds(estimate.seconds)}. A race measures.`,
   };
-  let at = 0;
-  if (blocks.length <= 1) {
-    for (const stage of STAGES) add(stage, stage, at, (at += timings[stage]), stage);
-  } else { // what lies between the blocks is not timed apart
-    let between = "plan";
-    for (const { branches } of blocks) {
-      const start = Math.min(...branches.map((branch) => branch.started));
-      const end = Math.max(...branches.map((branch) => branch.ended));
-      add(between, between, at, start, between === "plan" ? "plan" : "mixed");
-      add("expand", "expand", start, end, "expand");
-      [at, between] = [end, "conclude, plan"];
-    }
-    add("conclude", "conclude", at, total, "conclude");
-  }
-  bars.forEach((bar, index) => add(index, bar.title, bar.started, bar.ended, "expand"));
-  $("timeline").lastElementChild.replaceChildren(...rows.values());
-  $("timeline").lastElementChild.append(element("p", "muted", `0 to ${seconds(total)}`));
-  $("timeline").hidden = false;
 }
 
-/** The answer as people read it; control characters are left out here too. */
-export function plainText({ blocks, conclusion }) {
-  const parts = blocks.flatMap(({ plan, branches }) => [
-    plan.preamble,
-    branches.map((branch) => `${branch.title}: ${branch.text}`).join("\n"),
-  ]);
-  return clean([...parts, conclusion].filter(Boolean).join("\n\n"));
+/** Figures while an answer is written. A piece is a token or more, and a pass writes one a branch. */
+export class Pace {
+  #began = performance.now();
+  #pieces = 0;
+  #passes = 0;
+  #together = new Set(); // branches that this pass has written to
+
+  add(branch = null) {
+    this.#pieces += 1;
+    if (branch === null || this.#together.has(branch)) this.#together.clear();
+    if (!this.#together.size) this.#passes += 1;
+    if (branch !== null) this.#together.add(branch);
+  }
+
+  figures() {
+    const took = (performance.now() - this.#began + 1) / 1000;
+    if (!this.#pieces) return null;
+    const ratio = this.#pieces / this.#passes;
+    return {
+      large: ratio < 1.05 ? "" : `${times(ratio)} so far`,
+      beside: `${ratio < 1.05 ? "" : "as many tokens a pass as one at a time · "}${perSecond(this.#pieces, took)} at least`,
+      how: "",
+    };
+  }
+}
+
+const wasCut = ({ finish_reason: ending, blocks }) =>
+  [ending, ...blocks.flatMap((block) => block.branches).map((branch) => branch.finish_reason)].includes("length");
+
+/** A race between two answers, each with the seconds this page has waited for it. */
+export function verdict([side, alone]) {
+  const [ours, theirs] = [side.result.usage.output_tokens, alone.result.usage.output_tokens];
+  const ratio = alone.seconds / side.seconds;
+  const rate = ours / side.seconds / (theirs / alone.seconds);
+  const faster = ratio >= 1 ? `${times(ratio)} faster side by side` : `${times(1 / ratio)} faster one after another`;
+  const cut = [wasCut(side.result) && "side by side", wasCut(alone.result) && "one after another"].filter(Boolean);
+  return {
+    large: cut.length ? "Not a fair race" : faster,
+    beside: `${seconds(side.seconds)} against ${seconds(alone.seconds)}`,
+    how:
+      (cut.length ? `Cut off at a token budget: ${cut.join(" and ")}; raise it in the settings. ` : "") +
+      `Measured: both were run, the second after the first so that neither slowed the other down, ` +
+      `each from the request to its last word. Side by side ${ours} tokens, ` +
+      `${perSecond(ours, side.seconds)}; one after another ${theirs} tokens, ` +
+      `${perSecond(theirs, alone.seconds)}: ${times(rate)} as many a second.`,
+  };
+}
+
+export function showFigures(place, found) {
+  place.hidden = !found;
+  if (!found) return;
+  const [large, beside, how] = place.children;
+  large.textContent = found.large;
+  beside.textContent = found.beside;
+  how.textContent = found.how;
 }

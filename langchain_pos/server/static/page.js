@@ -1,140 +1,142 @@
-// Asks /v1/chat/completions; answer.js shows what comes.
+// The page: asks, and shows what comes. One answer at a time is under way.
 
 import { Answer } from "./answer.js";
+import { answer as stream, findModel } from "./api.js";
+import { save, Turn } from "./conversation.js";
 import { $, clean } from "./dom.js";
-import { plainText } from "./figures.js";
+import { showExamples } from "./examples.js";
+import { race } from "./race.js";
+import { fields, systemPrompt } from "./settings.js";
 
-// ------------------------------------------------------------------------------- the stream
+let running = null; // the AbortController of what is under way
+let turns = []; // of this conversation; those without a whole answer are not read back
 
-async function* events(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) throw new Error("the stream ended before the answer did; ask again");
-    const parts = (rest + value).split("\n\n");
-    rest = parts.pop();
-    for (const part of parts) {
-      if (part === "data: [DONE]") return;
-      if (part.startsWith("data: ")) yield JSON.parse(part.slice(6));
-    }
-  }
+const say = (what) => ($("status").textContent = what);
+
+// ---------------------------------------------------------------------------------- asking
+
+async function ask(question) {
+  const settings = fields();
+  if (running || !question.trim() || !settings) return;
+  const system = systemPrompt();
+  const messages = [
+    ...(system ? [{ role: "system", content: system }] : []),
+    ...turns.filter((turn) => turn.whole).flatMap((turn) => turn.messages),
+    { role: "user", content: question },
+  ];
+  const turn = new Turn({ ...settings, messages }, new Answer(say));
+  turns.push(turn);
+  $("welcome").hidden = true;
+  $("question").value = "";
+  $("new").disabled = false;
+  turn.place.scrollIntoView({ block: "start" });
+  await underWay(turn.place, () => run(turn.answer, turn.body, $("clock")));
+  if (turn.whole) turn.offer(() => underWay(turn.place, () => compete(turn)));
+  else $("question").value ||= question; // to be asked again, or in other words
+  $("save").disabled = !turns.some((each) => each.whole);
 }
 
-// -------------------------------------------------------------------------------------- asking
-
-let model = null; // its name; asked for once
-let running = null; // the AbortController of the answer under way
-let answer = null;
-
-function headers() {
-  const key = $("key").value.trim(); // in this field only, nowhere else
-  return { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
+async function compete(turn) {
+  $("clock").textContent = ""; // each lane has its own
+  const { large, beside } = await race(turn, say, run);
+  say(`Race done: ${large}, ${beside}`);
 }
 
-async function refused(response) {
-  const told = await response.json().catch(() => null);
-  const after = response.headers.get("Retry-After");
-  const again = after ? ` (try again in ${after} s)` : "";
-  if (response.status === 401) {
-    $("key-field").hidden = false;
-    $("key").focus();
-  }
-  return new Error((told?.error?.message ?? `the server answered ${response.status}`) + again);
-}
-
-async function request(path, options) {
-  const response = await fetch(path, { ...options, headers: headers() }).catch((error) => {
-    if (error.name === "AbortError") throw error;
-    throw new Error("the server cannot be reached; is it still running?");
-  });
-  if (!response.ok) throw await refused(response);
-  return response;
-}
-
-async function findModel(signal) {
-  if (model === null) {
-    const listed = await (await request("v1/models", { signal })).json();
-    model = listed.data[0].id;
-    $("model").textContent = clean(model);
-  }
-  return model;
-}
-
-async function ask() {
-  const content = $("question").value;
-  if (running || !content.trim()) return;
+/** Do `work` while nothing else is under way; whatever ends it, the page can be used again. */
+async function underWay(place, work) {
+  if (running) return;
   running = new AbortController();
   const { signal } = running;
-  answer = new Answer();
-  const began = performance.now();
-  const tick = () => ($("clock").textContent = `${((performance.now() - began) / 1000).toFixed(1)} s`);
-  const clock = setInterval(tick, 100);
-  let status;
-  tick();
-  $("status").textContent = "Asked; waiting for the first token";
+  $("error").textContent = "";
+  place.setAttribute("aria-busy", "true");
   switchTo("stop", "submit");
-  // On a narrow screen the answer stands below the question.
-  if ($("answer").getBoundingClientRect().top > innerHeight / 2) $("answer").scrollIntoView();
   try {
-    const body = JSON.stringify({
-      model: await findModel(signal),
-      messages: [{ role: "user", content }],
-      reasoning_mode: $("mode").value,
-      stream: true,
-    });
-    const response = await request("v1/chat/completions", { method: "POST", body, signal });
-    for await (const chunk of events(response.body)) {
-      if (chunk.error) throw new Error(chunk.error.message);
-      answer.take(chunk);
-    }
+    await work();
   } catch (error) {
-    status = signal.aborted ? "Stopped" : "There is no whole answer";
     if (!signal.aborted) $("error").textContent = clean(error.message);
   } finally {
-    clearInterval(clock);
-    tick();
     running.abort(); // frees the slots where it was this page that failed
     running = null;
-    answer.close(status);
+    place.removeAttribute("aria-busy");
     switchTo("submit", "stop");
   }
 }
 
-/** Enable one button in place of the other; who stood on the other stands on it now. */
-function switchTo(on, off) {
-  const stood = document.activeElement === $(off);
-  $(on).disabled = false;
-  $(off).disabled = true;
-  if (stood) $(on).focus();
+/** Answer a request; the seconds that it took. */
+async function run(answer, body, clock) {
+  const { signal } = running;
+  const began = performance.now();
+  const seconds = () => (performance.now() - began) / 1000;
+  const tick = () => (clock.textContent = `${seconds().toFixed(1)} s`);
+  const ticking = setInterval(tick, 100);
+  let status = signal.aborted ? "Stopped" : "There is no whole answer";
+  say("Asked; waiting for the first token");
+  tick();
+  try {
+    for await (const chunk of stream(body, signal)) answer.take(chunk);
+    status = undefined;
+    return seconds();
+  } catch (error) {
+    if (signal.aborted) status = "Stopped";
+    throw error;
+  } finally {
+    clearInterval(ticking);
+    tick();
+    answer.close(status);
+  }
 }
 
-async function copy(text) {
-  // Browsers have it for pages of this machine, and of others over https.
-  const copied = navigator.clipboard?.writeText(text) ?? Promise.reject(new Error("no https"));
-  await copied.then(
-    () => ($("status").textContent = "Copied"),
-    (error) => ($("error").textContent = `nothing was copied (${error.message}); select the text`),
-  );
+/** Show one button in place of the other; who stood on the other stands on it now. */
+function switchTo(on, off) {
+  const stood = document.activeElement === $(off);
+  $(on).hidden = false;
+  if (stood) $(on).focus();
+  $(off).hidden = true;
 }
+
+// -------------------------------------------------------------------------------- the page
+
+function startAnew() {
+  running?.abort();
+  turns = [];
+  $("conversation").replaceChildren();
+  for (const id of ["new", "save"]) $(id).disabled = true;
+  $("welcome").hidden = false;
+  for (const id of ["status", "clock"]) $(id).textContent = "";
+  $("error").textContent = "";
+  $("question").focus();
+}
+
+/** What is served, and what it can be asked. */
+async function introduce() {
+  const { id, demonstration = false } = await findModel();
+  $("model").textContent = clean(id);
+  $("banner").hidden = !demonstration;
+  showExamples(demonstration, ask);
+}
+
+const introduced = () => introduce().catch((error) => ($("error").textContent = clean(error.message)));
 
 $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  ask();
+  ask($("question").value);
 });
 $("question").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("ask").requestSubmit();
+  if (event.key !== "Enter" || event.isComposing || event.shiftKey) return;
+  const types = matchMedia("(pointer: coarse)").matches; // a touch screen has no other way to a new line
+  if (types && !event.ctrlKey && !event.metaKey) return;
+  event.preventDefault();
+  $("ask").requestSubmit();
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") running?.abort();
+  if (event.key === "Escape" && !$("settings").open) running?.abort();
 });
 $("stop").addEventListener("click", () => running?.abort());
-$("demo").addEventListener("click", () => {
-  $("question").value = $("question").defaultValue;
-  $("question").focus();
-});
-$("copy-text").addEventListener("click", () => copy(plainText(answer.result)));
-$("copy-json").addEventListener("click", () => copy(JSON.stringify(answer.result, null, 2)));
+$("new").addEventListener("click", startAnew);
+$("save").addEventListener("click", () => save(turns.filter((turn) => turn.whole)));
+$("key").addEventListener("change", introduced);
 
-if (document.documentElement.dataset.wantsKey === "yes") $("key-field").hidden = false;
-else findModel().catch((error) => ($("error").textContent = clean(error.message)));
+if (document.documentElement.dataset.wantsKey === "yes") {
+  $("key-field").hidden = false; // until there is one, the server does not say what it serves
+  showExamples(false, ask);
+} else introduced();

@@ -66,6 +66,41 @@ def test_no_slot_is_lost_or_held_twice(
                 assert list(holder.pages)[: len(pages)] == pages, "the list's beginning"
 
 
+@given(steps=STEPS, most=st.integers(0, 3000), size=st.integers(1, 90))
+@settings(max_examples=80, deadline=None)
+def test_states_take_slots_away(steps: list[tuple[str, int, int]], most: int, size: int) -> None:
+    """Each holder of tokens holds three states, and one more every 512 tokens up to eight."""
+    pool, region = SlotPool(0, most, 0, state_slots=size), Region()
+    holders = [Holder() for _ in range(4)]
+
+    def states(tokens: int) -> int:
+        return size * (3 + min(tokens // 512, 8)) if tokens else 0
+
+    peak = (0, 0)
+    for action, who, count in steps:
+        count, holder = 5 * count, holders[who]
+        held = len(holder.slots)
+        cost = count + states(held + count) - states(held)
+        assert pool.cost(held, count) == cost
+        if action == "take" and cost > pool.free:
+            with pytest.raises(IndexError):
+                pool.take(region, holder, count)
+        elif action == "take":
+            pool.take(region, holder, count)
+        else:
+            pool.cut(region, holder, count)
+        taken = sum(states(len(each.slots)) for each in holders)
+        tokens = sum(len(each.slots) for each in holders)
+        assert (region.slots, region.states) == (tokens, taken)
+        assert pool.free == most - tokens - taken
+        peak = max(peak[0], tokens + taken), max(peak[1], taken)
+        assert (region.peak_slots, region.peak_states) == peak
+    for number in (1, 3):
+        room = pool.room(number)
+        assert room + pool.states(room, number) <= most
+        assert room + 1 + pool.states(room + 1, number) > most
+
+
 def test_holders_have_pages_of_their_own() -> None:
     """Branches that grow by turns share no page; the pages of their request lie in one region."""
     pool, mine, other = SlotPool(PAGE, 64 * PAGE), Region(expected=8 * PAGE), Region()

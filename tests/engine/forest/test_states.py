@@ -6,20 +6,14 @@ import pytest
 import torch
 
 from langchain_pos.engine.forest.segments import Ledger, Segment, SegmentForest
-from langchain_pos.engine.forest.states import STRIDE, StatePlan, plan_states, resumable
+from langchain_pos.engine.forest.state import STRIDE
+from langchain_pos.engine.forest.states import StatePlan, plan_states, resumable
 
 
-class Kept:
-    """A state that knows whether it was kept."""
+class Made:
+    """A state that a pass has made."""
 
     nbytes = 8
-
-    def __init__(self) -> None:
-        self.kept = False
-
-    def keep(self) -> None:
-        """See `State`."""
-        self.kept = True
 
     def is_finite(self) -> bool:
         """See `State`."""
@@ -42,7 +36,7 @@ def feed(
         forest.extend(segment, count)
     plan = plan_states(starts, drafting)
     for piece in plan.pieces:
-        piece.after = Kept()
+        piece.after = Made()
     plan.settle()
     return plan
 
@@ -93,7 +87,6 @@ def test_states_on_the_way_are_kept_at_a_distance(forest: SegmentForest) -> None
     root = forest.root(Ledger())
     feed(forest, (root, 2 * STRIDE + 10))
     assert set(root.states) == {STRIDE, 2 * STRIDE, 2 * STRIDE + 10}
-    assert root.states[STRIDE].kept  # type: ignore[attr-defined]
     for _ in range(40):
         feed(forest, (root, STRIDE))
     assert len(root.states) < 10

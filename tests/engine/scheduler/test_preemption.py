@@ -11,7 +11,7 @@ from langchain_pos.engine import Engine
 from langchain_pos.engine import engine as engine_module
 from langchain_pos.engine.constraints import Constraint
 from langchain_pos.engine.decoding.sequence import Feed, decode, feed
-from langchain_pos.engine.forward.forward_pass import ForwardPass
+from langchain_pos.engine.forest import slots
 from langchain_pos.engine.sampling import SamplingParams
 from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.errors import OutOfSlotsError, RequestCancelled
@@ -81,14 +81,14 @@ def test_requests_that_do_not_fit_together_write_what_each_writes_alone(
     monkeypatch: pytest.MonkeyPatch, mixture: str, max_rows: int, name: str
 ) -> None:
     """Whoever was put back goes on where it was; the oldest never is, and all come to their end."""
-    slots, calls = MIXTURES[mixture]
+    most, calls = MIXTURES[mixture]
     expected = [said(call(tiny_engine(name))) for call in calls]
     monkeypatch.setattr(engine_module, "ROOM", 4)  # so far too little is expected
-    monkeypatch.setattr(ForwardPass, "state_slots", 0)  # of states, too
-    engine = tiny_engine(name, max_slots=slots, max_rows=max_rows)
+    monkeypatch.setattr(slots, "states_held", lambda *_: 0)  # of states, nothing at all
+    engine = tiny_engine(name, max_slots=most, max_rows=max_rows)
     with engine.scheduler.paused():
         requests = submitted(engine, calls)
-    assert sum(request.reserve for request in requests) > slots
+    assert sum(request.reserve for request in requests) > most
     assert [said(request.wait()) for request in requests] == expected
     assert requests[0].preemptions == 0
     assert sum(request.preemptions for request in requests) > 0

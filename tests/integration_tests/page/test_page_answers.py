@@ -6,8 +6,6 @@ import json
 import re
 from typing import Any
 
-import pytest
-
 from langchain_pos import ChatParallelReasoning, ReasoningResult, demo_question
 from langchain_pos.results.data import Block
 from langchain_pos.results.result import ReasoningChunk
@@ -20,18 +18,18 @@ from tests.support.browsing import (
     streamed,
     wire,
 )
+from tests.support.native_list import LIST, NATIVE
 from tests.support.page_questions import halted, many, result_of, shown
 from tests.support.scripted import Script
+from tests.support.scripted_chat import scripted_chat
 from tests.support.serving import Running, body, running
 
 pytestmark = needs_chromium
 expect = playwright.expect
 
 
-def test_every_step_has_a_card_and_the_estimate_stands_beside_it(
-    browser: Any, server: Running
-) -> None:
-    """Cards, conclusion, passes and estimate are those of the result."""
+def test_the_answer_stands_first_and_its_branches_fold_away(browser: Any, server: Running) -> None:
+    """Cards, answer and passes are those of the result; the cards are shown on request."""
     result = result_of(server, "Who?")
     estimate = result.sequential_estimate()
     assert estimate is not None
@@ -39,34 +37,35 @@ def test_every_step_has_a_card_and_the_estimate_stands_beside_it(
         page.ask("Who?")
         page.done()
         assert page.cards() == shown(result)
-        assert page.tab.locator("#conclusion .text").inner_text() == result.conclusion
-        assert page.tab.locator("#blocks .block > .text").inner_text() == result.preamble
+        expect(page.reply()).to_have_text(result.conclusion)
+        expect(page.tab.locator(".card").first).to_be_hidden()
+        page.tab.get_by_text("The plan and its 2 branches").click()
+        expect(page.tab.locator(".card").first).to_be_visible()
+        assert page.tab.locator(".block > .text").inner_text() == result.preamble
         passes = f"{result.forward_passes.total} passes"
         about = f"sequentially about {estimate.tokens}"
         assert page.tab.get_by_role("status").inner_text() == f"Done: {passes}, {about}"
-        assert page.tab.locator("#own").inner_text().startswith(passes)
-        assert page.tab.locator("#alone").inner_text().startswith(f"about {estimate.tokens} passes")
+        assert passes in page.tab.locator(".figure").inner_text()
         stages = page.tab.get_by_role("list", name="Stages").inner_text()
         assert f"{result.forward_passes.expand} passes" in stages
-        own, alone = (
-            page.tab.locator(f"#{name}-bar").evaluate("bar => bar.offsetWidth")
-            for name in ("own", "alone")
-        )
-        assert own / alone == pytest.approx(result.forward_passes.total / estimate.tokens, abs=0.02)
 
 
-def test_the_estimate_is_computed_as_in_python(browser: Any, server: Running) -> None:
-    """The same tokens, milliseconds of a pass and seconds as `sequential_estimate`."""
+def test_the_figures_are_computed_as_in_python(browser: Any, server: Running) -> None:
+    """The same tokens, milliseconds of a pass, seconds and ratio as `sequential_estimate`."""
     result = many(3)
     estimate = result.sequential_estimate()
     assert estimate is not None
+    took = result.timings.total
     with opened(browser, server) as page:
         page.answer_with(streamed(result))
         page.ask("Who?")
         page.done()
-        told = page.tab.locator("#estimate").inner_text()
-        assert f"{estimate.tokens} tokens × {estimate.seconds_per_pass * 1000:.1f} ms" in told
-        assert f"about {estimate.seconds:.2f} s" in told
+        large, beside, how = page.tab.locator(".figure > *").all_inner_texts()
+        assert large == f"Up to {estimate.seconds / took:.1f}× faster"
+        assert beside.startswith(f"{estimate.tokens / took:.0f} tokens/s · 65 passes")
+        assert f"{estimate.tokens} tokens × {estimate.seconds_per_pass * 1000:.1f} ms" in how
+        assert f"about {estimate.seconds:.2f} s" in how
+        assert "not run" in how
 
 
 def test_the_plan_appears_title_by_title(browser: Any, server: Running, script: Script) -> None:
@@ -99,7 +98,7 @@ def test_branches_write_side_by_side(browser: Any, server: Running, script: Scri
         writing = page.tab.locator(".card.writing .text")
         expect(writing).to_have_count(2)
         expect(page.tab.get_by_role("status")).to_have_text("Writing 2 branches side by side")
-        expect(page.tab.locator("#alone")).to_have_text(re.compile("at least \\d+ passes so far"))
+        expect(page.tab.locator(".figure")).to_have_text(re.compile("× so far.*tokens/s at least"))
         assert all(0 < len(text) < 16 for _, text in page.cards())
         halt.go_on.set()
         page.done()
@@ -107,25 +106,25 @@ def test_branches_write_side_by_side(browser: Any, server: Running, script: Scri
 
 
 def test_a_conclusion_may_open_another_block(browser: Any, server: Running) -> None:
-    """Its branches stand below, and what was conclusion before them is their preamble."""
+    """Its branches stand below the first ones; the answer is what stands before and after them."""
     result = result_of(server, "Both?")
     assert len(result.blocks) == 2
     with opened(browser, server) as page:
         page.ask("Both?")
         page.done()
         assert page.cards() == shown(result)
+        page.unfold()
         blocks = page.tab.locator(".block").all()
         assert [block.locator(".card").count() for block in blocks] == [2, 2]
         assert [b.locator("> .text").text_content() for b in blocks] == ["", "Now cities."]
-        assert page.tab.locator("#conclusion .text").text_content() == "So Rome."
-        page.tab.get_by_text("Timeline").click()
-        labels = page.tab.locator("#timeline .label").all_inner_texts()
+        assert page.tab.locator(".reply p").all_inner_texts() == ["Now cities.", "So Rome."]
+        labels = page.tab.locator(".timeline .label").all_inner_texts()
         stages = ["plan", "expand", "conclude, plan", "conclude"]
         assert labels == [*stages, "Cyd", "Dan", "Rome", "Oslo"]
 
 
 def test_a_stream_alone_shows_what_the_result_says(browser: Any, server: Running) -> None:
-    """Without the last chunk the cards and both blocks' texts are there already."""
+    """Without the last chunk the cards and the answer's text are there already."""
     result = result_of(server, "Both?")
     with opened(browser, server) as page:
         with (
@@ -138,9 +137,7 @@ def test_a_stream_alone_shows_what_the_result_says(browser: Any, server: Running
         page.ask("Both?")
         expect(page.tab.get_by_role("alert")).to_contain_text("ended before the answer did")
         assert page.cards() == shown(result)
-        preambles = page.tab.locator(".block > .text").all_text_contents()
-        assert [text.strip() for text in preambles] == ["", "Now cities."]
-        assert page.tab.locator("#conclusion .text").text_content() == "So Rome."
+        assert page.tab.locator(".reply p").all_inner_texts() == ["Now cities.", "So Rome."]
 
 
 def test_a_further_skeleton_replaces_one_that_was_not_good_enough(
@@ -169,11 +166,11 @@ def test_an_answer_without_branches_says_why(browser: Any, server: Running) -> N
         page.ask("Who?")
         page.done()
         assert page.cards() == []
-        assert page.tab.locator("#blocks").inner_text() == ""
-        expect(page.tab.get_by_role("heading", name="Answer", level=3)).to_be_visible()
-        assert page.tab.locator("#conclusion .text").inner_text() == "Four."
-        assert reason in page.tab.locator("#remarks").inner_text()
-        assert not page.tab.locator("#cost").is_visible()
+        expect(page.tab.locator(".work")).to_be_hidden()
+        expect(page.reply()).to_have_text("Four.")
+        assert reason in page.tab.locator(".remarks").inner_text()
+        expect(page.tab.locator(".figure")).to_be_hidden()
+        expect(page.tab.get_by_role("button", name="Race")).to_be_hidden()
 
 
 def test_the_mode_is_asked_for(browser: Any, server: Running) -> None:
@@ -181,8 +178,8 @@ def test_the_mode_is_asked_for(browser: Any, server: Running) -> None:
     with opened(browser, server) as page:
         page.ask("Hello?", "sequential")
         page.done()
-        assert page.tab.locator("#conclusion .text").inner_text() == "one two three four"
-        assert not page.tab.locator("#cost").is_visible()
+        expect(page.reply()).to_have_text("one two three four")
+        assert "×" not in page.tab.locator(".figure").inner_text()
         page.ask("Who?", "parallel")
         expect(page.tab.locator(".card.stop")).to_have_count(2)
 
@@ -202,46 +199,71 @@ def test_branches_that_did_not_end_by_themselves_say_so(browser: Any, server: Ru
         page.answer_with(streamed(result.model_copy(update={"blocks": blocks})))
         page.ask("Who?")
         page.done()
-        assert page.tab.locator(".card .note").all_inner_texts() == list(endings.values())
+        assert page.tab.locator(".card .note").all_text_contents() == list(endings.values())
 
 
-def test_the_result_can_be_copied(browser: Any, server: Running) -> None:
-    """As JSON it reads back as a `ReasoningResult`, as text it has every branch."""
+def test_the_answer_can_be_copied(browser: Any, server: Running) -> None:
+    """As JSON it reads back as a `ReasoningResult`; as text it is what stands there."""
     allowed = {"permissions": ["clipboard-read", "clipboard-write"]}
     with opened(browser, server, **allowed) as page:
         page.ask("Who?")
         page.done()
+        status = page.tab.get_by_role("status")
         read = "() => navigator.clipboard.readText()"
         page.tab.get_by_role("button", name="Copy JSON").click()
-        expect(page.tab.get_by_role("status")).to_have_text("Copied")
+        expect(status).to_have_text("Copied")
         copied = ReasoningResult.model_validate_json(page.tab.evaluate(read))
         assert shown(copied) == page.cards()
-        page.tab.get_by_role("button", name="Copy text").click()
-        expected = "Let us see.\n\nAnn: GPA 3.1, outside\nBen: GPA 2.4\n\nname: Ben"
-        for _ in range(100):
-            if page.tab.evaluate(read) == expected:
-                break
-        assert page.tab.evaluate(read) == expected
+        page.tab.evaluate("() => (document.getElementById('status').textContent = '')")
+        page.tab.get_by_role("button", name="Copy", exact=True).click()
+        expect(status).to_have_text("Copied")
+        assert page.tab.evaluate(read) == "name: Ben"
 
 
-def test_the_shipped_model_answers_the_demo_question(browser: Any) -> None:
-    """Opened, Ctrl+Enter: ten students, side by side, as another client gets them."""
+def test_a_list_of_the_models_own_is_shown_as_a_list(browser: Any) -> None:
+    """A native answer: titles on cards while they are planned, then one markdown list, in order."""
+    chat, script = scripted_chat(LIST, **NATIVE)
+    with running(chat) as server:
+        server.ask()
+        total = len(script.passes)
+        with opened(browser, server) as page:
+            planned = [n for n, fed in enumerate(script.passes) if "...\n\n2. **B" in fed[0].seen]
+            with halted(script, total + planned[0]) as halt:
+                page.ask("Who?")
+                halt.inside.wait()
+                expect(page.tab.locator(".card.planned bdi").first).to_have_text("Ann")
+            page.done()
+            assert [title for title, _ in page.cards()] == ["Ann", "Ben"]
+            assert page.tab.locator(".reply > ol > li strong").all_inner_texts() == ["Ann", "Ben"]
+            assert page.tab.locator(".reply li li").all_inner_texts() == ["and old."]
+            assert page.tab.locator(".reply > p").all_inner_texts() == [
+                "Some of them:",
+                "That is all.",
+            ]
+
+
+def test_the_shipped_model_answers_an_example(browser: Any) -> None:
+    """It says what it is; one press asks about ten students, as another client would."""
     chat = ChatParallelReasoning()
     with running(chat) as server:
         result = result_of(server, demo_question())
         with opened(browser, server) as page:
-            question: Any = page.tab.get_by_label("Question")
-            assert question.input_value() == demo_question()
-            question.fill("")
-            page.tab.get_by_role("button", name="Demo question").click()
-            assert question.input_value() == demo_question()
-            expect(question).to_be_focused()
-            page.tab.keyboard.press("Control+Enter")
+            expect(page.tab.get_by_text("four kinds of questions")).to_be_visible()
+            expect(page.tab.locator(".example")).to_have_count(4)
+            page.tab.get_by_role("button", name="Who has this GPA?").click()
             page.done()
             assert page.cards() == shown(result)
             assert len(page.cards()) == 10
-            assert "Pascal Vireaux" in page.tab.locator("#conclusion .text").inner_text()
+            expect(page.reply()).to_contain_text("Pascal Vireaux")
             assert page.seen("together") >= 2
+
+
+def test_another_model_is_not_called_a_demonstration(browser: Any, server: Running) -> None:
+    """There are examples for any model, and no banner."""
+    with opened(browser, server) as page:
+        expect(page.tab.locator("#model")).to_have_text("scripted")
+        expect(page.tab.locator(".example")).to_have_count(6)
+        expect(page.tab.locator("#banner")).to_be_hidden()
 
 
 def test_what_watches_the_page_would_notice() -> None:

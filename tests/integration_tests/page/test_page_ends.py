@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from langchain_pos import ReasoningResult
 from langchain_pos.results.plain_text import strip_control_characters
-from tests.support.browsing import needs_chromium, opened, playwright, streamed
+from tests.support.browsing import needs_chromium, opened, playwright, streamed, wire
 from tests.support.hostile import HTML, MARKDOWN, WIDE, hostile_result
 from tests.support.page_questions import INJECTION, RULES, halted, many, shown
 from tests.support.scripted import Script
@@ -26,16 +27,16 @@ def test_stopping_frees_the_slots(browser: Any, server: Running, script: Script,
     with opened(browser, server) as page:
         with halted(script, 40) as halt:
             page.ask("Long?", "sequential")
-            expect(page.tab.locator("#conclusion .text")).not_to_be_empty()
+            expect(page.reply()).not_to_be_empty()
             halt.inside.wait()
             assert server.chat.engine.slots_in_use > 0
             if way == "leaving":
                 page.tab.goto("about:blank")
             else:
-                stop = page.tab.get_by_role("button", name="Stop")
+                stop = page.tab.get_by_role("button", name="Stop", exact=True)
                 stop.click() if way == "button" else page.tab.keyboard.press("Escape")
                 expect(page.tab.get_by_role("status")).to_have_text("Stopped")
-                assert stop.is_disabled()
+                assert stop.is_hidden()
             while not server.chat.engine.scheduler._live[0].cancelled:
                 time.sleep(0.005)
         assert server.at_rest()
@@ -58,7 +59,7 @@ def test_stopped_branches_are_no_longer_writing(
         page.ask("Who?")
         halt.inside.wait()
         expect(page.tab.locator(".card.writing")).to_have_count(2)
-        page.tab.get_by_role("button", name="Stop").click()
+        page.tab.get_by_role("button", name="Stop", exact=True).click()
         expect(page.tab.locator(".card.cancelled")).to_have_count(2)
         assert page.tab.locator(".card .note").all_inner_texts() == ["cancelled"] * 2
 
@@ -144,51 +145,78 @@ def test_markup_that_a_model_writes_stays_text(browser: Any, server: Running) ->
         page.ask("Evil?")
         page.done()
         assert page.cards() == [("Eve", INJECTION), ("Mallory", "<b>bold</b>")]
-        assert page.tab.locator("#conclusion .text").text_content() == "</div><svg onload=x()>"
+        assert page.reply().text_content() == "</div><svg onload=x()>"
         assert page.tab.title() == "langchain-pos"
-        assert page.tab.locator("#answer :is(script, b:not(#stages b), svg, img)").count() == 0
+        assert page.tab.locator(".answer :is(script, b:not(.stages b), svg, img)").count() == 0
+
+
+ELEMENTS = frozenset(
+    "P H3 H4 H5 H6 PRE CODE BLOCKQUOTE HR OL UL LI TABLE THEAD TBODY TR TH TD STRONG EM DEL BR A "
+    "SPAN DIV".split()
+)
+"""What markdown may become."""
+DEEP = (">" * 20_000 + " deep", "- " * 5_000 + "deep", "[" * 5_000 + "deep", "*a " * 5_000)
+"""Markdown in markdown in markdown."""
 
 
 @pytest.mark.parametrize("width", [320, 1280])
 def test_hostile_text_in_every_place(browser: Any, server: Running, width: int) -> None:
-    """The elements are those of a harmless result; every text is shown; nothing sticks out."""
-    hostile = hostile_result()
-    count = len((*HTML, *WIDE, *MARKDOWN))
-    tags = "() => [...document.querySelectorAll('#answer *')].map(e => e.tagName).join()"
-    attributes = (
-        "() => [...document.querySelectorAll('#answer *')].flatMap(e => e.getAttributeNames())"
-        ".filter(name => name.startsWith('on') || name === 'src' || name === 'href')"
-    )
+    """Only elements of markdown are made; every text is shown; nothing sticks out."""
+    hostile = hostile_result((*HTML, *WIDE, *MARKDOWN, *DEEP))
+    made = "() => [...document.querySelectorAll('.answer .markdown *')]"
     with opened(browser, server, viewport={"width": width, "height": 800}) as page:
-        made = []
-        for result in (hostile_result(tuple(f"word{n}" for n in range(count))), hostile):
-            page.answer_with(streamed(result, size=500))
-            page.ask("Who?")
-            page.done()
-            page.tab.evaluate("() => (document.getElementById('timeline').open = true)")
-            made.append(page.tab.evaluate(tags))
-            for spacing in ("0", ".3em"):  # stands for fonts that are wider than the one here
-                page.tab.evaluate(f"() => (document.body.style.letterSpacing = '{spacing}')")
-                assert page.fits()
-        assert made[0] == made[1]
-        assert page.tab.evaluate(attributes) == []
+        page.answer_with(streamed(hostile, size=20_000))
+        page.ask("\n".join(HTML))
+        page.done()
+        page.unfold()
+        for spacing in ("0", ".3em"):  # stands for fonts that are wider than the one here
+            page.tab.evaluate(f"() => (document.body.style.letterSpacing = '{spacing}')")
+            assert page.fits()
+        assert set(page.tab.evaluate(f"{made}.map(e => e.tagName)")) <= ELEMENTS
+        attributes = set(page.tab.evaluate(f"{made}.flatMap(e => e.getAttributeNames())"))
+        assert attributes <= {*("href", "title", "target", "rel", "class", "start", "tabindex")}
+        links = page.tab.evaluate(f"{made}.filter(e => e.href).map(e => [e.protocol, e.rel])")
+        assert {protocol for protocol, _ in links} <= {"http:", "https:", "mailto:"}
+        assert all("noopener" in rel for _, rel in links)
         assert page.tab.title() == "langchain-pos"
-        assert page.cards() == shown(hostile)
-        for place in ("#conclusion .text", ".block > .text"):
-            assert page.tab.locator(place).text_content() == strip_control_characters(
-                hostile.conclusion
-            )
+        titles = [strip_control_characters(branch.title) for branch in hostile.branches]
+        assert [title for title, _ in page.cards()] == titles
+        for place in (".question", ".reply", ".block > .text"):
+            text = page.tab.locator(place).text_content()
+            assert all(strip_control_characters(markup) in text for markup in HTML), place
+        assert all(markup in text for markup, (_, text) in zip(HTML, page.cards(), strict=False))
 
 
-def test_long_answers_are_drawn_by_the_frame_and_in_bounded_nodes(
-    browser: Any, server: Running
+@pytest.mark.parametrize(
+    ("markdown", "selector", "text"),
+    [
+        ("- [x] done", ".reply li", "☑ done"),
+        ("| a | b |\n|---|---|\n| 1 | 2 |", ".reply td", "1"),
+        ("[site](https://example.org/a)", ".reply a[href='https://example.org/a']", "site"),
+        ("[bad](javascript:alert(1))", ".reply span", "bad"),
+        ("![pic](https://example.org/x.png)", ".reply a", "pic"),
+        ("```js\nlet a = 1 < 2;\n```", ".reply pre code", "let a = 1 < 2;"),
+        ("# Head", ".reply h3", "Head"),
+    ],
+)
+def test_markdown_becomes_elements(
+    browser: Any, server: Running, markdown: str, selector: str, text: str
 ) -> None:
-    """Far fewer writes than pieces, and no write copies more than a bounded text before it."""
-    result = many(16, "word " * 2000)
+    """Each kind; an image becomes a link, and a link that runs a script becomes its text."""
+    with opened(browser, server) as page:
+        page.answer_with(wire([markdown], ReasoningResult(mode="sequential", conclusion=markdown)))
+        page.ask("Who?")
+        page.done()
+        expect(page.tab.locator(selector).first).to_have_text(text)
+
+
+def test_long_answers_are_drawn_by_the_frame(browser: Any, server: Running) -> None:
+    """There are far fewer writes than pieces."""
+    result = many(16, " ".join(["word"] * 2000))
     events = streamed(result, size=5)
     with opened(browser, server) as page:
         page.answer_with(events)
         page.ask("Who?")
         page.done()
         assert page.cards() == shown(result)
-        assert page.seen("appended") < len(events) / 10
+        assert 0 < page.seen("drawn") < len(events) / 10

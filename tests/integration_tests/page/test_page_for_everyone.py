@@ -25,42 +25,48 @@ def test_by_keyboard_alone(browser: Any, server: Running, script: Script) -> Non
     )
     with opened(browser, server) as page, halted(script, 40) as halt:
         keys = page.tab.keyboard
-        way = []
-        for _ in range(4):
-            keys.press("Tab")
-            way.append(page.tab.evaluate(focused))
-            assert page.tab.evaluate(outlined), way
-        assert way == ["question", "mode", "submit", "demo"]
+        expect(page.tab.locator("#model")).to_have_text("scripted")
 
-        for _ in range(3):
+        def walk(steps: int) -> list[str]:
+            way = []
+            for _ in range(steps):
+                keys.press("Tab")
+                way.append(page.tab.evaluate(focused))
+                assert page.tab.evaluate(outlined), way
+            return way
+
+        assert walk(9) == ["open-settings", *["BUTTON"] * 6, "question", "submit"]
+        for _ in range(8):
             keys.press("Shift+Tab")
-        keys.press("Control+A")
+        keys.press("Enter")  # on Settings
+        assert page.tab.evaluate(focused) == "mode", "the drawer has the focus"
+        keys.press("End")  # the last of the modes
+        keys.press("Escape")
+        assert page.tab.evaluate(focused) == "open-settings"
+        expect(page.tab.locator("#open-settings")).to_have_text("Settings (1)")
+        walk(7)
         keys.type("Long?")
         keys.press("Tab")
-        keys.press("End")  # the last of the modes
-        keys.press("Tab")
         keys.press("Enter")  # on Ask
-        expect(page.tab.locator("#conclusion .text")).not_to_be_empty()
+        expect(page.reply()).not_to_be_empty()
         assert page.tab.evaluate(focused) == "stop", "the focus goes where it is of use"
         keys.press("Enter")
         expect(page.tab.get_by_role("status")).to_have_text("Stopped")
         assert page.tab.evaluate(focused) == "submit"
         halt.go_on.set()
 
-        keys.press("Shift+Tab")
-        keys.press("Home")
-        keys.press("Shift+Tab")
-        keys.press("Control+A")
+        page.set(mode="auto")
+        page.tab.get_by_label("Question").fill("")
         keys.type("Who?")
-        keys.press("Control+Enter")
+        keys.press("Enter")
         page.done()
         assert page.tab.evaluate(focused) == "question", "who writes goes on writing"
-        way = []
-        for _ in range(6):
-            keys.press("Tab")
-            way.append(page.tab.evaluate(focused))
-            assert page.tab.evaluate(outlined), way
-        assert way == ["mode", "submit", "demo", "copy-text", "copy-json", "SUMMARY"]
+        assert walk(1) == ["submit"]
+        for _ in range(5):
+            keys.press("Shift+Tab")
+        assert page.tab.evaluate(focused) == "SUMMARY"
+        keys.press("Enter")
+        expect(page.tab.locator(".card").first).to_be_visible()
 
 
 def test_every_control_has_a_name(browser: Any, server: Running) -> None:
@@ -68,6 +74,7 @@ def test_every_control_has_a_name(browser: Any, server: Running) -> None:
     with opened(browser, server) as page:
         page.ask("Who?")
         page.done()
+        page.unfold()
         session = page.tab.context.new_cdp_session(page.tab)
         nodes = session.send("Accessibility.getFullAXTree")["nodes"]
         named = [
@@ -75,15 +82,15 @@ def test_every_control_has_a_name(browser: Any, server: Running) -> None:
             for node in nodes
             if not node["ignored"]
         ]
-        controls = {"button", "textbox", "combobox", "DisclosureTriangle", "form", "list"}
+        controls = {"button", "textbox", "DisclosureTriangle", "form", "list"}
         found = [(role, name) for role, name in named if role in controls]
         roles = {role for role, _ in named}
         assert {"main", "form", "status", "timer", "heading", "listitem"} <= roles
-        assert len([role for role, _ in found if role == "button"]) == 5
+        assert len([role for role, _ in found if role == "button"]) == 7
         unnamed = [(role, name) for role, name in found if not name and role != "list"]
         assert unnamed == []
         headings = {name for role, name in named if role == "heading"}
-        assert {"langchain-pos", "Answer", "2 branches", "Conclusion"} <= headings
+        assert {"langchain-pos", "Question", "Answer", "2 branches"} <= headings
 
 
 def test_screen_readers_hear_of_stages_and_not_of_tokens(browser: Any, server: Running) -> None:
@@ -135,6 +142,7 @@ def test_contrast(browser: Any, server: Running, scheme: Any) -> None:
         found = page.tab.evaluate(measure)
         page.ask("Who?")
         page.done()
+        page.unfold()
         found += page.tab.evaluate(measure)
         assert len(found) > 30
         assert [each for each in found if each[0] < 4.5] == []
@@ -166,7 +174,7 @@ def test_any_number_of_branches_fits_any_screen(
         page.ask("Who?")
         page.done()
         assert page.fits()
-        page.tab.get_by_text("Timeline").click()
+        page.unfold()
         assert page.fits()
         lefts = page.tab.locator(".card").evaluate_all(
             "cards => cards.map(c => c.getBoundingClientRect().left)"
@@ -179,8 +187,9 @@ def test_any_number_of_branches_fits_any_screen(
 
 
 def test_on_a_narrow_screen_the_answer_comes_into_sight(browser: Any, server: Running) -> None:
-    """It stands below the question, so the page scrolls to it."""
+    """Once the branches are folded it stands right below its question; the status is seen too."""
     with opened(browser, server, viewport={"width": 320, "height": 640}) as page:
         page.ask("Who?")
         page.done()
         expect(page.tab.get_by_role("status")).to_be_in_viewport()
+        expect(page.reply()).to_be_in_viewport()
