@@ -15,10 +15,14 @@ SERVER = {
     "args": ["-c", COMMAND, "mcp", "--max-branch-tokens", "40"],
     "env": dict(os.environ),
 }
-SUBTASKS = [
-    {"title": name, "prompt": f"Which GPA does {name} have?"} for name in ("Ann", "Ben", "Cleo")
-]
-CONTEXT = "Ann has a GPA of 3.41, Ben one of 2.15, and Cleo one of 4.62."
+STUDENTS = {"Ann Porter": "3.41", "Ben Castle": "2.15", "Cleo Marsh": "4.62"}
+PROMPT = "Which student has a GPA between 3.00 and 3.50? Look at this student only."
+SUBTASKS = [{"title": name, "prompt": PROMPT} for name in STUDENTS]
+CONTEXT = "Here are 3 students' resumes:\n\n" + "\n".join(
+    f"The student named {name} is 21 years old, graduated from the University of Leeds with a GPA "
+    f"of {gpa}. He/She is interested in Chess and his/her self-introduction is: I like to think."
+    for name, gpa in STUDENTS.items()
+)
 
 
 async def note(progress, total, message, context) -> None:

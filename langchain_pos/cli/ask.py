@@ -11,6 +11,7 @@ import typer
 from langchain_pos.cli.options import (
     BlocksOption,
     BranchesOption,
+    BranchThinkingBudget,
     BudgetOption,
     ConclusionBudget,
     DebugOption,
@@ -24,8 +25,10 @@ from langchain_pos.cli.options import (
     SequentialBudget,
     SequentialOption,
     TemperatureOption,
+    ThinkingBudget,
     TitleBudget,
     TogetherOption,
+    WholeBudget,
     exit_codes,
 )
 from langchain_pos.cli.running import is_live, load, mode_of, new_console, read_text, report
@@ -48,6 +51,7 @@ def ask(
         bool, typer.Option("--json", help="Print the whole result as JSON.")
     ] = False,
     sequential: SequentialOption = False,
+    max_tokens: WholeBudget = None,
     max_branch_tokens: BudgetOption = None,
     max_conclusion_tokens: ConclusionBudget = None,
     max_sequential_tokens: SequentialBudget = None,
@@ -57,6 +61,8 @@ def ask(
     max_branches: BranchesOption = None,
     max_parallel_branches: TogetherOption = None,
     max_blocks: BlocksOption = None,
+    max_thinking_tokens: ThinkingBudget = None,
+    max_branch_thinking_tokens: BranchThinkingBudget = None,
     temperature: TemperatureOption = None,
     seed: SeedOption = None,
     device: DeviceOption = None,
@@ -77,6 +83,7 @@ def ask(
             request = {"question": text, "steps": [title for title in titles if title]}
         llm = load(
             model=model,
+            max_tokens=max_tokens,
             max_branch_tokens=max_branch_tokens,
             max_conclusion_tokens=max_conclusion_tokens,
             max_sequential_tokens=max_sequential_tokens,
@@ -86,6 +93,8 @@ def ask(
             max_branches=max_branches,
             max_parallel_branches=max_parallel_branches,
             max_blocks=max_blocks,
+            max_thinking_tokens=max_thinking_tokens,
+            max_branch_thinking_tokens=max_branch_thinking_tokens,
             temperature=temperature,
             seed=seed,
             device=device,

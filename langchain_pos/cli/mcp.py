@@ -48,7 +48,7 @@ def mcp(
     dtype: DtypeOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Serve one MCP tool that works out several independent subtasks at the same time."""
+    """Serve an MCP tool that works out subtasks at the same time."""
     with exit_codes(debug):
         if not http and (host is not None or port is not None):
             raise InvalidRequestError("--host and --port apply to HTTP; add --http")

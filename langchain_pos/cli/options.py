@@ -44,6 +44,13 @@ BranchesOption = Annotated[int | None, typer.Option(min=2, help="Most steps of o
 TogetherOption = Annotated[
     int | None, typer.Option(min=1, help="Most branches written at the same time.")
 ]
+WholeBudget = Annotated[int | None, typer.Option(min=1, help="Most tokens of the whole answer.")]
+ThinkingBudget = Annotated[
+    int | None, typer.Option(min=1, help="Most tokens that a model thinks before it answers.")
+]
+BranchThinkingBudget = Annotated[
+    int | None, typer.Option(min=0, help="Most tokens that each branch may think. [0]")
+]
 BlocksOption = Annotated[
     int | None, typer.Option(min=1, help="Most rounds of plan and branches in one answer.")
 ]

@@ -51,7 +51,7 @@ def test_steps_feed_as_many_rows_as_they_say() -> None:
 def test_widths_that_do_not_fit_are_left_out() -> None:
     """An engine with few slots is measured as far as they reach."""
     engine = random_llm().engine
-    engine.forward.forest.max_slots = 64
+    engine.forward.forest.pool.max_slots = 64
     assert [s.rows for s in step_times(engine, prefix=16, widths=(1, 8, 64), steps=4)] == [1, 8]
 
 

@@ -14,11 +14,13 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 STUDENT = "Pascal Vireaux"
 """The answer to the demo's question."""
 NAMES = {
-    "agent_tool.py": ["Ann Porter: GPA 3.41, wanted 3.00 to 3.50, yes"],
+    "agent_tool.py": ["## Ann Porter GPA 3.41, wanted 3.00 to 3.50, yes"],
     "chain.py": ["2.0 to 2.5: Ben Castle", "3.0 to 3.5: Ann Porter", "4.5 to 5.0: Cleo Marsh"],
     "chat_model.py": [f"name: {STUDENT}", "'name': 'add'", "Kofi Amoateng", "Leocadia Brandt"],
     "existing_server.py": [f"name: {STUDENT}"],
+    "mcp_client.py": ["3 of 3", "## Ann Porter GPA 3.41, wanted 3.00 to 3.50, yes"],
     "quickstart.py": [STUDENT, "GPA 2.69", f"name: {STUDENT}"],
+    "responses_client.py": [f"name: {STUDENT}", "resp_"],
     "serve_client.py": [f"{STUDENT}: GPA 2.69", f"name: {STUDENT}"],
     "streaming.py": [f"10 branches: name: {STUDENT}"],
     "your_own_model.py": [f"name: {STUDENT}", "GPA 3.91", "GPA 2.27"],

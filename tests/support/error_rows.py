@@ -223,7 +223,7 @@ def _() -> Outcome:
 
 @row("unknown-setting")
 def _() -> Outcome:
-    return refused(InvalidRequestError, "Who?", "allowed are mode, .*seed", max_tokens=5)
+    return refused(InvalidRequestError, "Who?", "allowed are mode, .*seed", max_words=5)
 
 
 @row("negative-budget")

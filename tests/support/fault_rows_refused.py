@@ -140,10 +140,10 @@ def _(_: pytest.MonkeyPatch) -> list[Outcome]:
 @row("out-of-slots")
 def _(_: pytest.MonkeyPatch) -> list[Outcome]:
     with served() as (server, _):
-        forest = server.chat.engine.forward.forest
-        most, forest.max_slots = forest.max_slots, 16
+        pool = server.chat.engine.forward.forest.pool
+        most, pool.max_slots = pool.max_slots, 16
         found = [seen(server, body()), seen(server, body(stream=True))]
-        forest.max_slots = most
+        pool.max_slots = most
         return found
 
 

@@ -153,7 +153,6 @@ class SegmentForest:
         state_slots: slots that take as much memory as one state; see `SlotPool`.
 
     Attributes:
-        max_slots: slots that may ever exist.
         pool: which slots are free, and who holds the others.
         slot_segment: int32 `[capacity]`, on the device.
         slot_position: int32 `[capacity]`, on the device.
@@ -174,7 +173,6 @@ class SegmentForest:
     ) -> None:
         self.keeps_states = keeps_states
         self.device = device
-        self.max_slots = max_slots
         self.pool = SlotPool(capacity, max_slots, spare_slots, state_slots)
         slots = whole_pages(self.pool.capacity)
         self.slot_segment = torch.zeros(slots, dtype=torch.int32, device=device)
@@ -185,6 +183,11 @@ class SegmentForest:
         self._reach = torch.zeros(segments, segments, dtype=torch.int32)
         self._device_reach = self._reach.to(device)
         self._reach_is_newer = True
+
+    @property
+    def max_slots(self) -> int:
+        """Slots that may ever exist."""
+        return self.pool.max_slots
 
     # ------------------------------------------------------------------ segments
 
