@@ -80,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--gguf", required=True, help="the file that all of them answer with")
     parser.add_argument("--server", help="address of a llama-server that serves the file already")
     parser.add_argument("--dtype", default="auto", help="of ours (%(default)s)")
+    parser.add_argument("--quantization", help="of ours: int8; none if omitted")
     parser.add_argument("--entries", type=int, nargs="*", default=[5, 10])
     parser.add_argument("--head", type=int, default=8, help="tokens of a head (%(default)s)")
     parser.add_argument("--body", type=int, default=32, help="tokens of a body (%(default)s)")
@@ -88,7 +89,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.quick:
         args.entries, args.body, args.tokens = [3], 4, 24
     given = args.gguf if args.model == SAME else args.model
-    engine = Engine.load(given, device=args.device, dtype=args.dtype)
+    engine = Engine.load(
+        given, device=args.device, dtype=args.dtype, quantization=args.quantization
+    )
     threads = torch.get_num_threads()
     with LlamaServer(
         args.server, file=args.gguf, slots=max([10, *args.entries]), threads=threads

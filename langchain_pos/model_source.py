@@ -182,6 +182,9 @@ class ModelSource(BaseModel):
     """Record forward passes as CUDA graphs; None: if the model is on one CUDA device."""
     pack_weights: bool | None = None
     """Rewrite the weights for faster steps on a CPU; None: unless the model was given loaded."""
+    quantization: str | None = None
+    """"int8" keeps the weights in eight bits, on a CPU; texts then differ a little. None: as the
+    checkpoint has them."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
     use_safetensors: bool = True
@@ -257,6 +260,7 @@ class ModelSource(BaseModel):
                 prefix_cache_tokens=fields.get("prefix_cache_tokens", 16384),
                 cuda_graphs=fields.get("cuda_graphs"),
                 pack_weights=bool(fields.get("pack_weights")),
+                quantization=fields.get("quantization"),
             ),
             **fields,
         )
@@ -322,6 +326,7 @@ class ModelSource(BaseModel):
             "prefix_cache_tokens": self.prefix_cache_tokens,
             "cuda_graphs": self.cuda_graphs,
             "pack_weights": self.pack_weights,
+            "quantization": self.quantization,
             "trust_remote_code": self.trust_remote_code,
             "use_safetensors": self.use_safetensors,
             **self.model_kwargs,

@@ -20,6 +20,7 @@ from langchain_pos.cli.options import (
     ModelOption,
     PlanBudget,
     PreambleBudget,
+    QuantizationOption,
     SeedOption,
     SequentialBudget,
     SequentialOption,
@@ -66,6 +67,7 @@ def ask(
     seed: SeedOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    quantization: QuantizationOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Answer one question.
@@ -97,6 +99,7 @@ def ask(
             seed=seed,
             device=device,
             dtype=dtype,
+            quantization=quantization,
         )
         from langchain_pos.cli.live import closing_line, show_stream
 

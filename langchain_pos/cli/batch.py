@@ -14,6 +14,7 @@ from langchain_pos.cli.options import (
     DeviceOption,
     DtypeOption,
     ModelOption,
+    QuantizationOption,
     SeedOption,
     SequentialOption,
     TemperatureOption,
@@ -43,6 +44,7 @@ def batch(
     seed: SeedOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    quantization: QuantizationOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Answer the questions of a file together.
@@ -62,6 +64,7 @@ def batch(
                 seed=seed,
                 device=device,
                 dtype=dtype,
+                quantization=quantization,
             )
             work.answer(llm, new_console(stderr=True), mode_of(sequential), max_concurrency)
         say(work.summary())

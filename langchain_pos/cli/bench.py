@@ -13,6 +13,7 @@ from langchain_pos.cli.options import (
     DeviceOption,
     DtypeOption,
     ModelOption,
+    QuantizationOption,
     exit_codes,
 )
 from langchain_pos.cli.running import load, new_console
@@ -28,6 +29,7 @@ def bench(
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    quantization: QuantizationOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all measurements to this file.")
     ] = None,
@@ -43,7 +45,13 @@ def bench(
         from langchain_pos.embedded.demo import demo_question
 
         # The question is asked repeatedly, and its prefill should count every time.
-        llm = load(model=model, device=device, dtype=dtype, prefix_cache_tokens=0)
+        llm = load(
+            model=model,
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            prefix_cache_tokens=0,
+        )
         result = measure(llm, demo_question(), runs=runs)
         show(new_console(), result)
         if json_file is not None:

@@ -16,6 +16,7 @@ from langchain_pos.cli.options import (
     DeviceOption,
     DtypeOption,
     ModelOption,
+    QuantizationOption,
     SeedOption,
     SequentialBudget,
     SequentialOption,
@@ -49,6 +50,7 @@ def chat(
     seed: SeedOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    quantization: QuantizationOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Answer questions that follow one another.
@@ -66,6 +68,7 @@ def chat(
             seed=seed,
             device=device,
             dtype=dtype,
+            quantization=quantization,
         )
         console = new_console()
         if sys.stdin.isatty():

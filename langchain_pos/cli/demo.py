@@ -12,6 +12,7 @@ from langchain_pos.cli.options import (
     DeviceOption,
     DtypeOption,
     ModelOption,
+    QuantizationOption,
     exit_codes,
 )
 from langchain_pos.cli.running import is_live, load, new_console, report
@@ -46,6 +47,7 @@ def demo(
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    quantization: QuantizationOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Answer a question in parallel and one token at a time."""
@@ -57,7 +59,13 @@ def demo(
         console = new_console()
         live = is_live(console)
         # Every way reads the question itself; nothing is kept from one to the next.
-        llm = load(model=model, device=device, dtype=dtype, prefix_cache_tokens=0)
+        llm = load(
+            model=model,
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            prefix_cache_tokens=0,
+        )
         typer.echo(shortened(question, console.width) + "\n")
         for _, _, settings in WAYS:  # not shown: the first answers include one-time setup
             llm.invoke(question, **settings, **_SHORT)

@@ -12,6 +12,7 @@ from langchain_pos.cli.options import (
     DeviceOption,
     DtypeOption,
     ModelOption,
+    QuantizationOption,
     exit_codes,
 )
 from langchain_pos.cli.running import load
@@ -26,6 +27,7 @@ def doctor(
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    quantization: QuantizationOption = None,
     try_forms: Annotated[
         bool,
         typer.Option("--try", help="Also answer five questions, and recommend a form."),
@@ -37,7 +39,7 @@ def doctor(
         for key, value in _machine().items():
             typer.echo(f"{key:16} {value}")
         try:
-            llm = load(model=model, device=device, dtype=dtype)
+            llm = load(model=model, device=device, dtype=dtype, quantization=quantization)
         except ParallelReasoningError as error:
             typer.echo(f"{'model':16} {model or 'the shipped one'}: cannot be served")
             raise error

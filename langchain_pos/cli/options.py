@@ -27,6 +27,9 @@ DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; 
 DtypeOption = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16; chosen if omitted.")
 ]
+QuantizationOption = Annotated[
+    str | None, typer.Option(help="int8: weights of eight bits, on a CPU; none if omitted.")
+]
 BudgetOption = Annotated[int | None, typer.Option(min=1, help="Most tokens of a branch.")]
 ConclusionBudget = Annotated[int | None, typer.Option(min=1, help="Most tokens of the conclusion.")]
 SequentialBudget = Annotated[

@@ -13,6 +13,7 @@ from langchain_pos.cli.options import (
     DeviceOption,
     DtypeOption,
     ModelOption,
+    QuantizationOption,
     exit_codes,
     quiet_libraries,
     say,
@@ -67,6 +68,7 @@ def serve(
     ] = True,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    quantization: QuantizationOption = None,
     device_map: Annotated[
         str | None,
         typer.Option(help="auto, balanced, …: transformers spreads a model over several GPUs."),
@@ -119,6 +121,7 @@ def serve(
             "max_slots": max_slots,
             "device": device,
             "dtype": dtype,
+            "quantization": quantization,
             "model_kwargs": {"device_map": device_map} if device_map is not None else None,
         }
         chat = ChatParallelReasoning(**{k: v for k, v in given.items() if v is not None})

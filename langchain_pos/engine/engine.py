@@ -11,12 +11,17 @@ from langchain_pos.engine.constraints import Constraint
 from langchain_pos.engine.cpu.dtypes import computes_in_bfloat16
 from langchain_pos.engine.cpu.openmp import give_back_workers
 from langchain_pos.engine.cpu.row_cost import DRAFT_ROWS, RowCost, measure_row_cost
-from langchain_pos.engine.cpu.weight_packing import PackedModelError, can_pack, pack
+from langchain_pos.engine.cpu.weight_packing import (
+    PackedModelError,
+    can_pack,
+    pack,
+    require_quantization,
+)
 from langchain_pos.engine.decoding.drafts import PromptLookup
 from langchain_pos.engine.decoding.sequence import Feed, Steps, decode
 from langchain_pos.engine.forest.slots import ROOM
 from langchain_pos.engine.forward.forward_pass import ForwardPass
-from langchain_pos.engine.loading import load, prepare
+from langchain_pos.engine.loading import check_int8_settings, load, prepare
 from langchain_pos.engine.rope import RopeFactors, fix_frequencies
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
 from langchain_pos.engine.scheduler.request import Request
@@ -61,11 +66,13 @@ class Engine(Sequences):
             CUDA device. Elsewhere True runs the same fixed shapes unrecorded, for tests.
         pack_weights: rewrite the weights in place for faster steps on the CPU, where that helps;
             the model can then neither be saved nor moved. See `engine/cpu`.
+        quantization: "int8" packs the weights in eight bits, on a CPU; see `engine/cpu/matrices`.
         rope_factors: for models with two sets of RoPE frequencies, such as Phi-3: "short" for texts
             as long as in its original training, "long" for its whole context. The set is fixed in
             the model: see `engine/rope.py`.
 
     Raises:
+        ModelLoadError: the model's weights cannot be quantised so.
         UnsupportedModelError: the model cannot keep branches apart.
         OutOfSlotsError: `max_slots` does not hold the states of one segment.
         PackedModelError: it does not work with packed weights, but may without.
@@ -83,14 +90,21 @@ class Engine(Sequences):
         prefix_cache_tokens: int = PREFIX_CACHE_TOKENS,
         cuda_graphs: bool | None = None,
         pack_weights: bool = False,
+        quantization: str | None = None,
         rope_factors: RopeFactors = "short",
     ) -> None:
         backend(tokenizer)  # refuses slow tokenizers before any work
         self.model = model
         self.parameters = sum(p.numel() for p in model.parameters())
         self._rope = fix_frequencies(model, rope_factors)
-        packed = pack(model) if pack_weights and can_pack(model) else 0
-        self.weights = f"{packed} layers packed" if packed else "as loaded"
+        packed = 0
+        if quantization is not None:
+            require_quantization(quantization, model)
+            packed = pack(model, quantization)
+        elif pack_weights and can_pack(model):
+            packed = pack(model)
+        how = f" in {quantization}" if quantization else ""
+        self.weights = f"{packed} layers packed{how}" if packed else "as loaded"
         try:
             found = prepare(model, attn_implementation)
         except UnsupportedModelError as error:
@@ -137,6 +151,7 @@ class Engine(Sequences):
         prefix_cache_tokens: int = PREFIX_CACHE_TOKENS,
         cuda_graphs: bool | None = None,
         pack_weights: bool | None = None,
+        quantization: str | None = None,
         rope_factors: RopeFactors = "short",
         trust_remote_code: bool = False,
         use_safetensors: bool = True,
@@ -145,7 +160,12 @@ class Engine(Sequences):
         """Load a folder or hub name; see `langchain_pos.engine.loading.load`.
 
         Nothing else holds this model, so packing its weights is safe and the default here.
+
+        Raises:
+            ModelLoadError: it cannot be loaded, or its weights cannot be quantised so.
         """
+        if quantization is not None:
+            check_int8_settings(quantization, device, dtype, pack_weights, model_kwargs)
 
         def loaded(*, packed: bool) -> Any:
             model, tokenizer = load(
@@ -166,6 +186,7 @@ class Engine(Sequences):
                 prefix_cache_tokens=prefix_cache_tokens,
                 cuda_graphs=cuda_graphs,
                 pack_weights=packed,
+                quantization=quantization,
                 rope_factors=rope_factors,
             )
 
@@ -173,6 +194,8 @@ class Engine(Sequences):
         try:
             engine = loaded(packed=pack_weights is not False)
         except PackedModelError:
+            if quantization is not None:
+                raise
             engine = loaded(packed=False)
         return engine
 

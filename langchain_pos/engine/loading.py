@@ -7,7 +7,7 @@ What a configuration says about a model is not enough to serve it, so every mode
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from langchain_pos.engine.cache.mixers import (
 )
 from langchain_pos.engine.cpu.dtypes import dtype_on_a_cpu
 from langchain_pos.engine.cpu.threads import limit_threads
+from langchain_pos.engine.cpu.weight_packing import check_quantization
 from langchain_pos.engine.forward.alibi import place_biases
 from langchain_pos.engine.forward.forward_pass import MaskForm
 from langchain_pos.engine.gguf import unpack
@@ -60,6 +61,39 @@ def choose_device(device: str) -> torch.device:
             "are 'auto', 'cpu', and what torch offers on this machine, such as 'cuda' or 'cuda:1'"
         ) from error
     return chosen
+
+
+def check_int8_settings(
+    quantization: str,
+    device: str,
+    dtype: str,
+    pack_weights: bool | None,
+    model_kwargs: Mapping[str, Any],
+) -> None:
+    """Refuse what goes with no weights of eight bits, before anything is loaded.
+
+    Raises:
+        ModelLoadError: a setting contradicts it, or its name is unknown.
+    """
+    check_quantization(quantization)
+    others = [name for name in ("quantization_config", "device_map") if name in model_kwargs]
+    if others:
+        raise ModelLoadError(f"quantization='int8' and {others[0]} exclude each other; give one")
+    if pack_weights is False:
+        raise ModelLoadError(
+            "quantization='int8' keeps weights packed, and pack_weights=False forbids it; leave "
+            "one of them out"
+        )
+    if dtype == "float16":
+        raise ModelLoadError(
+            "quantization='int8' computes in 'float32' or 'bfloat16', not in dtype='float16'"
+        )
+    placed = choose_device(device)
+    if placed.type != "cpu":
+        raise ModelLoadError(
+            f"quantization='int8' is for CPUs, and device={device!r} is {placed}; give "
+            "device='cpu', or model_kwargs={'quantization_config': …}"
+        )
 
 
 def load(

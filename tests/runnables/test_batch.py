@@ -236,6 +236,7 @@ class TestLoading:
             "prefix_cache_tokens": 16384,
             "cuda_graphs": None,
             "pack_weights": None,
+            "quantization": None,
             "trust_remote_code": False,
             "use_safetensors": True,
             "device_map": "cpu",

@@ -144,6 +144,13 @@ def _(folder: Path) -> Outcome:
     return not_loaded("'auto'", model=str(folder), device="abacus")
 
 
+@row("quantization")
+def _(folder: Path) -> Outcome:
+    name = str(save(folder))
+    not_loaded("allowed are 'int8' and None", model=name, quantization="int4")
+    return not_loaded("pack_weights=False", model=name, quantization="int8", pack_weights=False)
+
+
 @row("unsupported-architecture")
 def _() -> Outcome:
     config = RwkvConfig(vocab_size=512, hidden_size=16, num_hidden_layers=2)

@@ -8,12 +8,13 @@ loaded for the CPU:
 2. Layers that read the same states (queries, keys and values; the gate of an MLP and its up
    projection) become one matrix, because each multiplication has an overhead.
 3. The packed weights are put into huge pages, if the system has any: see `huge_pages.py`.
+
+On request, they are rounded to eight bits on the way: see `matrices.py`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -21,10 +22,9 @@ import torch
 from torch import nn
 
 from langchain_pos.engine.cpu.huge_pages import move_to_huge_pages
-from langchain_pos.errors import UnsupportedModelError
+from langchain_pos.engine.cpu.matrices import Int8Matrix, Matrix
+from langchain_pos.errors import ModelLoadError, UnsupportedModelError
 
-_ROWS_HINT = 16
-"""Rows for which the blocked layout is chosen; measured to be good from 1 to 1024 rows."""
 _MLP_ROWS = 256
 """Rows of an MLP at a time, so that its intermediate states stay in the processor's cache."""
 
@@ -50,19 +50,70 @@ def _multiplies(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
-def pack(model: nn.Module) -> int:
+def check_quantization(name: str) -> None:
+    """Refuse names other than "int8".
+
+    Raises:
+        ModelLoadError: with the names that are allowed.
+    """
+    if name != "int8":
+        raise ModelLoadError(
+            f"quantization={name!r} is unknown; allowed are 'int8' and None. For others, give "
+            "model_kwargs={'quantization_config': …}"
+        )
+
+
+def require_quantization(name: str, model: nn.Module) -> None:
+    """Refuse to round weights to eight bits where that is impossible, or of no use.
+
+    Raises:
+        ModelLoadError: the reason, and what to do.
+    """
+    check_quantization(name)
+    weight = next(model.parameters(), None)
+    device = "no device" if weight is None else weight.device.type
+    if device != "cpu":
+        raise ModelLoadError(
+            f"quantization='int8' is for CPUs, and the model is on {device}; give "
+            "model_kwargs={'quantization_config': …} there, or device='cpu'"
+        )
+    if not (torch.backends.mkldnn.is_available() and multiplies_int8()):
+        raise ModelLoadError(
+            "quantization='int8' needs a processor with instructions for it (AVX512-VNNI) and a "
+            "PyTorch with oneDNN, and here is none; leave it out: float32 is faster here"
+        )
+    if not any(map(_is_plain, model.modules())):
+        found = "no parameters" if weight is None else f"weights in {weight.dtype}"
+        raise ModelLoadError(
+            f"quantization='int8' rounds linear layers in float32 or bfloat16, and the model has "
+            f"none ({found}); load it without, or with dtype='float32' if it is not quantised "
+            "already"
+        )
+
+
+def multiplies_int8() -> bool:
+    """Whether the processor sums products of eight-bit integers exactly, in one instruction."""
+    return bool(torch.cpu._is_vnni_supported())
+
+
+def pack(model: nn.Module, quantization: str | None = None) -> int:
     """Pack the linear layers of a model on the CPU, in place.
 
     The model can then neither be saved nor moved: its original weights are freed, so that it takes
     no more memory than before (except for output layers tied to the input embeddings, which keep
     both).
 
+    Args:
+        model: one for which `can_pack` or, with a quantization, `require_quantization` allows it.
+        quantization: round the weights; None keeps them as they are.
+
     Returns:
         the number of packed layers.
     """
+    kind = Matrix if quantization is None else Int8Matrix
     readers = _readers_of_the_same(model)
     count = 0
-    packed: list[_Matrix] = []
+    packed: list[Matrix] = []
     with torch.inference_mode():
         for parent in list(model.modules()):
             is_gated = _is_gated_mlp(parent)
@@ -70,7 +121,7 @@ def pack(model: nn.Module) -> int:
             together = [("gate_proj", "up_proj")] if is_gated else readers.get(parent, [])
             alone = plain.difference(*together)
             for names in [*together, *((name,) for name in sorted(alone))]:
-                matrix = _Matrix([getattr(parent, name) for name in names])
+                matrix = kind([getattr(parent, name) for name in names])
                 for index, name in enumerate(names):
                     setattr(parent, name, PackedLinear(getattr(parent, name), matrix, index))
                 count += len(names)
@@ -93,56 +144,6 @@ def _is_plain(layer: nn.Module | None) -> bool:
     )
 
 
-class _Matrix:
-    """The weights of layers that read the same states, stacked, in oneDNN's layout.
-
-    Attributes:
-        weight: `[sum of out_features, in_features]`, opaque except for shape, dtype and device.
-            Not a parameter: an opaque tensor can be neither moved nor saved.
-        bias: `[sum of out_features]` or None.
-    """
-
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
-        weights = [linear.weight.detach() for linear in linears]
-        self._sizes = [linear.out_features for linear in linears]
-        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
-        biases: list[torch.Tensor | None] = [linear.bias for linear in linears]
-        self.bias = None
-        if any(bias is not None for bias in biases):
-            self.bias = torch.cat(
-                [
-                    weight.new_zeros(size) if bias is None else bias.detach()
-                    for bias, size in zip(biases, self._sizes, strict=True)
-                ]
-            )
-        self._latest: tuple[torch.Tensor | None, tuple[torch.Tensor, ...]] = (None, ())
-
-    def of_all(self, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """For each layer `states @ weight.T + bias`, `[..., out_features]`: views of one tensor."""
-        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            states, self.weight, self.bias, "none", [], ""
-        )
-        return out.split(self._sizes, dim=-1) if len(self._sizes) > 1 else (out,)
-
-    def of(self, index: int, states: torch.Tensor) -> torch.Tensor:
-        """The same for one layer; the others' are kept until requested for the same states."""
-        asked, parts = self._latest
-        if asked is not states:
-            parts = self.of_all(states)
-        is_last = index == len(self._sizes) - 1
-        self._latest = (None, ()) if is_last else (states, parts)
-        found: torch.Tensor = parts[index]
-        return found
-
-    def memory(self) -> tuple[int, int]:
-        """Address and bytes of the weight."""
-        ops = torch.ops.mkldnn
-        # An operator of newer PyTorch versions; huge pages are not worth requiring one.
-        address = int(ops.data_ptr(self.weight)) if hasattr(ops, "data_ptr") else 0
-        return (address, int(ops._nbytes(self.weight))) if address else (0, 0)
-
-
 class PackedLinear(nn.Module):
     """A linear layer whose weight is part of a packed matrix.
 
@@ -153,7 +154,7 @@ class PackedLinear(nn.Module):
         matrix: the weights of this layer, and of others that read the same states.
     """
 
-    def __init__(self, linear: nn.Linear, matrix: _Matrix, index: int) -> None:
+    def __init__(self, linear: nn.Linear, matrix: Matrix, index: int) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         bias: torch.Tensor | None = linear.bias
@@ -174,7 +175,7 @@ class PackedLinear(nn.Module):
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         raise RuntimeError(
             "the weights of this model are packed for the CPU and cannot be saved; load it again "
-            "with pack_weights=False"
+            "with pack_weights=False, and without quantization"
         )
 
     def extra_repr(self) -> str:
