@@ -18,6 +18,7 @@ from langchain_mcp_adapters.client import MultiServerMCPClient
 from mcp import ClientSession
 from mcp.client.streamable_http import streamablehttp_client
 from mcp.shared.memory import create_connected_server_and_client_session
+from sse_starlette.sse import AppStatus
 
 from langchain_pos import ParallelSubtasksTool
 from langchain_pos.mcp_server import http_app, make_mcp_server
@@ -38,6 +39,7 @@ Reported = tuple[float, float | None, str | None]
 @contextmanager
 def over_http(tool: ParallelSubtasksTool, *api_keys: str) -> Iterator[str]:
     """The server on loopback while inside; its address."""
+    AppStatus.should_exit = False  # for the whole process: another test's server has got a signal
     app = http_app(make_mcp_server(tool), api_keys)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     socket = bind("127.0.0.1", 0)
