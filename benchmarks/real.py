@@ -43,11 +43,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--questions", type=int, default=40, help="by lot (%(default)s)")
     parser.add_argument("--tokens", type=int, default=400, help="of an answer (%(default)s)")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--outline", default="native", choices=["native", "ask"])
+    parser.add_argument("--outline", default="native", choices=["native", "ask", "paper"])
     parser.add_argument("--data", type=Path, help="folder with everyday.jsonl")
     args = parse(parser, argv, tiny=False)
     lines = (data_folder(args.data) / "everyday.jsonl").read_text(encoding="utf-8").splitlines()
-    asked = random.Random(1).sample([json.loads(line) for line in lines], len(lines))
+    rows = [{**json.loads(line), "line": number} for number, line in enumerate(lines, 1)]
+    asked = random.Random(1).sample(rows, len(rows))
     questions = asked[: 2 if args.quick else args.questions]
     llm = ParallelReasoningLLM(
         model=args.model,
@@ -63,11 +64,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     for number, row in enumerate(questions, 1):
         answers.append(_answer(llm, row))
         last = answers[-1]
-        print(f"{number}/{len(questions)} {last['mode']} {last['question'][:60]!r}", flush=True)
+        print(f"{number}/{len(questions)} {last['mode']} {row['prompt'][:60]!r}", flush=True)
     where = Path(args.model)
     name = where.parent.name if where.name in ("hf", "model.gguf") else where.name
     args.words = [word if word != args.model else name for word in args.words]
-    args.model, args.name = name, args.name or f"real_{name}" + "_ask" * (args.outline == "ask")
+    suffix = "" if args.outline == "native" else f"_{args.outline}"
+    args.model, args.name = name, args.name or f"real_{name}{suffix}"
     publish("real", [_row(name, answers)], args, answers=answers, engine=llm.engine.describe())
 
 
@@ -80,7 +82,7 @@ def _answer(llm: ParallelReasoningLLM, row: dict[str, Any]) -> dict[str, Any]:
     sentences = [set(_sentences(branch.text)) for branch in native.branches]
     every = [sentence for some in sentences for sentence in some]
     return {
-        "question": row["prompt"],
+        "line": row["line"],  # of the file: the questions themselves are not ours to publish
         "suits": bool(row["parallel"]),
         "mode": native.mode,
         "reason": native.fallback_reason,

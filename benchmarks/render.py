@@ -131,6 +131,10 @@ pass's fixed cost; each request still has its own prompt to feed and its own key
 read, and a parallel answer fills a pass's free rows even when it runs alone. In a profile at 16 at
 once, in float32, half of the time was attention over each request's own keys and values, a fifth
 the matrix products, whose rows are no longer free by then.""",
+    "gpu_first_run": """## The first minutes on a GPU
+
+`python -m benchmarks.gpu_first_run`: the engine's tests and the benchmarks above on several shapes,
+in one command of eight minutes, each step with a limit. Their own tables are in its JSON file.""",
     "soak": """## Mixed load for a long time
 
 `python -m benchmarks.soak --minutes 60`: phases of steady load, bursts beyond what the queue holds,
@@ -179,7 +183,11 @@ def section(result: dict[str, Any]) -> str:
     where = ", ".join(
         [
             machine["gpu"] if on_gpu else machine["processor"],
-            *([] if on_gpu else [f"{machine['cores']} cores"]),
+            *(
+                []
+                if on_gpu
+                else [" ".join([f"{machine['cores']} cores", *machine.get("flags", [])])]
+            ),
             f"torch {machine['torch']}",
             f"transformers {machine['transformers']}",
             machine["date"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,29 @@ def names_it(prompt: str, conclusion: str, gold: str) -> bool:
     answer = conclusion.rpartition(END_MARK)[2]
     names = {name for name, _ in _RECORD.findall(prompt)} | {gold}
     return {name for name in names if re.search(rf"\b{re.escape(name)}\b", answer)} == {gold}
+
+
+def steps_of(result: ReasoningResult, names: Sequence[str]) -> list[tuple[str, str]]:
+    """The steps of an answer, in its order: whom each is about, and what it says.
+
+    A sequential answer is cut into the paper's steps; one in another form is cut wherever it names
+    somebody for the first time. A step about nobody in `names` keeps its title.
+    """
+    if result.mode == "parallel":
+        steps = [(branch.title, branch.text) for branch in result.branches]
+    else:
+        steps = [(title.strip(), body) for title, body in _STEP.findall(result.conclusion)]
+    if not steps:
+        every = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+        _, *pieces = re.split(f"({every})", result.conclusion)
+        found: dict[str, str] = {}
+        for name, said in zip(pieces[::2], pieces[1::2], strict=True):
+            found.setdefault(name, said)
+        return list(found.items())
+    return [
+        (next((n for n in names if re.search(rf"\b{re.escape(n)}\b", title)), title), body)
+        for title, body in steps
+    ]
 
 
 def is_retrieval(row: dict[str, Any]) -> bool:
@@ -53,19 +77,15 @@ class Score:
         """Judge one result; returns what was found."""
         records = {name: float(gpa) for name, gpa in _RECORD.findall(row["prompt"])}
         low, high = map(float, _BOUNDS.findall(row["prompt"])[0])
-        if result.mode == "parallel":
-            steps = [(branch.title, branch.text) for branch in result.branches]
-        else:
-            steps = [(title.strip(), body) for title, body in _STEP.findall(result.conclusion)]
+        steps = steps_of(result, list(records))
         bodies = dict(steps)
         values = verdicts = 0
         for name, gpa in records.items():
             body = bodies.get(name, "")
-            found = _NUMBER.search(body)
-            values += found is not None and float(found[0]) == gpa
+            values += gpa in map(float, _NUMBER.findall(body))
             verdicts += bool(body) and (_NO.search(body) is None) == (low <= gpa <= high)
         verdict = {
-            "right": names_it(row["prompt"], result.conclusion, row["gold_keys"]),
+            "right": names_it(row["prompt"], result.conclusion or result.text, row["gold_keys"]),
             "complete": [title for title, _ in steps] == list(records),
             "values": values,
             "verdicts": verdicts,

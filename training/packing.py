@@ -63,7 +63,8 @@ class Bucket:
     fork: int
     counts: tuple[int, int]
     sizes: tuple[str, ...]
-    sequential: float = 0.4
+    sequential: float = 0.4  # share of questions with a sequential answer
+    skeleton: float = 0.75  # share of questions with a skeleton
 
 
 @dataclass
@@ -266,7 +267,7 @@ class Packer:
             children: list[_Segment] = []
             if rng.random() < bucket.sequential:
                 children.append(self._sequential(rng, question, parent, start))
-            if rng.random() < 0.75:
+            if rng.random() < bucket.skeleton:
                 children.append(self._skeleton(question, parent, start))
             key = {id(line): line.hit + 0.6 * line.near + rng.random() for line in question.lines}
             belt = sorted(question.lines, key=lambda line: -key[id(line)])

@@ -12,6 +12,7 @@ import argparse
 import functools
 import json
 import math
+import shutil
 import signal
 import threading
 import time
@@ -26,6 +27,7 @@ from tqdm import tqdm
 from training import fast_attention
 from training.cores import CoreWatch
 from training.curriculum import STAGES, Supply
+from training.decode import load_weights
 from training.export import EMBEDDED, export
 from training.model import Shape, Weights, init_weights, loss_and_hits, rope_tables
 from training.optimizer import Optimizer
@@ -44,6 +46,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8000, help="total optimiser steps")
     parser.add_argument(
         "--resume", action="store_true", help="continue from the run's last checkpoint"
+    )
+    parser.add_argument(
+        "--start", type=Path, help="begin with the weights and tokenizer of this exported model"
     )
     parser.add_argument(
         "--run", type=Path, default=RUNS / "default", help="folder of checkpoints and log"
@@ -112,15 +117,18 @@ def main() -> None:
     args = parse()
     args.run.mkdir(parents=True, exist_ok=True)
     shape = Shape()
+    if args.start is not None and not (args.run / "tokenizer.json").exists():
+        shutil.copy(args.start / "tokenizer.json", args.run)
     if (args.run / "tokenizer.json").exists():
         tokenizer = Tokenizer.from_file(str(args.run / "tokenizer.json"))
     else:
         tokenizer = train_tokenizer()
         tokenizer.save(str(args.run / "tokenizer.json"))
-    weights = {
-        k: w.to(args.device)
-        for k, w in init_weights(shape, torch.Generator().manual_seed(args.seed)).items()
-    }
+    if args.start is not None:
+        first, shape = load_weights(args.start)
+    else:
+        first = init_weights(shape, torch.Generator().manual_seed(args.seed))
+    weights = {k: w.to(args.device) for k, w in first.items()}
     optimizer = Optimizer(weights)
     step, stage, tokens_seen, seconds = 0, 0, 0, 0.0
     checkpoint = args.run / "checkpoint.pt"

@@ -15,7 +15,14 @@ from training.model import Shape, Weights
 from training.packing import APART, FINAL, KIND_NAMES, TITLE, VALUE, YES_NO, Batch, Packer
 
 _SEED = 999_000_000
-_CHECKED = (("tiny",), ("short",), ("short", "middle"), ("middle", "full"), ("full", "long"))
+_CHECKED = (
+    ("tiny",),
+    ("short",),
+    ("short", "middle"),
+    ("middle", "full"),
+    ("full", "long"),
+    ("full", "roll"),
+)
 
 
 def score(batch: Batch, hits: np.ndarray) -> dict[str, list[bool]]:

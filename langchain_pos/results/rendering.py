@@ -133,6 +133,8 @@ def to_html(result: ResultData) -> str:
     parts = [f'<div class="lcpos"><style>{_CSS}</style>']
     if result.question:
         parts.append(f"<details><summary>Question</summary>{_text(result.question)}</details>")
+    if result.thoughts:
+        parts.append(f"<details><summary>Thoughts</summary>{_text(result.thoughts)}</details>")
     for block in result.blocks:
         if block.plan.preamble:
             parts.append(_text(block.plan.preamble))
@@ -238,7 +240,7 @@ def escape_markdown(text: str) -> str:
 
 def to_markdown(result: ResultData) -> str:
     """The result as Markdown: a list of the steps, the conclusion, and the figures."""
-    parts = []
+    parts = [f"*Thoughts:* {escape_markdown(result.thoughts)}"] if result.thoughts else []
     for block in result.blocks:
         if block.plan.preamble:
             parts.append(escape_markdown(block.plan.preamble))

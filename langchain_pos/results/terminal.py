@@ -55,6 +55,8 @@ class _Piece(Protocol):
     def blocks(self) -> tuple[Block, ...]: ...
     @property
     def conclusion(self) -> str: ...
+    @property
+    def thoughts(self) -> str: ...
 
 
 @dataclass
@@ -103,12 +105,14 @@ class AnswerView:
         skeleton: the skeleton being written, until its block is known.
         blocks: the blocks so far, in order.
         conclusion: the text after the last block so far.
+        thoughts: what the model thought before, so far; no part of the plain text.
         live: draw only what fits the terminal, the newest first.
     """
 
     skeleton: str = ""
     blocks: list[BlockView] = field(default_factory=list)
     conclusion: str = ""
+    thoughts: str = ""
     live: bool = False
 
     @classmethod
@@ -116,13 +120,14 @@ class AnswerView:
         """The view of a whole result."""
         view = cls()
         view._take_blocks(result.blocks)
-        view.conclusion = result.conclusion
+        view.conclusion, view.thoughts = result.conclusion, result.thoughts
         return view
 
     def feed(self, chunk: _Piece) -> None:
         """Add a streamed chunk."""
         if chunk.blocks:
             self._take_blocks(chunk.blocks)
+        self.thoughts += chunk.thoughts
         if chunk.stage == "plan":
             self.skeleton += chunk.delta
         if chunk.conclusion:
@@ -164,6 +169,8 @@ class AnswerView:
         """Draw it as wide as `options` allow; when live, within the terminal's height too."""
         width, blocks = options.max_width, self.blocks
         if not self.live:
+            if self.thoughts:
+                yield Text(strip_control_characters(self.thoughts).strip(), style="dim italic")
             for block in blocks:
                 if block.preamble:
                     yield Text(strip_control_characters(block.preamble))
@@ -172,10 +179,11 @@ class AnswerView:
                 yield Text(strip_control_characters(self.conclusion).strip(), style="bold")
             return
         height = console.height - 1
-        style = "dim" if self.skeleton else "bold"
-        below = Text(
-            strip_control_characters(self.skeleton or self.conclusion).strip() or "…", style=style
-        )
+        answer = self.skeleton or self.conclusion
+        style = "bold" if self.conclusion and not self.skeleton else "dim"
+        if not answer and not blocks:
+            answer, style = self.thoughts, "dim italic"
+        below = Text(strip_control_characters(answer).strip() or "…", style=style)
         lines = list(below.wrap(console, width))[-max(1, height // 3 if blocks else height) :]
         if blocks:
             yield Text(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import render
+from benchmarks import gpu_first_run, render
 from benchmarks.llama_server import LlamaServer
 from benchmarks.models import engine_for, random_model
 from benchmarks.recorded import read, tokenizer_for
@@ -103,6 +103,40 @@ def test_llama_cpp_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.llama_server.find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="pip install xllamacpp"):
         LlamaServer(file="x.gguf")
+
+
+def test_a_first_run_on_a_gpu_keeps_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A step that fails or has no time left is named with what it said; the others count."""
+    broken = gpu_first_run.Step("broken", "benchmarks.nothing_of_the_kind", (), 60)
+    slow = gpu_first_run.Step("slow", "timeit", ("-n1", "-r1", "import time; time.sleep(60)"), 1)
+    whole = gpu_first_run.steps("cpu", quick=True)[1:2]
+    monkeypatch.setattr(gpu_first_run, "steps", lambda device, quick: [broken, slow, *whole])
+    content = run("gpu_first_run", tmp_path)
+    assert [row["outcome"] for row in content["rows"]] == [  # type: ignore[attr-defined]
+        "exit code 1",
+        "stopped after 1 s",
+        "done",
+    ]
+    results: dict[str, dict[str, object]] = content["results"]  # type: ignore[assignment]
+    assert "nothing_of_the_kind" in str(results["broken"]["said"])
+    [written] = results[whole[0].name]["results"]  # type: ignore[misc]
+    assert written["rows"]
+    none = run("gpu_first_run", tmp_path, "--minutes", "0")
+    assert {row["outcome"] for row in none["rows"]} == {"no time"}  # type: ignore[attr-defined]
+
+
+def test_a_first_run_on_a_gpu_has_steps_that_exist() -> None:
+    """Each is a benchmark of ours with options that it knows; a CPU is refused."""
+    tests, *named = gpu_first_run.steps("cuda", quick=False)
+    assert all((gpu_first_run.ROOT / word).exists() for word in tests.words if "/" in word)
+    assert len({step.name for step in named}) == len(named) > 5
+    for step in named:
+        with pytest.raises(SystemExit, match="0"):
+            import_module(step.module).main([*step.words, "--help"])
+    with pytest.raises(SystemExit, match="for a CUDA device"):
+        gpu_first_run.main(["--device", "cpu"])
 
 
 def test_planning_without_gold_needs_a_judge(tmp_path: Path, folder: Path) -> None:

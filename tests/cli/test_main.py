@@ -250,6 +250,21 @@ def test_skeleton_shows_until_its_block_is_known() -> None:
     assert not any("no block" in line for line in lines)
 
 
+def test_thoughts_show_until_there_is_an_answer_and_are_no_part_of_its_text() -> None:
+    """While a model thinks they are seen; the whole answer has them first, plain text has none."""
+    view = AnswerView(live=True)
+    view.feed(ReasoningChunk(stage="plan", thoughts="Let me see. "))
+    view.feed(ReasoningChunk(stage="plan", thoughts="Two parts."))
+    assert any("Let me see. Two parts." in line for line in drawn(view, 80, 24))
+    view.feed(ReasoningChunk(stage="conclude", conclusion="the end"))
+    assert not any("Two parts" in line for line in drawn(view, 80, 24))
+    whole = AnswerView.of(ReasoningResult(thoughts="Two parts.", conclusion="the end"))
+    first, last = drawn(whole, 80, 24)
+    assert "Two parts." in first
+    assert "the end" in last
+    assert whole.plain() == "the end"
+
+
 def test_model_text_is_only_text() -> None:
     """Markup and control characters that a model writes do not steer the terminal."""
     assert strip_control_characters("a\x1b[31mb\r\x07\x9bc\nd\te") == "a[31mbc\nd\te"

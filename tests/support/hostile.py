@@ -77,6 +77,7 @@ def hostile_result(texts: tuple[str, ...] = (*HTML, *WIDE, *MARKDOWN)) -> Reason
         question=whole,
         blocks=(Block(plan=Plan.of(titles, preamble=whole), branches=branches),),
         conclusion=whole,
+        thoughts=whole,
         finish_reason="error",
         error=whole,
         fallback_reason=whole,

@@ -25,7 +25,8 @@ export class Answer {
     this.place = fromTemplate("answer-template");
     const part = (name) => this.place.querySelector(`.${name}`);
     [this.work, this.stages, this.timeline] = [part("work"), part("stages"), part("timeline")];
-    [this.figure, this.remarks] = [part("figure"), part("remarks")];
+    [this.figure, this.remarks, this.thinking] = [part("figure"), part("remarks"), part("thoughts")];
+    this.thoughts = new Growing(this.thinking.lastElementChild);
     this.reply = new Growing(part("reply"));
     this.#say = say;
   }
@@ -37,13 +38,20 @@ export class Answer {
   take(chunk) {
     const news = chunk.reasoning_delta;
     const { content, reasoning_content: thought } = chunk.choices?.[0]?.delta ?? {};
-    if (thought && !news && !this.#stage) this.#enter("think", "Thinking"); // and no stage of ours
+    if (thought && !news) this.#think(thought);
     if (news?.titles) this.#planned(news.block, news.titles);
     else if (news?.stage === "plan") this.#plan(news.text);
     else if (news?.stage === "expand") this.#branch(news);
     if (content) this.#write(content);
     if (chunk.reasoning) this.result = chunk.reasoning;
     redraw(this);
+  }
+
+  #think(text) {
+    this.#pace.add();
+    if (!this.#stage) this.#enter("think", "Thinking"); // no stage of ours
+    this.thinking.hidden = false;
+    this.thoughts.add(text);
   }
 
   #plan(text) {
@@ -107,6 +115,7 @@ export class Answer {
 
   #enter(stage, status) {
     if (stage === this.#stage) return;
+    if (this.#stage === "think") this.thinking.open = false;
     this.#stage = stage;
     this.#say(status);
     let after = false;
@@ -130,6 +139,7 @@ export class Answer {
     }
     if (this.result) this.#finish(this.result);
     this.reply.finish();
+    this.thoughts.finish();
     drawAll();
     this.#say(status ?? summary(this.result));
     makeScrollable(this.place.querySelectorAll(".text, .note, .remarks, .timeline > div, pre, .table"));

@@ -119,7 +119,7 @@ def test_a_race_with_an_answer_that_was_cut_is_not_called_won(
 
 
 def test_a_model_that_thinks_first_is_said_to_think(browser: Any, server: Running) -> None:
-    """Its thoughts are no part of the answer, and the wait is explained once."""
+    """Its thoughts are no part of the answer, can be read, and the wait is explained once."""
     thought = {"choices": [{"delta": {"reasoning_content": "Hm."}}]}
     with opened(browser, server) as page:
         page.answer_with([thought, thought, *wire(["Four."], ReasoningResult(mode="sequential"))])
@@ -128,6 +128,10 @@ def test_a_model_that_thinks_first_is_said_to_think(browser: Any, server: Runnin
         expect(page.reply()).to_have_text("Four.")
         waits = page.seen("statuses")[:3]
         assert waits == ["Asked; waiting for the first token", "Thinking", "Writing the answer"]
+        thoughts = page.tab.locator(".thoughts > .text")
+        expect(thoughts).to_be_hidden()  # folded away once the answer begins
+        page.tab.get_by_text("Thoughts", exact=True).click()
+        expect(thoughts).to_have_text("Hm.Hm.")
 
 
 def test_a_race_can_be_stopped(browser: Any, server: Running, script: Script) -> None:
