@@ -107,10 +107,23 @@ def of_spans(states: torch.Tensor, spans: tuple[tuple[int, int], ...], dim: int)
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
 
-def of_pages(states: torch.Tensor, pages: torch.Tensor, dim: int) -> torch.Tensor:
-    """The slots of `pages` int64 `[P]`, copied from a tensor that has all slots along `dim`."""
-    paged: torch.Tensor = states.unflatten(dim, (-1, PAGE))
-    return paged.index_select(dim, pages).flatten(dim, dim + 1)
+def of_pages(states: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
+    """The slots of some pages, copied: `[H, P * PAGE, D]` of `states` `[H, N, D]`.
+
+    Args:
+        states: a view of the first N slots of a longer tensor.
+        pages: int64 `[P]`.
+    """
+    heads, slots, width = states.shape
+    page = PAGE * width
+    stride = states.stride(0) // page
+    if states.device.type == "cpu" and states.stride() == (stride * page, width, 1):
+        # `index_select` of a view with gaps, as between these heads, first copies all of it.
+        flat = states.as_strided(((heads - 1) * stride + slots // PAGE, page), (page, 1))
+        places = pages + torch.arange(heads)[:, None] * stride
+        return flat.index_select(0, places.flatten()).view(heads, -1, width)
+    paged: torch.Tensor = states.unflatten(1, (-1, PAGE))
+    return paged.index_select(1, pages).flatten(1, 2)
 
 
 def folded_attention_forward(
@@ -239,8 +252,8 @@ def _each_part(
         own = query[0].index_select(1, batch.rows).unflatten(1, (size, -1)).transpose(0, 1)
         states, lse = _attend(
             own.reshape(size, kv_heads, -1, dim),
-            of_pages(key[0], batch.pages, 1).unflatten(1, (size, -1)).transpose(0, 1),
-            of_pages(value[0], batch.pages, 1).unflatten(1, (size, -1)).transpose(0, 1),
+            of_pages(key[0], batch.pages).unflatten(1, (size, -1)).transpose(0, 1),
+            of_pages(value[0], batch.pages).unflatten(1, (size, -1)).transpose(0, 1),
             batch.mask,
             scaling,
         )

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langchain_pos.engine import attention
-from langchain_pos.engine.attention import fold_mask, folded_attention_forward
+from langchain_pos.engine.attention import fold_mask, folded_attention_forward, of_pages
 from langchain_pos.engine.forest.parts import Feeds, Plan, plan, whole
 from langchain_pos.engine.forest.segments import Ledger, Segment, SegmentForest
+from langchain_pos.engine.forest.slots import PAGE
 from langchain_pos.engine.forward.masks import PassMasks
 
 MODULE = torch.nn.Identity()
@@ -183,3 +184,18 @@ def test_without_a_kernel_that_gives_its_log_sum_exp_it_is_computed() -> None:
     found, same = attention._attend(query, key, value, mask, 0.4)
     torch.testing.assert_close(found, kernel[..., :4], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(same, sums, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 5])
+def test_pages_are_copied_and_nothing_else(heads: int) -> None:
+    """Of a view with gaps between its heads; what is copied is as large as the result."""
+    whole_cache = torch.randn(heads, 500 * PAGE, 8)
+    states = whole_cache[:, : 400 * PAGE]
+    pages = torch.tensor([3, 0, 399, 3])
+    with torch.profiler.profile(profile_memory=True) as profile:
+        found = of_pages(states, pages)
+    slots = torch.cat([torch.arange(page * PAGE, (page + 1) * PAGE) for page in pages.tolist()])
+    assert torch.equal(found, states[:, slots])
+    assert torch.equal(found, of_pages(states.contiguous(), pages))
+    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.key_averages())
+    assert allocated < 2 * found.nbytes + 1024

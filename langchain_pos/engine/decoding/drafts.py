@@ -14,7 +14,7 @@ speculative sampling can: with the model's probability of that token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from langchain_pos.errors import NonFiniteLogitsError
@@ -88,14 +88,20 @@ class Verified:
 class PromptLookup:
     """Finds earlier occurrences of the last tokens of a sequence.
 
+    Branches of one answer share words and shapes, so each looks up what its siblings have written,
+    too. That is a guess like any other: what is written does not depend on it.
+
     Args:
         token_ids: the initial tokens.
-        base: another look-up to search, which `token_ids` follow; shared and unchanged. Branches
-            share the prompt's.
+        base: another look-up to search, which `token_ids` follow; its tokens are not changed.
+            Branches share the prompt's, and those that share one are siblings.
     """
 
     def __init__(self, token_ids: Sequence[int] = (), base: PromptLookup | None = None) -> None:
         self._base = base
+        self._children: list[PromptLookup] = []
+        if base is not None:
+            base._children.append(self)
         self._tokens: list[int] = [] if base is None else base.tail()
         self._offset = len(self._tokens)  # tokens taken over from the base, to match across
         self._ends: dict[tuple[int, int], list[int]] = {}
@@ -129,13 +135,20 @@ class PromptLookup:
             return []
         tail = self.tail()
         best, found = 1, []
+        for lookup in self._sources():
+            length, continuation = lookup._find(tail, most)
+            if length > best and continuation:
+                best, found = length, continuation
+        return found
+
+    def _sources(self) -> Iterator[PromptLookup]:
+        """Its own tokens, then those before them, then the siblings'."""
         lookup: PromptLookup | None = self
         while lookup is not None:
-            length, continuation = lookup._find(tail, most)
-            if length > best:
-                best, found = length, continuation
+            yield lookup
             lookup = lookup._base
-        return found
+        if self._base is not None:
+            yield from (child for child in self._base._children if child is not self)
 
     def _find(self, tail: Sequence[int], most: int) -> tuple[int, list[int]]:
         best, found = 0, []

@@ -17,7 +17,7 @@ with every slot that it sees, and no pair twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -191,12 +191,12 @@ def plan(feeds: Feeds, extent: int, least_saved: int) -> Plan:
     everything = whole(feeds, extent)
     if everything.cost < 2 * least_saved:
         return everything
-    parts = _parts(feeds)
+    parts = _parts(feeds, least_saved)
     saved = everything.cost - parts.cost
     return parts if saved >= least_saved * (parts.parts - 1) else everything
 
 
-def _parts(feeds: Feeds) -> Plan:
+def _parts(feeds: Feeds, least_saved: int) -> Plan:
     few: list[Block] = []
     many: list[Block] = []
     for feed, (_, new) in enumerate(feeds):
@@ -222,6 +222,9 @@ def _parts(feeds: Feeds) -> Plan:
         few[v].rows > _BATCHED or (len(p) * PAGE >= _IN_PLACE and len(spans(p)) == 1)
         for v, p in enumerate(own)
     ]
+    sizes = {v: (few[v].rows, len(p)) for v, p in enumerate(own) if p and not stays[v]}
+    for v in _too_long(sizes, max(least_saved, 0)):
+        stays[v] = True
     sharing = {viewer for viewers, _ in common for viewer in viewers}
     batched = [v for v in range(len(few)) if own[v] and not stays[v]]
     first = [v for v in range(len(few)) if v in sharing or not stays[v]]
@@ -246,6 +249,30 @@ def _parts(feeds: Feeds) -> Plan:
         )
     together = ends[len(first) - 1] if first else 0
     return Plan(tuple(blocks), together, tuple(shared), batch, tuple(alone))
+
+
+def _too_long(sizes: Mapping[int, tuple[int, int]], least_saved: int) -> list[int]:
+    """The blocks that a batch is better without: it is as long as its longest one.
+
+    Args:
+        sizes: rows and pages of each block, by its number.
+        least_saved: pairs that a part costs by itself.
+    """
+    order = sorted(sizes, key=lambda v: -sizes[v][1])
+    widest = 0
+    costs = [0]  # of the batch of the last 0, 1, 2, … blocks
+    for count, v in enumerate(reversed(order), start=1):
+        rows, pages = sizes[v]
+        widest = max(widest, rows)
+        costs.append(count * (widest + COPIED) * pages * PAGE + 2 * least_saved)
+    least, best, apart = costs[-1], 0, 0
+    for count, v in enumerate(order, start=1):
+        rows, pages = sizes[v]
+        apart += (rows + COPIED) * pages * PAGE + least_saved
+        cost = apart + costs[len(order) - count]
+        if cost < least:
+            least, best = cost, count
+    return order[:best]
 
 
 def _views(segments: Sequence[Segment]) -> Iterable[tuple[tuple[int, ...], list[int]]]:

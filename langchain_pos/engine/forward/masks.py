@@ -12,7 +12,6 @@ from langchain_pos.engine.attention import (
     MaskedPlan,
     carrier,
     fold_mask,
-    of_pages,
     of_spans,
 )
 from langchain_pos.engine.forest.parts import Batch, Part, Plan
@@ -117,7 +116,7 @@ class PassMasks:
     def _of_pages(self, slots: torch.Tensor) -> torch.Tensor:
         """The batch's slots, `[B, L]`."""
         _, _, pages, lengths = self._batch
-        return of_pages(slots, pages, 0).reshape(len(lengths), -1)
+        return slots.unflatten(0, (-1, PAGE)).index_select(0, pages).reshape(len(lengths), -1)
 
     def _see_batch(self, shape: tuple[int, int, int]) -> torch.Tensor:
         """Bool `[B, R, L]`."""

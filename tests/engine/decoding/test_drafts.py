@@ -227,3 +227,16 @@ def test_draft_length_follows_success() -> None:
     assert length.now == 3
     length.learn(0, 0)
     assert length.now == 3
+
+
+def test_lookup_goes_to_the_siblings_after_its_own_text() -> None:
+    """What only a sibling has written is found; of equal matches, one's own or the prompt's wins."""
+    base = PromptLookup([1, 2, 60, 5])
+    one, other = PromptLookup([7, 8, 9, 70], base), PromptLookup([3], base)
+    other.extend([7, 8])
+    assert other.draft(2) == [9, 70]
+    other.extend([1, 2])
+    assert other.draft(1) == [60]
+    one.extend([8, 1, 2, 80])
+    assert other.draft(1) == [80]  # three tokens in common with the sibling, two with the prompt
+    assert PromptLookup([7, 8], PromptLookup()).draft(1) == []  # no sibling: another base

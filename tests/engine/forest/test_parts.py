@@ -10,7 +10,7 @@ import torch
 from langchain_pos.engine import Engine
 from langchain_pos.engine.attention import FOLDED
 from langchain_pos.engine.decoding.sequence import DecodingSequence, Feed, decode, feed
-from langchain_pos.engine.forest.parts import BLOCK, Block, Part, Plan, plan
+from langchain_pos.engine.forest.parts import BLOCK, Block, Part, Plan, _too_long, plan
 from langchain_pos.engine.forest.segments import Ledger, Segment
 from langchain_pos.engine.forest.slots import PAGE
 from langchain_pos.engine.forward.forward_pass import ForwardPass
@@ -259,3 +259,23 @@ def test_a_model_that_looks_into_its_mask_is_found_out() -> None:
 
     layer.forward = cuts
     assert not takes_parts(model, "by_layer_type")
+
+
+def test_a_batch_is_not_padded_to_one_that_is_much_longer() -> None:
+    """Two long blocks among many short ones are parts of their own; blocks of one length stay."""
+    short = dict.fromkeys(range(2, 22), (1, 2))
+    assert sorted(_too_long({0: (1, 400), 1: (1, 400), **short}, 8192)) == [0, 1]
+    assert _too_long(dict.fromkeys(range(30), (4, 13)), 8192) == []
+    assert _too_long({0: (1, 3), **short}, 8192) == []  # not worth a part
+
+
+def test_long_and_short_requests_in_company_copy_little() -> None:
+    """A request whose pages lie scattered is not what the others' copies are padded to."""
+    forest = (engine := tiny_engine()).forward.forest
+    one, other = (forest.root(Ledger(expected=PAGE)) for _ in range(2))
+    for _ in range(200):  # in turn, so that neither lies in one stretch
+        planned(engine, [(one, ids(PAGE)), (other, ids(PAGE))])
+    few = [forest.root(Ledger(expected=PAGE)) for _ in range(20)]
+    found = planned(engine, [(segment, [1]) for segment in (one, other, *few)], 8192)
+    assert found.batch is None or found.batch.shape[2] <= 2
+    assert found.cost < 3 * (2 * 200 + len(few)) * PAGE
