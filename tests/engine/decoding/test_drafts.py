@@ -230,7 +230,7 @@ def test_draft_length_follows_success() -> None:
 
 
 def test_lookup_goes_to_the_siblings_after_its_own_text() -> None:
-    """What only a sibling has written is found; of equal matches, one's own or the prompt's wins."""
+    """What only a sibling wrote is found; of equal matches one's own or the prompt's wins."""
     base = PromptLookup([1, 2, 60, 5])
     one, other = PromptLookup([7, 8, 9, 70], base), PromptLookup([3], base)
     other.extend([7, 8])
