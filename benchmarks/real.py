@@ -11,7 +11,10 @@ engine, greedily; then the texts are scored by the same model after the bare que
 - odd heads: titles that repeat one another, or are empty of content
 - log-prob: mean log-probability of the parallel text's tokens minus that of the sequential text's
 - twice: sentences that stand in two branches, of all sentences in branches
-- passes, seconds: sequential over parallel, of the questions written in parallel
+- passes, seconds, tokens: sequential over parallel, of the questions written in parallel; the median
+- tokens a pass, tokens a second: parallel over sequential, since the texts differ in length, and the
+  budget cuts a sequential answer as a whole, where it cuts each branch
+- declined, passes: parallel over sequential where the answer was declined: what trying costs; the most
 """
 
 from __future__ import annotations
@@ -155,6 +158,11 @@ def _row(name: str, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "passes": _ratio(parallel, "passes"),
         "seconds": _ratio(parallel, "seconds"),
         "tokens": _ratio(parallel, "tokens"),
+        "tokens a pass": _rate(parallel, "passes"),
+        "tokens/s": _rate(parallel, "seconds"),
+        "declined, passes": round(
+            max((a["passes"][0] / a["passes"][1] for a in declined), default=1), 2
+        ),
     }
 
 
@@ -165,6 +173,16 @@ def _share(flags: Sequence[bool]) -> str:
 def _ratio(answers: Sequence[dict[str, Any]], name: str) -> float | None:
     """Median of sequential over parallel."""
     ratios = [a[name][1] / max(a[name][0], 1e-9) for a in answers]
+    return round(statistics.median(ratios), 2) if ratios else None
+
+
+def _rate(answers: Sequence[dict[str, Any]], name: str) -> float | None:
+    """Median of tokens over `name`, parallel over sequential."""
+    ratios = [
+        (a["tokens"][0] / a[name][0]) / (a["tokens"][1] / a[name][1])
+        for a in answers
+        if a["tokens"][1]
+    ]
     return round(statistics.median(ratios), 2) if ratios else None
 
 

@@ -137,11 +137,8 @@ class NativeSkeleton(Skeleton):
             titles.append(title)
         if len(titles) < 2:
             return None
-        if any(_SEQUENTIAL.match(title) for title in titles[:2]):
-            raise PlanFormatError("its steps build on one another", text=text)
-        for title in titles:
-            if len(title) > LONGEST_TITLE or _EMPTY_TITLE.fullmatch(title):
-                raise PlanFormatError(f"{title!r} is no title of an entry", text=text)
+        if fault := _fault(titles):
+            raise PlanFormatError(fault, text=text)
         plan = Plan.of(titles)
         heads = tuple(self._mark.head(place, t) for place, t in enumerate(plan.titles, 1))
         return plan.model_copy(update={"heads": heads, "gap": GAP, "form": "native"})
@@ -152,6 +149,16 @@ class NativeSkeleton(Skeleton):
     def before_steps(self, text: str) -> int | None:
         """See `Skeleton`: the trunk ends before the list in any case."""
         return 0
+
+
+def _fault(titles: Sequence[str]) -> str | None:
+    """What keeps entries with these titles from being written together."""
+    if any(_SEQUENTIAL.match(title) for title in titles[:2]):
+        return "its steps build on one another"
+    for title in titles:
+        if len(title) > LONGEST_TITLE or _EMPTY_TITLE.fullmatch(title):
+            return f"{title!r} is no title of an entry"
+    return None
 
 
 def _literal(text: str) -> str:
@@ -169,7 +176,7 @@ def _words(title: str) -> str:
 
 
 class NativeBounds:
-    """Closes a title that is too long, and ends a list that repeats itself.
+    """Closes a title that is too long; ends a list that repeats itself or is of no use.
 
     Args:
         skeleton: what is written.
@@ -195,8 +202,9 @@ class NativeBounds:
         self.over = self.over or rest.count(NEW_LINE) > self._after.count(NEW_LINE)
         if text.count(ELLIPSIS) != self._entries:
             self._entries, self._tokens_at_entry = text.count(ELLIPSIS), tokens
-            *known, last = self._skeleton.titles(text) or [""]
-            self.over = self.over or _same(last, known)
+            titles = self._skeleton.titles(text)
+            *known, last = titles or [""]
+            self.over = self.over or _same(last, known) or _fault(titles) is not None
 
     def text_to_force(self, text: str, tokens: int) -> str | None:
         """What closes a title that is too long."""
@@ -249,9 +257,11 @@ class NativeForm(Form):
         return ""
 
     def opened(self, text: str) -> OpenedStep | None:
-        """See `Form`."""
+        """See `Form`. A head that no entry of a plan may have opens nothing."""
         head = first_head(text)
-        return None if head is None else OpenedStep(head.title, head.start, head)
+        if head is None or _fault([head.title]):
+            return None
+        return OpenedStep(head.title, head.start, head)
 
     def may_open(self, line: str) -> bool:
         """See `Form`."""

@@ -135,19 +135,37 @@ class TestDeclined:
         assert "".join(c.delta for c in chunks if c.stage == "conclude") == WRITTEN
         assert reduce(add, chunks).conclusion == WRITTEN
 
-    @pytest.mark.parametrize("title", ["Step 1", "Introduction", "第一步"])
-    def test_steps_that_build_on_one_another_are_left_alone(self, title: str) -> None:
-        """Procedures and parts of one text are written one after the other."""
+    @pytest.mark.parametrize("title", ["Step 1", "Introduction", "Title"])
+    def test_a_first_head_that_is_of_no_use_costs_nothing(self, title: str) -> None:
+        """Procedures and parts of one text are written one after the other, in as many passes."""
         rules: dict[str, str | list[str]] = {
             ASKED: f"### {title}\n",
             f"### {title}\n": "Do.\n\n### Ben\n",
             f"### {title}\n...\n\n": "### Ben\n...\n\n",
             "### Ben\n": "Do on.",
         }
-        if not title.isascii():
-            pytest.skip("the script is ASCII")
-        llm, _ = native_llm(rules)
-        assert "build on one another" in str(self.same_as_sequentially(llm).fallback_reason)
+        llm, script = native_llm(rules)
+        assert "no list" in str(self.same_as_sequentially(llm).fallback_reason)
+        half = len(script.passes) // 2
+        assert [f.text for p in script.passes[:half] for f in p] == [
+            f.text for p in script.passes[half:] for f in p
+        ]
+
+    @pytest.mark.parametrize(
+        ("title", "reason"), [("Step 2", "build on one another"), ("Step", "no title of an entry")]
+    )
+    def test_an_outline_ends_where_it_is_of_no_use(self, title: str, reason: str) -> None:
+        """The head that shows it is the last that is written."""
+        rules: dict[str, str | list[str]] = {
+            ASKED: "- **Ann**:",
+            "- **Ann**:": f" Do.\n\n- **{title}**: Do on.",
+            "- **Ann**: ...\n\n": f"- **{title}**: ...\n\n- **Cem**: ...\n\n- **Dan**: ...\n\n",
+        }
+        llm, script = native_llm(rules)
+        assert reason in str(self.same_as_sequentially(llm).fallback_reason)
+        fed = "".join(f.text for p in script.passes for f in p)
+        assert title in fed
+        assert "Cem" not in fed
 
     @pytest.mark.parametrize("tokenizer", TOKENIZERS)
     @pytest.mark.parametrize("temperature", [0.0, 0.8])

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langchain_pos.engine import Completion, Constraint, Engine, SamplingParams
-from langchain_pos.engine.decoding.drafts import Draft, DraftLength, PromptLookup
+from langchain_pos.engine.decoding.drafts import Draft, DraftLength, PromptLookup, Verified
 from langchain_pos.engine.decoding.sequence import DecodingSequence, decode
+from langchain_pos.engine.forest.segments import Ledger
 from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.errors import NonFiniteLogitsError
 from tests.support.tiny import ids, tiny_engine
@@ -240,3 +241,37 @@ def test_lookup_goes_to_the_siblings_after_its_own_text() -> None:
     one.extend([8, 1, 2, 80])
     assert other.draft(1) == [80]  # three tokens in common with the sibling, two with the prompt
     assert PromptLookup([7, 8], PromptLookup()).draft(1) == []  # no sibling: another base
+
+
+def test_a_single_guess_follows_the_last_token_when_it_came_last() -> None:
+    """In its own text, else the prompt's, else a sibling's; none after a token that is new."""
+    base = PromptLookup([5, 6, 5, 7])
+    one, other = PromptLookup([8, 9], base), PromptLookup([5], base)
+    assert other.single() == [7]
+    other.extend([1, 5, 8])
+    assert other.single() == [9]
+    other.extend([5])
+    assert other.single() == [8]
+    assert one.single() == []
+    assert PromptLookup().single() == []
+
+
+def test_single_guesses_do_not_shorten_the_others() -> None:
+    """Text without repeated pairs is guessed token by token, and the length stays as it was."""
+    tested = tiny_engine("qwen2")
+    sequence = DecodingSequence(
+        tested.tokenizer,
+        tested.scheduler.forward.forest.root(Ledger()),
+        [5, 6],
+        eos_token_ids=frozenset(),
+        max_new_tokens=9,
+        sampling=SamplingParams(),
+        seed=0,
+        lookup=PromptLookup(),
+    )
+    sequence.feed()
+    sequence.accept(5)
+    assert sequence.feed().draft.token_ids == (6,)
+    sequence.accept(Verified((9,), 1))
+    assert (sequence.drafts.drafted, sequence.drafts.accepted) == (1, 0)
+    assert sequence._draft_length.now == DraftLength().now
