@@ -11,10 +11,10 @@ engine, greedily; then the texts are scored by the same model after the bare que
 - odd heads: titles that repeat one another, or are empty of content
 - log-prob: mean log-probability of the parallel text's tokens minus that of the sequential text's
 - twice: sentences that stand in two branches, of all sentences in branches
-- passes, seconds, tokens: sequential over parallel, of the questions written in parallel; the median
-- tokens a pass, tokens a second: parallel over sequential, since the texts differ in length, and the
-  budget cuts a sequential answer as a whole, where it cuts each branch
-- declined, passes: parallel over sequential where the answer was declined: what trying costs; the most
+- passes, seconds, tokens: sequential over parallel, of the questions written in parallel
+- tokens a pass, tokens/s: parallel over sequential, since texts differ in length, and the
+  budget cuts a sequential answer as a whole where it cuts each branch
+- declined, passes: what trying has cost at most: passes over sequential's
 """
 
 from __future__ import annotations

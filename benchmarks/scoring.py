@@ -27,7 +27,11 @@ def names_it(prompt: str, conclusion: str, gold: str) -> bool:
     """Whether an answer, behind its steps, names the right one, and no other of the prompt's."""
     answer = conclusion.rpartition(END_MARK)[2]
     names = {name for name, _ in _RECORD.findall(prompt)} | {gold}
-    return {name for name in names if re.search(rf"\b{re.escape(name)}\b", answer)} == {gold}
+    named = set()
+    for name in sorted(names, key=len, reverse=True):  # "Ann Lee" does not name "Ann"
+        answer, count = re.subn(rf"\b{re.escape(name)}\b", "", answer)
+        named |= {name} if count else set()
+    return named == {gold}
 
 
 def steps_of(result: ReasoningResult, names: Sequence[str]) -> list[tuple[str, str]]:

@@ -225,11 +225,12 @@ class LocalDecoder:
         bounds, logprobs = skeleton.bounds(outline.max_tokens), Logprobs()
 
         def keep_within_bounds(sequence: DecodingSequence) -> None:
-            bounds.note(skeleton.begin + sequence.text, len(sequence.token_ids))
+            likely = partial(logprobs.sampled, sequence.token_ids)
+            bounds.note(skeleton.begin + sequence.text, len(sequence.token_ids), likely)
             text = skeleton.begin + sequence.text
             forced = bounds.text_to_force(text, len(sequence.token_ids))
             if forced and sequence.force(forced):
-                bounds.note(skeleton.begin + sequence.text, len(sequence.token_ids))
+                bounds.note(skeleton.begin + sequence.text, len(sequence.token_ids), likely)
             if bounds.over and not forced and sequence.finish_reason is None:
                 sequence.finish("stop")
 
@@ -256,9 +257,11 @@ class LocalDecoder:
         self._engine.truncate(trunk.segment, sequence.end_of_seen)
         if sequence.error is not None:
             raise NonFiniteLogitsError(sequence.error)
-        chosen = logprobs.sampled(sequence.token_ids)
+        written = self._written(sequence, where)
+        text, count = bounds.kept(skeleton.begin + written.text)
+        chosen = logprobs.sampled(sequence.token_ids)[:count]
         pressure = abs(sum(chosen)) / len(chosen) if chosen else None
-        return replace(self._written(sequence, where), pressure=pressure)
+        return replace(written, text=text.removeprefix(skeleton.begin), pressure=pressure)
 
     def _guess(self, outline: Outline, sequence: DecodingSequence) -> Draft:
         """The next titles, where the records in the question have a pattern."""

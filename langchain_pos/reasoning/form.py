@@ -8,7 +8,7 @@ opens a block.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -42,8 +42,17 @@ class Bounds(Protocol):
 
     over: bool
 
-    def note(self, text: str, tokens: int) -> None:
-        """Take note of the skeleton so far, and of its tokens."""
+    def note(self, text: str, tokens: int, likely: Callable[[], Sequence[float]] = tuple) -> None:
+        """Take note of the skeleton so far.
+
+        Args:
+            text: the skeleton.
+            tokens: how many it has.
+            likely: gives the log-probabilities of those tokens that the model chose, if known.
+        """
+
+    def kept(self, text: str) -> tuple[str, int | None]:
+        """As much of a skeleton as counts, and how many chosen tokens that has; None for all."""
 
     def text_to_force(self, text: str, tokens: int) -> str | None:
         """What must be written now because a bound is reached; None where none is."""

@@ -14,8 +14,9 @@ sequential one, token for token.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -83,10 +84,16 @@ class NativeSkeleton(Skeleton):
         closed = _literal(mark.after + self._elided)
         counted = mark.numbered and mark.kind != "heading"
         first = "0-9" if counted else re.sub(r"([\\\]^-])", r"\\\1", mark.before.strip()[:1])
-        rules = [f"root ::= {_literal(mark.mark(2))} title {closed} rest3"]
-        for place in range(3, most + 1):
-            entry = f"{_literal(mark.mark(place))} title {closed} rest{place + 1}"
-            rules.append(f"rest{place} ::= end | {entry}")
+        # A space before the title is the title's: as a rule the two are one token, and after a
+        # space that stands alone the model goes on with what can follow one, such as a digit.
+        gap = " gap" if mark.before.endswith(" ") else ""
+
+        def entry(place: int) -> str:
+            literal = _literal(mark.mark(place).removesuffix(" ") if gap else mark.mark(place))
+            return f"{literal}{gap} title {closed} rest{place + 1}"
+
+        rules = [f"root ::= {entry(2)}", "gap ::= [ \\t]"]  # two, or it would be forced
+        rules += [f"rest{place} ::= end | {entry(place)}" for place in range(3, most + 1)]
         rules.append(f"rest{most + 1} ::= end")
         rules.append(f'end ::= "" | [^{first} \\t\\n]')
         rules.append("title ::= [^ \\t\\n*#:：|`] [^\\n*:：|`]*")
@@ -94,7 +101,7 @@ class NativeSkeleton(Skeleton):
 
     def bounds(self, max_tokens: int) -> NativeBounds:
         """See `Skeleton`."""
-        return NativeBounds(self, self._mark.after, self._settings.max_title_tokens)
+        return NativeBounds(self, self._mark.after, self._settings)
 
     def close(self, text: str) -> str:
         """See `Skeleton`: an unfinished title is no step."""
@@ -178,33 +185,52 @@ def _words(title: str) -> str:
 class NativeBounds:
     """Closes a title that is too long; ends a list that repeats itself or is of no use.
 
+    A list ends, too, before the first entry after its second whose head is less likely than
+    `max_pressure` allows: with the bodies left out, a model goes on listing for longer.
+
     Args:
         skeleton: what is written.
         after: the text that closes a title.
-        most: tokens of a title.
+        settings: the bounds.
     """
 
-    def __init__(self, skeleton: NativeSkeleton, after: str, most: int) -> None:
+    def __init__(self, skeleton: NativeSkeleton, after: str, settings: ReasoningSettings) -> None:
         self._skeleton = skeleton
         self._after = after
-        self._most = most
+        self._most = settings.max_title_tokens
+        self._max_pressure = settings.max_pressure
         self._entries = skeleton.begin.count(ELLIPSIS)
         self._tokens_at_entry = 0
+        self._judged = 0  # of the chosen tokens, those of the entries so far
+        self._whole = skeleton.begin  # the text of the entries so far
+        self._kept: tuple[str, int] | None = None
         self.over = False
 
-    def note(self, text: str, tokens: int) -> None:
-        """Take note of where the last entry began, and whether its title is new.
+    def note(self, text: str, tokens: int, likely: Callable[[], Sequence[float]] = tuple) -> None:
+        """Take note of where the last entry began, and whether it is to be kept.
 
         Without a grammar the model may write something else than the next entry: a line that has
         no ellipsis where it ends.
         """
         rest = text[text.rfind(ELLIPSIS) + len(ELLIPSIS) :].lstrip()
         self.over = self.over or rest.count(NEW_LINE) > self._after.count(NEW_LINE)
-        if text.count(ELLIPSIS) != self._entries:
-            self._entries, self._tokens_at_entry = text.count(ELLIPSIS), tokens
-            titles = self._skeleton.titles(text)
-            *known, last = titles or [""]
-            self.over = self.over or _same(last, known) or _fault(titles) is not None
+        if text.count(ELLIPSIS) == self._entries:
+            return
+        self._entries, self._tokens_at_entry = text.count(ELLIPSIS), tokens
+        titles, chosen = self._skeleton.titles(text), likely()
+        *known, last = titles or [""]
+        self.over = self.over or _same(last, known) or _fault(titles) is not None
+        own = chosen[self._judged :]
+        pressure = -sum(own) / max(len(own), 1)
+        most = math.inf if self._max_pressure is None else self._max_pressure
+        if len(titles) > 2 and pressure > most and self._kept is None:
+            self.over, self._kept = True, (self._whole, self._judged)
+        self._judged = len(chosen)
+        self._whole = text[: text.rfind(ELLIPSIS) + len(ELLIPSIS)] + GAP
+
+    def kept(self, text: str) -> tuple[str, int | None]:
+        """See `Bounds`."""
+        return (text, None) if self._kept is None else self._kept
 
     def text_to_force(self, text: str, tokens: int) -> str | None:
         """What closes a title that is too long."""

@@ -11,7 +11,7 @@ preamble
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from langchain_pos.errors import PlanFormatError
@@ -189,7 +189,7 @@ class PaperBounds:
         self._tokens_at_mark = 0
         self.over = False  # the terminator says so, except where it repeats itself
 
-    def note(self, text: str, tokens: int) -> None:
+    def note(self, text: str, tokens: int, likely: Callable[[], Sequence[float]] = tuple) -> None:
         """Take note of how many steps there are, and where the last of them began."""
         seen = text.count(STEP_MARK)
         if seen != self._marks:
@@ -197,6 +197,10 @@ class PaperBounds:
             steps = text.split(STEP_MARK)[1:-1]
             titles = [step.partition(":")[0].strip().casefold() for step in steps]
             self.over = len(titles) - len(set(titles)) >= MOST_REPEATS
+
+    def kept(self, text: str) -> tuple[str, int | None]:
+        """See `Bounds`."""
+        return text, None
 
     def text_to_force(self, text: str, tokens: int) -> str | None:
         """The text that closes what is too long.
