@@ -10,8 +10,14 @@ from typing import Any
 import pytest
 
 from langchain_pos import ParallelReasoningLLM, ReasoningResult
+from langchain_pos.engine import Constraint
+from langchain_pos.engine.constraints.compiler import ConstraintCompiler
+from langchain_pos.reasoning.native_form import NATIVE as NATIVE_FORM
+from langchain_pos.reasoning.native_form import NativeSkeleton
+from langchain_pos.reasoning.settings import ReasoningSettings
 from tests.support.native_list import ASKED, LIST, NATIVE, UNWILLING, WRITTEN
 from tests.support.scripted import TOKENIZERS, Script, random_llm, scripted_llm, without_clocks
+from tests.support.tokenizers import byte_level
 
 
 def native_llm(
@@ -208,3 +214,52 @@ def test_the_form_is_native_unless_the_model_brings_prompts() -> None:
     assert result.plan is not None
     assert result.plan.form == "native"
     assert random_llm().invoke("Who?").plan.form == "paper"  # type: ignore[union-attr]
+
+
+def _skeleton(text: str, **settings: Any) -> NativeSkeleton:
+    """The skeleton of a list that begins like this."""
+    opened = NATIVE_FORM.opened(text)
+    assert opened is not None
+    return NATIVE_FORM.skeleton(ReasoningSettings(**settings), "", opened)
+
+
+@pytest.mark.parametrize(("most", "kept"), [(0.9, 2), (2.5, 3), (None, 3)])
+def test_a_list_ends_before_a_head_that_the_model_would_not_have_written(
+    most: float | None, kept: int
+) -> None:
+    """That head is left out of the plan, and of its pressure."""
+    skeleton = _skeleton("1. **Ann**: ", max_pressure=most)
+    bounds = skeleton.bounds(500)
+    chosen, text = [-0.1] * 3, f"{skeleton.begin}2. **Ben**: ...\n\n"
+    bounds.note(text, 9, lambda: chosen)
+    assert not bounds.over
+    text += "3. **Cem**: ...\n\n"
+    bounds.note(text, 18, lambda: [*chosen, -2.0, -2.0])
+    assert bounds.over is (kept == 2)
+    read = skeleton.read(bounds.kept(text)[0])
+    assert read is not None
+    assert read.titles == ["Ann", "Ben", "Cem"][:kept]
+    assert bounds.kept(text)[1] == (3 if kept == 2 else None)
+
+
+def test_the_second_head_is_judged_with_the_whole_list() -> None:
+    """A list of two has no other way to be a list."""
+    skeleton = _skeleton("1. **Ann**: ", max_pressure=0.9)
+    bounds = skeleton.bounds(500)
+    bounds.note(f"{skeleton.begin}2. **Ben**: ...\n\n", 9, lambda: [-3.0])
+    assert not bounds.over
+
+
+@pytest.mark.parametrize("head", ["1. Ann: ", "- Ann: ", "### Ann\n", "1) **Ann**: ", "**Ann**\n"])
+def test_the_space_before_a_title_is_not_forced(head: str) -> None:
+    """As a rule it is one token with the title's first word."""
+    skeleton = _skeleton(head)
+    compiler = ConstraintCompiler(byte_level(), vocabulary=512, stop_token_ids=[0])
+    state = compiler.state(Constraint("ebnf", skeleton.grammar))
+    forced = state.forced_text()
+    assert forced
+    assert not forced.endswith(" ")
+    space = " " if skeleton.begin.partition("Ann")[0].endswith(" ") else ""
+    whole = f"{forced}{space}Ben{skeleton.begin.partition('Ann')[2]}"
+    assert state.accept_text(whole)
+    assert skeleton.titles(skeleton.begin + whole) == ["Ann", "Ben"]
