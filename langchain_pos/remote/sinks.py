@@ -106,7 +106,7 @@ class TextSink(Sink):
 
     def close(self) -> str:
         """End the text and return all of it."""
-        self._say(self._text.flush())
+        self._say(self._text.flush(cut=self.finish_reason == "length"))
         return self._text.text
 
     @property

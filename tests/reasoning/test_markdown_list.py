@@ -111,3 +111,17 @@ def test_a_joined_list_reads_back_to_its_entries(entries: list[tuple[str, str]])
         assert rest[:end].strip(" ") == body.strip()
         rest, place = rest[end:].lstrip("\n") if end is not None else "", place + 1
     assert rest == ""
+
+
+@pytest.mark.parametrize("begun", ["\n\n9.", "\n9", "\n\n#"])
+def test_half_a_mark_at_the_end_of_a_budget_is_no_text(begun: str) -> None:
+    """The entry was over; a text that ends by itself keeps it."""
+    for cut in (True, False):
+        text = StoppedText(end=EntryEnd(BOLD_NUMBERS), strip=" \t")
+        text.push(f" Take breaks.{begun}")
+        text.flush(cut=cut)
+        assert text.text == "Take breaks." + ("" if cut else begun)
+    text = StoppedText(end=EntryEnd(BOLD_NUMBERS), strip=" \t")
+    text.push(" Take breaks in the")
+    text.flush(cut=True)
+    assert text.text == "Take breaks in the"

@@ -352,7 +352,7 @@ class DecodingSequence:
     def finish(self, reason: FinishReason, error: str | None = None) -> None:
         """End the sequence; text that was held back becomes certain."""
         self.finish_reason, self.error = reason, error
-        self._emit(self._stream.flush())
+        self._emit(self._stream.flush(cut=reason == "length"))
 
     def completion(self) -> Completion:
         """The finished sequence."""

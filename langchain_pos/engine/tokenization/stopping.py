@@ -79,11 +79,18 @@ class StoppedText:
         piece, self._held = self._held[:certain], self._held[certain:]
         return self._emit(piece)
 
-    def flush(self) -> str:
-        """End the sequence: text that was held back becomes certain, or is stripped."""
+    def flush(self, *, cut: bool = False) -> str:
+        """End the sequence: text that was held back becomes certain, or is stripped.
+
+        Args:
+            cut: it ends at its budget. Then what `end` has not decided on, such as half of the next
+                entry's mark, is left out.
+        """
         rest, self._held = self._held, ""
         if self.stopped is not None:
             return ""
+        if cut and self._end is not None:
+            rest = rest[: max(len(rest) - self._end.undecided(self.text + rest), 0)]
         return self._emit(rest.rstrip() if self._strip else rest)
 
     def _undecided(self) -> int:
