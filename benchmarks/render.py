@@ -195,7 +195,8 @@ def section(result: dict[str, Any]) -> str:
     )
     shape = [result["model"]] if "device" in result else []  # the older ones name it in the text
     shape += [result["dtype"]] if result.get("dtype", "auto") != "auto" else []
-    return f"{markdown(result['rows'])}\n\n<small>{', '.join([*shape, where])}</small>"
+    note = f". Note: {result['note']}" if "note" in result else ""
+    return f"{markdown(result['rows'])}\n\n<small>{', '.join([*shape, where])}{note}</small>"
 
 
 if __name__ == "__main__":
