@@ -442,7 +442,6 @@ class LocalDecoder:
             passes=done.forward_passes,
             token_ids=done.token_ids,
             failure=failure,
-            went_on=done.stop is not None,
             where=where,
         )
 

@@ -39,21 +39,11 @@ class Conclusion(Ending):
 class Concluder(StageWriter):
     """Writes the conclusions of one question."""
 
-    def join(self, trunk: Trunk, block: Block, *, went_on: bool = False) -> None:
-        """Join the branches of a block, those that were written last, after the trunk.
-
-        Args:
-            trunk: what they stand on.
-            block: the branches.
-            went_on: whether the last one was over because the model went on to something else.
-                Otherwise it says itself whether anything follows.
-        """
+    def join(self, trunk: Trunk, block: Block) -> None:
+        """Join the branches of a block, those that were written last, after the trunk."""
         bodies = [branch.text for branch in block.branches]
-        joined, tail = self._form.join(block.plan, bodies), self._form.tail(block.plan)
-        if went_on and not tail:
-            tail = block.plan.gap
-            joined += tail
-        self._decoder.join(trunk, joined, tail, bodies)
+        joined = self._form.join(block.plan, bodies)
+        self._decoder.join(trunk, joined, self._form.tail(block.plan), bodies)
 
     async def conclude(
         self, trunk: Trunk, so_far: Conclusion, *, block: int, may_open: bool

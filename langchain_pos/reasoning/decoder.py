@@ -117,7 +117,6 @@ class Written:
         failure: what went wrong, as an error to be raised; `text` is what was there by then.
         pressure: of a skeleton; see `Plan`.
         closed: whether JSON was closed for the model because its budget was about to end.
-        went_on: whether the model went on after `text`, with a stop text or the next entry.
     """
 
     text: str
@@ -130,7 +129,6 @@ class Written:
     failure: ParallelReasoningError | None = None
     pressure: float | None = None
     closed: bool = False
-    went_on: bool = False
     where: Any = field(default=None, repr=False)
     """Where the trunk stood when it was written; the decoder's own business."""
 

@@ -56,13 +56,7 @@ def lay_out(decoder: Decoder, question: Question, trunk: Trunk, plan: Plan) -> L
 
 
 class Expander(StageWriter):
-    """Has the branches of one question written.
-
-    Attributes:
-        went_on: whether the model went on after the last block's last entry; see `Written`.
-    """
-
-    went_on = False
+    """Has the branches of one question written."""
 
     async def expand(self, trunk: Trunk, blocks: list[Block]) -> tuple[BranchResult, ...]:
         """Write a branch for each step of the last block's plan.
@@ -93,8 +87,6 @@ class Expander(StageWriter):
 
         def on_end(index: int, written: Written) -> None:
             results[index] = self._result(results[index], written)
-            if index == len(results) - 1:
-                self.went_on = written.went_on
             if written.failure is not None:
                 failures[index] = written.failure
             self._progress.branch_end(blocks, results[index], written.passes)

@@ -175,7 +175,7 @@ class Reasoning:
 
             # Stage 3. Join, and write on. Another step opens a further block: back to stage 2.
             with self.progress.stage("conclude"):
-                self.concluder.join(trunk, blocks[-1], went_on=self.expander.went_on)
+                self.concluder.join(trunk, blocks[-1])
             plan, conclusion = await self.write_on(trunk, blocks)
         return self._result(blocks, conclusion, self.planner.declined if not blocks else None)
 

@@ -324,9 +324,7 @@ class RemoteDecoder:
         except ParallelReasoningError as error:
             failure = error
         text = sink.close()
-        return Written(
-            text, text, sink.finish_reason, sink.usage, failure=failure, went_on=sink.went_on
-        )
+        return Written(text, text, sink.finish_reason, sink.usage, failure=failure)
 
     def join(self, trunk: Trunk, joined: str, tail: str, bodies: Sequence[str]) -> None:
         """See `Decoder`."""

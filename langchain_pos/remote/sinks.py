@@ -115,11 +115,6 @@ class TextSink(Sink):
         return self._restartable or self._on_text is None or not self._text.text
 
     @property
-    def went_on(self) -> bool:
-        """See `Written`."""
-        return self._text.stopped is not None
-
-    @property
     def finish_reason(self) -> FinishReason:
         """How it ended."""
         if self._text.stopped is not None:  # found in the very last token of the budget, too

@@ -238,7 +238,7 @@ def test_a_list_ends_before_a_head_that_the_model_would_not_have_written(
     assert bounds.over is (kept == 2)
     read = skeleton.read(bounds.kept(text)[0])
     assert read is not None
-    assert read.titles == ("Ann", "Ben", "Cem")[:kept]
+    assert read.titles == ["Ann", "Ben", "Cem"][:kept]
     assert bounds.kept(text)[1] == (3 if kept == 2 else None)
 
 
@@ -263,16 +263,3 @@ def test_the_space_before_a_title_is_not_forced(head: str) -> None:
     whole = f"{forced}{space}Ben{skeleton.begin.partition('Ann')[2]}"
     assert state.accept_text(whole)
     assert skeleton.titles(skeleton.begin + whole) == ["Ann", "Ben"]
-
-
-def test_after_the_join_the_model_is_where_the_last_entry_was_over() -> None:
-    """On a new line if it had begun one there; otherwise it says itself whether more follows."""
-    llm, script = native_llm(LIST)
-    llm.invoke("Who?")
-    fed = "".join(f.text for f in script.passes[-1])
-    joined = next(f for p in script.passes for f in p if f.text.startswith("1. **Ann**: is tall"))
-    assert (joined.seen + joined.text).endswith("is small.\n\n"), (joined, fed)
-    llm, script = native_llm({**LIST, "2. **Ben**:": " is small.", "is small.": ""})
-    llm.invoke("Who?")
-    joined = next(f for p in script.passes for f in p if f.text.startswith("1. **Ann**: is tall"))
-    assert joined.text.endswith("is small.")
