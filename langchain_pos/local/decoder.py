@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 _END_TOKENS = 16
 """Of a prompt, in which the mark that opens a thought lies if there is one."""
 
+_NEW_LINE = Constraint("ebnf", 'root ::= "" | "\\n" [^\\0]*')
+"""The text ends at once, or goes on with a line of its own."""
+
 
 class LocalDecoding:
     """Questions put to an engine; see `reasoning.decoder.Decoding`.
@@ -383,7 +386,7 @@ class LocalDecoder:
             stop=passage.stop,
             strip=passage.strip,
             first_step=passage.first_token,
-            constraint=passage.options.constraint,
+            constraint=passage.options.constraint or (_NEW_LINE if passage.new_line else None),
             context_ids=context,
             on_text=passage.on_text,
             lookup=PromptLookup(context) if self._settings.drafts else None,

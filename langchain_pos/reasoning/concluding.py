@@ -94,6 +94,7 @@ class Concluder(StageWriter):
                 strip=not before,
                 opened=self._form.opened if may_open else None,
                 options=self._question.options,
+                new_line=bool(block) and not before and not self._form.needs_conclusion,
             ),
         )
         tokens = so_far.tokens + written.usage.output_tokens

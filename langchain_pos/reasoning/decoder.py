@@ -90,6 +90,7 @@ class Passage:
         opened: given the text so far, the step in it that opens a block: there it is broken off.
         first_token: its first token's place in the text that it goes on with.
         options: constraint and log-probabilities of it.
+        new_line: it begins with a line end, or there is none; where the decoder can see to that.
     """
 
     max_tokens: int
@@ -100,6 +101,7 @@ class Passage:
     opened: Callable[[str], OpenedStep | None] | None = None
     first_token: int = 0
     options: AnswerOptions = NO_OPTIONS
+    new_line: bool = False
 
 
 @dataclass(frozen=True)

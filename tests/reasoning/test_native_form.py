@@ -238,7 +238,7 @@ def test_a_list_ends_before_a_head_that_the_model_would_not_have_written(
     assert bounds.over is (kept == 2)
     read = skeleton.read(bounds.kept(text)[0])
     assert read is not None
-    assert read.titles == ["Ann", "Ben", "Cem"][:kept]
+    assert read.titles == ("Ann", "Ben", "Cem")[:kept]
     assert bounds.kept(text)[1] == (3 if kept == 2 else None)
 
 
@@ -263,3 +263,16 @@ def test_the_space_before_a_title_is_not_forced(head: str) -> None:
     whole = f"{forced}{space}Ben{skeleton.begin.partition('Ann')[2]}"
     assert state.accept_text(whole)
     assert skeleton.titles(skeleton.begin + whole) == ["Ann", "Ben"]
+
+
+def test_after_a_list_comes_a_new_paragraph_or_nothing() -> None:
+    """What the model would have written on in the last entry's line is not taken for more text."""
+    whole = "- and old.\n\n2. **Ben**: is small."
+    llm, _ = native_llm({**LIST, whole: " And so is Cem.\n\nThat is all."})
+    result = llm.invoke("Who?", max_conclusion_tokens=30)
+    assert [b.text for b in result.branches][-1] == "is small."
+    assert "And so is Cem" not in result.text
+    assert "And so is Cem" in llm.invoke("Who?", mode="sequential").text
+    llm, script = native_llm({**LIST, "2. **Ben**:": " is small.", "is small.": ""})
+    assert llm.invoke("Who?").conclusion == ""
+    assert script.passes
