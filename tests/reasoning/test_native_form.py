@@ -267,13 +267,17 @@ def test_the_space_before_a_title_is_not_forced(head: str) -> None:
 
 def test_after_a_list_comes_a_new_paragraph_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the model would have written on in the last entry's line is not taken for more text."""
-    whole = "- and old.\n\n2. **Ben**: is small."
-    llm, _ = native_llm({**LIST, whole: " And so is Cem.\n\nThat is all."})
-    result = llm.invoke("Who?", max_conclusion_tokens=30)
-    assert [b.text for b in result.branches][-1] == "is small."
-    assert "And so is Cem" not in result.text
+    body = "is small. And so is Cem."
+    rules = {**LIST, "2. **Ben**:": f" {body}\n\nThat is all."}
+    del rules["is small."]
+    llm, _ = native_llm(rules, max_branch_tokens=10, max_conclusion_tokens=40)  # cuts the body
+    result = llm.invoke("Who?")
+    rest = body.removeprefix(result.branches[-1].text).strip()
+    assert rest != body
+    assert rest
+    assert not result.conclusion.startswith(rest[:3])
+    monkeypatch.setattr("langchain_pos.local.decoder._NEW_LINE", None)
+    assert llm.invoke("Who?").conclusion.startswith(rest[:3])
+    monkeypatch.undo()
     llm, _ = native_llm({**LIST, "2. **Ben**:": " is small.", "is small.": ""})
     assert llm.invoke("Who?").conclusion == ""
-    monkeypatch.setattr("langchain_pos.local.decoder._NEW_LINE", None)
-    llm, _ = native_llm({**LIST, whole: " And so is Cem.\n\nThat is all."})
-    assert llm.invoke("Who?").conclusion.startswith("And so is Cem")
