@@ -36,13 +36,13 @@ class MaskedPart:
 
     Attributes:
         part: rows and slots.
-        mask: additive, `[1, 1, G * rows, slots]`. A row that sees nothing in the part sees all of
-            it here: a softmax over nothing would be NaN.
+        mask: additive, `[1, 1, G * rows, slots]`; None where every row sees every slot. A row that
+            sees nothing in the part sees all of it here: a softmax over nothing would be NaN.
         unseeing: 0, or minus infinity for a row that sees nothing in the part, float32 `[rows]`.
     """
 
     part: Part
-    mask: torch.Tensor
+    mask: torch.Tensor | None
     unseeing: torch.Tensor
 
 
@@ -187,7 +187,7 @@ def _dense(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: torch.Tensor,
+    mask: torch.Tensor | None,
     scaling: float | None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
@@ -271,13 +271,18 @@ def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: torch.Tensor,
+    mask: torch.Tensor | None,
     scaling: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention that gives its log-sum-exp: `[B, H, Q, Dv]` and float32 `[B, H, Q]`."""
     if query.device.type == "cuda":
         states, lse, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(
-            query, key, value, mask.expand(-1, key.shape[1], -1, -1), True, scale=scaling
+            query,
+            key,
+            value,
+            None if mask is None else mask.expand(-1, key.shape[1], -1, -1),
+            True,
+            scale=scaling,
         )
         return states, lse[..., : query.shape[2]]
     if query.device.type == "cpu" and key.shape[-1] == value.shape[-1]:
@@ -286,7 +291,9 @@ def _attend(
         )
         return states, lse
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = (query @ key.transpose(-1, -2)).float() * scale + mask
+    scores = (query @ key.transpose(-1, -2)).float() * scale
+    if mask is not None:
+        scores = scores + mask
     return torch.softmax(scores, dim=-1).to(value.dtype) @ value, scores.logsumexp(dim=-1)
 
 

@@ -155,8 +155,8 @@ def test_nan_of_a_row_stays_in_its_row() -> None:
     """Also where another row, which is in no batch, is given a place in it to be ignored."""
     forest = SegmentForest(torch.device("cpu"))
     root = forest.root(Ledger())
-    forest.extend(root, 600)
-    branches = [forest.fork(root, at=600) for _ in range(3)]
+    forest.extend(root, 1200)  # enough of its own to be read where it lies
+    branches = [forest.fork(root, at=592) for _ in range(3)]
     feeds = [(segment, [0]) for segment in (root, *branches)]
     for segment, _ in feeds:
         forest.extend(segment, 1)

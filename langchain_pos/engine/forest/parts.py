@@ -17,7 +17,7 @@ with every slot that it sees, and no pair twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -210,8 +210,9 @@ def _parts(feeds: Feeds, least_saved: int) -> Plan:
     # 1. What several blocks look at becomes a part, where that saves enough; the rest is theirs.
     own: list[list[int]] = [[] for _ in few]
     common: list[tuple[tuple[int, ...], list[int]]] = []
-    for viewers, pages in _views([feeds[block.feed][0] for block in few]):
-        if (len(viewers) - 1) * len(pages) * PAGE >= _SHARED:
+    for viewers, pages, whole_pages in _views([feeds[block.feed][0] for block in few]):
+        # A page that its viewers see a part of would need a mask for all pages of the part.
+        if whole_pages and (len(viewers) - 1) * len(pages) * PAGE >= _SHARED:
             common.append((viewers, pages))
         else:
             for viewer in viewers:
@@ -275,8 +276,11 @@ def _too_long(sizes: Mapping[int, tuple[int, int]], least_saved: int) -> list[in
     return order[:best]
 
 
-def _views(segments: Sequence[Segment]) -> Iterable[tuple[tuple[int, ...], list[int]]]:
-    """The pages that some of `segments` look at, by which of them do; every page once."""
+def _views(segments: Sequence[Segment]) -> Iterator[tuple[tuple[int, ...], list[int], bool]]:
+    """The pages that some of `segments` look at, by which of them do; every page once.
+
+    With whether they see all of these pages' slots, but for those that come after them.
+    """
     looks: dict[Segment, dict[int, list[int]]] = {}
     for viewer, segment in enumerate(segments):
         for seen, upto in segment.ancestors.items():
@@ -284,27 +288,29 @@ def _views(segments: Sequence[Segment]) -> Iterable[tuple[tuple[int, ...], list[
             if count > 0:
                 looks.setdefault(seen, {}).setdefault(count, []).append(viewer)
         looks.setdefault(segment, {}).setdefault(len(segment.slots), []).append(viewer)
-    found: dict[tuple[int, ...], list[int]] = {}
+    found: dict[tuple[tuple[int, ...], bool], list[int]] = {}
     for seen, by_count in looks.items():
         done = 0
         for count in sorted(by_count):
             viewers = tuple(sorted(v for c, some in by_count.items() if c >= count for v in some))
             pages = seen.pages_of(count)
-            if len(pages) > done:
-                found.setdefault(viewers, []).extend(pages[done:])
-                done = len(pages)
+            for end, entire in ((count // PAGE, True), (len(pages), False)):
+                if end > done:
+                    found.setdefault((viewers, entire), []).extend(pages[done:end])
+                    done = end
     # When memory is short, segments share pages. Whoever sees one of them then looks at the page.
     claims = [page for pages in found.values() for page in pages]
     if len(set(claims)) == len(claims):
-        return found.items()
+        yield from ((viewers, pages, entire) for (viewers, entire), pages in found.items())
+        return
     by_page: dict[int, set[int]] = {}
-    for viewers, pages in found.items():
+    for (viewers, _), pages in found.items():
         for page in pages:
             by_page.setdefault(page, set()).update(viewers)
     regrouped: dict[tuple[int, ...], list[int]] = {}
     for page, all_viewers in by_page.items():
         regrouped.setdefault(tuple(sorted(all_viewers)), []).append(page)
-    return regrouped.items()
+    yield from ((viewers, pages, True) for viewers, pages in regrouped.items())
 
 
 def _in_sight(feeds: Feeds, block: Block) -> set[int]:

@@ -85,7 +85,9 @@ class PassMasks:
         plan = self._plan
         parts = {part: self._masked(part, window) for part in self._seen}
         if plan.parts == 1 and plan.alone and plan.alone[0].spans == ((0, self._extent),):
-            return parts[plan.alone[0]].mask
+            only = parts[plan.alone[0]].mask
+            if only is not None:
+                return only
         masked = MaskedPlan(
             plan.together,
             tuple(parts[part] for part in plan.shared),
@@ -109,6 +111,9 @@ class PassMasks:
         if window:
             slots = of_spans(self._forest.slot_position, part.spans, 0)
             seen = seen & within(window, self._position[begin:end], slots)
+        if part in self._plan.shared and seen.device.type == "cpu" and bool(seen.all()):
+            # Prefixes are: a kernel without a mask is faster. On a GPU, to ask would be to wait.
+            return MaskedPart(part, None, torch.zeros(end - begin))
         # A row that only fills a fixed shape up sees nothing as well.
         nothing = ~seen.any(dim=-1)
         return MaskedPart(part, self._additive((seen | nothing[:, None])[None]), _minus(nothing))

@@ -214,8 +214,10 @@ def test_what_is_after_the_fork_is_not_read() -> None:
     planned(engine, [(root, ids(100 * PAGE))])
     branches = [forest.fork(root, at=60 * PAGE + 1) for _ in range(3)]
     found = planned(engine, [(segment, [1]) for segment in (root, *branches)])
-    assert found.shared[0] == Part((0, 4), ((0, 61 * PAGE),))
-    assert found.shared[1] == Part((0, 1), ((61 * PAGE, 101 * PAGE),))
+    assert found.shared[0] == Part((0, 4), ((0, 60 * PAGE),))
+    assert found.shared[1] == Part((0, 1), ((60 * PAGE, 101 * PAGE),))
+    assert found.batch is not None  # the page that the branches see one slot of
+    assert set(found.batch.pages) == {(60, 101), (60, 102), (60, 103)}
 
 
 def test_the_first_rows_of_a_long_prompt_do_not_look_at_its_last() -> None:
