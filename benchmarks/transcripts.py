@@ -38,6 +38,8 @@ def main(
     tokens: Annotated[int, typer.Option(help="of a sequential answer")] = 300,
     branch: Annotated[int, typer.Option(help="tokens of a branch")] = 100,
     dtype: str = "auto",
+    out: Annotated[Path, typer.Option(help="folder of the JSON file")] = RESULTS,
+    page: Annotated[Path, typer.Option(help="what to write the answers to")] = PAGE,
 ) -> None:
     """Ask, and write the JSON file; without a model, write the page from the JSON files."""
     for each in model or ():
@@ -56,9 +58,16 @@ def main(
             print(len(answers), answers[-1]["how"], question, flush=True)
         parallel = sum(a["mode"] == "parallel" for a in answers)
         row = {"model": name, "questions": len(answers), "in parallel": parallel}
-        budgets = {"tokens": tokens, "branch": branch}
-        report(f"transcripts_{name}", [row], model=name, answers=answers, budgets=budgets)
-    render()
+        report(
+            f"transcripts_{name}",
+            [row],
+            folder=out,
+            command=f"python -m benchmarks.transcripts --model {name}",
+            model=name,
+            answers=answers,
+            budgets={"tokens": tokens, "branch": branch},
+        )
+    render(out, page)
 
 
 def _answer(question: str, result: ReasoningResult) -> dict[str, Any]:
@@ -80,9 +89,9 @@ def _marked(result: ReasoningResult) -> str:
     return text
 
 
-def render() -> None:
+def render(folder: Path, page: Path) -> None:
     """Write the page from what was answered last."""
-    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("transcripts_*.json"))]
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("transcripts_*.json"))]
     if not found:
         raise SystemExit("nothing has been asked yet: give --model")
     parts = [HEAD.format(**found[0]["budgets"])]
@@ -91,8 +100,8 @@ def render() -> None:
         for answer in run["answers"]:
             verbatim = f"~~~~text\n{answer['text'].strip()}\n~~~~"
             parts.append(f"### {answer['question']}\n\n{answer['how']}\n\n{verbatim}\n\n")
-    PAGE.write_text("".join(parts).rstrip() + "\n", encoding="utf-8")
-    print(f"written to {PAGE}")
+    page.write_text("".join(parts).rstrip() + "\n", encoding="utf-8")
+    print(f"written to {page}")
 
 
 if __name__ == "__main__":

@@ -121,7 +121,8 @@ class PassMasks:
     def _of_pages(self, slots: torch.Tensor) -> torch.Tensor:
         """The batch's slots, `[B, L]`."""
         _, _, pages, lengths = self._batch
-        return slots.unflatten(0, (-1, PAGE)).index_select(0, pages).reshape(len(lengths), -1)
+        paged: torch.Tensor = slots.unflatten(0, (-1, PAGE))
+        return paged.index_select(0, pages).reshape(len(lengths), -1)
 
     def _see_batch(self, shape: tuple[int, int, int]) -> torch.Tensor:
         """Bool `[B, R, L]`."""
