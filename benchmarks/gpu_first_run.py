@@ -49,11 +49,9 @@ def steps(device: str, quick: bool) -> list[Step]:
     few = ("--branches", "10", "30", "--prefixes", "512", "--tokens", "32", "--runs", "3")
     told = ("--device", device)
     made = [
-        Step("a matrix product", "benchmarks.roofline", ("--model", "qwen2.5-0.5b"), 60),
+        Step("the roofline, 0.5B", "benchmarks.roofline", ("--model", "qwen2.5-0.5b"), 60),
         Step("branches, 0.5B", "benchmarks.branches", ("--model", "qwen2.5-0.5b", *few), 80),
-        Step(
-            "steps against the roofline, 7B", "benchmarks.roofline", ("--model", "qwen2.5-7b"), 80
-        ),
+        Step("the roofline, 7B", "benchmarks.roofline", ("--model", "qwen2.5-7b"), 80),
         Step("branches, 7B", "benchmarks.branches", ("--model", "qwen2.5-7b", *few), 120),
         Step("the shipped model", "benchmarks.embedded", ("--questions", "4", "--runs", "2"), 60),
         Step(

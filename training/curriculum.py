@@ -46,7 +46,7 @@ STAGES = (
     Stage({"tiny": 0.25, "short": 0.75}, 0.9, 0.28, 0.12),
     Stage({"short": 0.3, "middle": 0.7}, 0.93, 0.48),
     Stage({"short": 0.1, "middle": 0.4, "full": 0.4, "many": 0.1}, 0.97, 0.76),
-    Stage({"short": 0.05, "middle": 0.3, "full": 0.45, "many": 0.1, "long": 0.1}, 0.97, 0.76),
+    Stage({"short": 0.05, "middle": 0.3, "full": 0.45, "many": 0.1, "long": 0.1}, 0.97, 0.88),
     Stage({"middle": 0.15, "full": 0.2, "list": 0.3, "long": 0.15, "roll": 0.2}, 2.0, 1.0, 0.08),
 )
 

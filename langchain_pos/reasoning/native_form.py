@@ -86,13 +86,13 @@ class NativeSkeleton(Skeleton):
         first = "0-9" if counted else re.sub(r"([\\\]^-])", r"\\\1", mark.before.strip()[:1])
         # A space before the title is the title's: as a rule the two are one token, and after a
         # space that stands alone the model goes on with what can follow one, such as a digit.
-        gap = " gap" if mark.before.endswith(" ") else ""
+        space = " space" if mark.before.endswith(" ") else ""
 
         def entry(place: int) -> str:
-            literal = _literal(mark.mark(place).removesuffix(" ") if gap else mark.mark(place))
-            return f"{literal}{gap} title {closed} rest{place + 1}"
+            literal = _literal(mark.mark(place).removesuffix(" "))
+            return f"{literal}{space} title {closed} rest{place + 1}"
 
-        rules = [f"root ::= {entry(2)}", "gap ::= [ \\t]"]  # two, or it would be forced
+        rules = [f"root ::= {entry(2)}", "space ::= [ \\t]"]  # two, or it would be forced
         rules += [f"rest{place} ::= end | {entry(place)}" for place in range(3, most + 1)]
         rules.append(f"rest{most + 1} ::= end")
         rules.append(f'end ::= "" | [^{first} \\t\\n]')

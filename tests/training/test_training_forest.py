@@ -9,10 +9,11 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from langchain_pos.embedded import embedded_model_path
 from training import fast_attention
+from training.curriculum import BUCKETS
 from training.decode import Decoder
 from training.export import to_config, to_state_dict
 from training.model import Shape, forward, init_weights, rope_tables
-from training.packing import APART, ROOT, Batch, Bucket, Packer, fork_mask
+from training.packing import APART, ROOT, TITLE, Batch, Bucket, Packer, fork_mask
 
 SMALL = Shape(layers=2, hidden=64, heads=2, feed_forward=96)
 
@@ -138,3 +139,14 @@ def test_branches_decoded_together_are_branches_decoded_alone() -> None:
     together = decoder.greedy(prefix, len(ids), openings, [], 6)
     alone = [decoder.greedy(prefix, len(ids), [o], [], 6)[0] for o in openings]
     assert together == alone
+
+
+@pytest.mark.parametrize("name", ["list", "roll"])
+def test_batches_of_long_lists_have_whole_skeletons(name: str) -> None:
+    """A row ends a skeleton (`%%%%`), of one question at least, and fits its bucket."""
+    tokenizer = Tokenizer.from_file(str(embedded_model_path() / "tokenizer.json"))
+    made = Packer(tokenizer).batch(5, BUCKETS[name])
+    (end,) = tokenizer.encode("%%%%", add_special_tokens=False).ids
+    titles = (made.kinds == TITLE) & (made.weights > 0)
+    for row in range(len(made.tokens)):
+        assert ((made.targets[row] == end) & titles[row]).any()
