@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--peers", nargs="*", default=["copied", "paper", "continuous"])
     parser.add_argument("--continuous-runs", type=int, default=1)
+    parser.add_argument("--dtype", default="auto", help="of the weights (%(default)s)")
     args = parse(parser, argv)
     if args.quick:
         args.branches, args.prefixes, args.tokens = [1, 3], [32], 4
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     points = [tuple(map(int, point.split("x"))) for point in args.points]
     cells = {(count, prefix) for count in args.branches for prefix in args.prefixes}
 
-    model = random_model(args.model, args.device)
+    model = random_model(args.model, args.device, dtype=args.dtype)
     peer_model = twin(model)
     engine = endless_engine(model)
     # A GPU's passes are recorded when their shape first comes, so there all of them come once.

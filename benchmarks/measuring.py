@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.report import RESULTS, report, without_folders
+from langchain_pos.engine.cpu.neighbours import Neighbours
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ def parse(
         hybrid = args.model.startswith("qwen3.5")
         args.model = ("tiny-hybrid" if hybrid else "tiny") if tiny else args.model
     args.words = without_folders(sys.argv[1:] if argv is None else argv)
+    args.neighbours = Neighbours(torch.device(args.device).type)
     return args
 
 
@@ -181,5 +183,6 @@ def publish(
         command=" ".join([f"python -m benchmarks.{name}", *args.words]),
         device=kind,
         model=args.model,
+        others_cores=round(args.neighbours.cores(), 2),
         **details,
     )

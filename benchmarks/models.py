@@ -24,6 +24,7 @@ from transformers import (
 
 from langchain_pos.embedded import embedded_model_path
 from langchain_pos.engine import Engine
+from langchain_pos.engine.cpu.dtypes import dtype_on_a_cpu
 
 
 @dataclass(frozen=True)
@@ -105,16 +106,22 @@ SHAPES = {
 """From the models' own config.json files; those called "tiny" are for tests."""
 
 
-def random_model(name: str, device: str = "cpu", seed: int = 0) -> PreTrainedModel:
+def random_model(
+    name: str, device: str = "cpu", seed: int = 0, dtype: str = "auto"
+) -> PreTrainedModel:
     """A model of a shape in `SHAPES`; its weights are filled in place, without a copy.
 
     Args:
         name: key of `SHAPES`.
         device: where it is made.
         seed: of the weights.
+        dtype: of the weights; "auto" for the one that a checkpoint of that shape is loaded in.
     """
     shape = SHAPES[name]
-    model = _empty(shape.config(), getattr(torch, shape.dtype), device)
+    stored = getattr(torch, shape.dtype)
+    if dtype == "auto" and torch.device(device).type == "cpu":
+        dtype = dtype_on_a_cpu(stored)
+    model = _empty(shape.config(), stored if dtype == "auto" else getattr(torch, dtype), device)
     generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
         for parameter_name, weights in model.named_parameters():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import RESULTS, markdown
+from langchain_pos.engine.cpu.neighbours import NOTICED
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
@@ -193,10 +194,13 @@ def section(result: dict[str, Any]) -> str:
             machine["date"],
         ]
     )
+    others = result.get("others_cores", 0)
+    where += f", other processes used {others} cores meanwhile" if others >= NOTICED else ""
     shape = [result["model"]] if "device" in result else []  # the older ones name it in the text
-    shape += [result["dtype"]] if result.get("dtype", "auto") != "auto" else []
+    dtype = result.get("dtype", "auto")
+    shape += [result.get("engine", {}).get("dtype")] if dtype == "auto" else [dtype]
     note = f". Note: {result['note']}" if "note" in result else ""
-    return f"{markdown(result['rows'])}\n\n<small>{', '.join([*shape, where])}{note}</small>"
+    return f"{markdown(result['rows'])}\n\n<small>{', '.join(filter(None, [*shape, where]))}{note}</small>"
 
 
 if __name__ == "__main__":

@@ -90,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--keep", action="store_true", help="keep the other kinds that the result file has"
     )
     parser.add_argument("--data", type=Path, help="folder with the paper's recorded runs")
+    parser.add_argument("--dtype", default="auto", help="of the weights (%(default)s)")
     args = parse(parser, argv)
     if args.quick:
         args.answers, args.sequential_runs = 1, 1
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = data_folder(args.data)
     answers = {kind: read(folder, kind, args.answers) for kind in args.kinds}
     tokenizer = tokenizer_for(text for some in answers.values() for a in some for text in _texts(a))
-    model = random_model(args.model, args.device)
+    model = random_model(args.model, args.device, dtype=args.dtype)
     peer_model = twin(model)
     engine = engine_for(model, tokenizer)
     settings = SETTINGS.model_copy(update={"drafts": not args.no_drafts, "join": args.join})

@@ -15,6 +15,8 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 """Instructions that decide how fast a matrix product is."""
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
+"""Variables that keep PyTorch from some of them: `AVX2` and `avx2` make most machines alike."""
 
 
 def machine() -> dict[str, Any]:
@@ -25,7 +27,7 @@ def machine() -> dict[str, Any]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "platform": platform.platform(),
         "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
-        "flags": [flag for flag in FLAGS if flag in _cpuinfo("flags").split()],
+        "flags": flags(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -38,6 +40,17 @@ def machine() -> dict[str, Any]:
     if torch.cuda.is_available():
         info["gpu"] = torch.cuda.get_device_name()
     return info
+
+
+def flags() -> list[str]:
+    """Those of `FLAGS` that are used: the processor has them, and no variable forbids them."""
+    found = [flag for flag in FLAGS if flag in _cpuinfo("flags").split()]
+    limits = {name: os.environ[name] for name in LIMITS if name in os.environ}
+    if not limits:
+        return found
+    if {limit.lower() for limit in limits.values()} == {"avx2"} and len(limits) == len(LIMITS):
+        return [flag for flag in found if flag == "avx2"]
+    return [*found, *(f"{name}={limit}" for name, limit in limits.items())]
 
 
 def _cpuinfo(key: str) -> str:

@@ -95,6 +95,8 @@ def show(console: Console, result: BenchResult) -> None:
     if reason := result.answers[-1].fallback_reason:
         console.print(f"Parallel fell back to sequential: {reason}", markup=False, soft_wrap=True)
     console.print(recommendation(result), markup=False, soft_wrap=True)
+    if result.busy:
+        console.print(result.busy, markup=False, soft_wrap=True)
 
 
 def recommendation(result: BenchResult) -> str:

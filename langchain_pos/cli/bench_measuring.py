@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from langchain_pos.engine.cpu.neighbours import Neighbours
 from langchain_pos.engine.decoding.sequence import Feed, feed
 from langchain_pos.engine.sampling import RowSampling, SamplingParams
 
@@ -85,12 +86,14 @@ class BenchResult:
         answers: the ways of answering; parallel comes last.
         steps: by rows, ascending.
         prefix: tokens that the rows of `steps` shared.
+        busy: what to say if other processes slowed all this down.
     """
 
     engine: dict[str, str]
     answers: tuple[AnswerTime, ...]
     steps: tuple[StepTime, ...]
     prefix: int
+    busy: str | None = None
 
     @property
     def recommended_branches(self) -> int:
@@ -125,6 +128,7 @@ def measure(llm: ParallelReasoningLLM, question: str, *, runs: int = 3) -> Bench
         "parallel": {"mode": "parallel"},
     }
     llm.invoke(question, max_branch_tokens=1, max_conclusion_tokens=1)  # one-time setup
+    neighbours = Neighbours(llm.engine.describe()["device"])
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     results = {}
     for _ in range(runs):
@@ -145,7 +149,7 @@ def measure(llm: ParallelReasoningLLM, question: str, *, runs: int = 3) -> Bench
     prefix = min(_PREFIX, (llm.engine.context_length or _PREFIX) // 2)
     steps = step_times(llm.engine, prefix=prefix)
     engine = llm.engine.describe() | {"model": llm.reasoner.model_name}
-    return BenchResult(engine, answers, steps, prefix)
+    return BenchResult(engine, answers, steps, prefix, neighbours.warning())
 
 
 def step_times(

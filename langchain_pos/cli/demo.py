@@ -54,6 +54,7 @@ def demo(
     with exit_codes(debug):
         from langchain_pos.cli.live import show_stream
         from langchain_pos.embedded.demo import DEMO_ANSWER, demo_question
+        from langchain_pos.engine.cpu.neighbours import Neighbours
 
         question = demo_question()
         console = new_console()
@@ -70,6 +71,7 @@ def demo(
         for _, _, settings in WAYS:  # not shown: the first answers include one-time setup
             llm.invoke(question, **settings, **_SHORT)
         results: list[ReasoningResult] = []
+        neighbours = Neighbours(llm.engine.describe()["device"])
         for name, meaning, settings in WAYS:
             typer.echo(f"--- {name}: {meaning} ---")
             if len(results) < len(WAYS) - 1:
@@ -79,6 +81,8 @@ def demo(
                 results.append(llm.invoke(question, **settings))
             right = DEMO_ANSWER.casefold() in results[-1].conclusion.casefold()
             typer.echo(f"({'right' if right else 'wrong'}: it is {DEMO_ANSWER})\n")
+        if busy := neighbours.warning():
+            typer.echo(_wrapped(busy, console.width) + "\n", err=True)
         typer.echo("\n".join([*table(results), "", *verdict(results, console.width)]))
         report(results)
 

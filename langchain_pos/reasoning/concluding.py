@@ -6,8 +6,9 @@ the step was only text, and the conclusion goes on after it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from langchain_pos.engine.seeds import derive_seed
@@ -17,7 +18,7 @@ from langchain_pos.reasoning.stage import StageWriter
 
 if TYPE_CHECKING:
     from langchain_pos.reasoning.decoder import Trunk, Written
-    from langchain_pos.reasoning.form import Form, OpenedStep
+    from langchain_pos.reasoning.form import OpenedStep
     from langchain_pos.results.data import Block
 
 
@@ -46,7 +47,7 @@ class Concluder(StageWriter):
         self._decoder.join(trunk, joined, self._form.tail(block.plan), bodies)
 
     async def conclude(
-        self, trunk: Trunk, so_far: Conclusion, *, block: int, may_open: bool
+        self, trunk: Trunk, so_far: Conclusion, *, blocks: Sequence[Block], may_open: bool
     ) -> Conclusion:
         """Write on after the trunk.
 
@@ -54,10 +55,11 @@ class Concluder(StageWriter):
             trunk: everything before. Where a step opens a block, it ends before that step.
             so_far: the conclusion up to here. If it ends with a step that opened no block after
                 all, that step was only text.
-            block: how many blocks come before; with none, this is how the answer begins.
+            blocks: those before; with none, this is how the answer begins.
             may_open: whether it may open a further block.
         """
         budget = self._decoder.budget
+        block, after = len(blocks), blocks[-1].plan if blocks else None
         before = so_far.text
         carried = self._take_as_text(trunk, so_far)
         most = budget.conclusion if block else budget.sequential
@@ -77,7 +79,10 @@ class Concluder(StageWriter):
             )
             return Conclusion("", "error", error)
         may_open = may_open and self._question.options.constraint is None
-        held = HeldText(self._progress.conclusion_text, self._form if may_open else None)
+        opens = partial(self._form.opened, after=after)
+        held = HeldText(self._progress.conclusion_text)
+        if may_open:
+            held.wait_for(opens, partial(self._form.may_open, after=after))
         held.push(carried)
         before += carried
         seed = (
@@ -92,14 +97,14 @@ class Concluder(StageWriter):
                 stop=self._settings.stop,
                 on_text=held.push,
                 strip=not before,
-                opened=self._form.opened if may_open else None,
+                opened=opens if may_open else None,
                 options=self._question.options,
                 new_line=bool(block) and not before and not self._form.needs_conclusion,
             ),
         )
         tokens = so_far.tokens + written.usage.output_tokens
         if written.opened is not None:
-            step = self._form.opened(written.raw) or written.opened
+            step = opens(written.raw) or written.opened
             trunk.keep(written, step.start)
             text = (before + written.text[: written.opened.start]).rstrip()
             return Conclusion(text, opened=step, written=written, tokens=tokens)
@@ -161,24 +166,30 @@ class HeldText:
 
     Args:
         pass_on: takes what is certain.
-        form: says what opens a block; None where nothing may.
     """
 
-    def __init__(self, pass_on: Callable[[str], None], form: Form | None) -> None:
+    def __init__(self, pass_on: Callable[[str], None]) -> None:
         self._pass_on = pass_on
-        self._form = form
+        self._opens: Callable[[str], OpenedStep | None] | None = None
+        self._may_open: Callable[[str], bool] = bool
         self._text = ""
         self._passed = 0
+
+    def wait_for(
+        self, opens: Callable[[str], OpenedStep | None], may_open: Callable[[str], bool]
+    ) -> None:
+        """Hold back what opens a block; see `Form`. Without it nothing may open one."""
+        self._opens, self._may_open = opens, may_open
 
     def push(self, piece: str) -> None:
         """Take a piece."""
         self._text += piece
         certain = len(self._text)
-        if self._form is not None:
+        if self._opens is not None:
             line = self._text.rfind("\n") + 1
-            if self._form.may_open(self._text[line:]):
+            if self._may_open(self._text[line:]):
                 certain = line
-            opened = self._form.opened(self._text)
+            opened = self._opens(self._text)
             if opened is not None:
                 certain = min(certain, opened.start)
         certain = len(self._text[:certain].rstrip())
@@ -188,5 +199,5 @@ class HeldText:
 
     def flush(self) -> None:
         """All was only text."""
-        self._form = None
+        self._opens = None
         self.push("")

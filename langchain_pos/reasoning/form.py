@@ -164,9 +164,19 @@ class Form(ABC):
         """What follows the last body in a join."""
 
     @abstractmethod
-    def opened(self, text: str) -> OpenedStep | None:
-        """The first step in a text that opens a block."""
+    def opened(self, text: str, after: Plan | None = None) -> OpenedStep | None:
+        """The first step in a text that opens a block.
+
+        Args:
+            text: it may break off anywhere.
+            after: the plan of the block that comes before the text, if one does.
+        """
 
     @abstractmethod
-    def may_open(self, line: str) -> bool:
-        """Whether a line that is being written may yet become a step that opens a block."""
+    def may_open(self, line: str, after: Plan | None = None) -> bool:
+        """Whether a line that is being written may yet become a step that opens a block.
+
+        Args:
+            line: as far as it is there.
+            after: as in `opened`.
+        """

@@ -15,6 +15,7 @@ Text only: what is read here may break off anywhere, for it is looked at while i
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,7 +43,7 @@ _HEAD = re.compile(
     """,
     re.MULTILINE | re.VERBOSE,
 )
-_NUMBERED = re.compile(r"\d{1,2}[.)、．][ \t]*")
+_NUMBERED = re.compile(r"(?P<number>\d{1,2})[.)、．][ \t]*")
 _FENCE = re.compile(r"[ ]{0,3}(```|~~~)")
 
 
@@ -55,12 +56,14 @@ class Mark:
         before: the text before a title; in a numbered list the first entry's.
         after: the text after it, up to where the body begins.
         numbered: whether the entries are counted.
+        first: the first entry's number.
     """
 
     kind: Kind
     before: str
     after: str
     numbered: bool
+    first: int = 1
 
     def head(self, place: int, title: str) -> str:
         """The head of the entry at `place`, from 1."""
@@ -68,7 +71,9 @@ class Mark:
 
     def mark(self, place: int) -> str:
         """The text before the title of the entry at `place`, from 1."""
-        return re.sub(r"\d+", str(place), self.before, count=1) if self.numbered else self.before
+        if not self.numbered:
+            return self.before
+        return re.sub(r"\d+", str(self.first + place - 1), self.before, count=1)
 
     @property
     def indent(self) -> int:
@@ -102,62 +107,77 @@ BOLD_NUMBERS = Mark("number", "1. **", "**:", numbered=True)
 """How a list is written whose entries the caller names."""
 
 
-def first_head(text: str) -> Head | None:
+def first_head(text: str, goes_on: int | None = None) -> Head | None:
     """The head of the first entry of the first list in a text; its body may not be there yet.
 
     Entries count whose title is set off from the body: in bold, as a heading, or by a colon after a
     few words. A list that does not begin with 1, and what stands in a code fence, is none.
+
+    Args:
+        text: its body may break off anywhere.
+        goes_on: the number with which a list that came before goes on; it may begin with that, too.
     """
     for found in _HEAD.finditer(text):
         if _in_fence(text[: found.start()]):
             continue
-        head = _head(found)
+        head = _head(found, (1, goes_on))
         if head is not None:
             return head
     return None
 
 
-def _head(found: re.Match[str]) -> Head | None:
+def _head(found: re.Match[str], numbers: Collection[int | None]) -> Head | None:
     parts = found.groupdict()
     name = next(n for n in ("bold", "plain", "heading", "line") if parts[n] is not None)
     title, close = parts[name], parts[f"{name}_close"]
     before = found[0][: found.start(name) - found.start()]
     numbered = parts["number"] is not None
     kind: Kind = "bullet"
+    first = 1
     if numbered:
-        kind = "number"
-        if parts["number"] != "1":
-            return None
+        kind, first = "number", int(parts["number"])
     elif name == "heading":
         kind = "heading"
         inner = _NUMBERED.match(title)
         if inner is not None:
-            if not inner[0].startswith("1") or inner[0][1:2].isdigit():
-                return None
+            first = int(inner["number"])
             before, title, numbered = before + inner[0], title[inner.end() :], True
         if title.startswith("**") and title.endswith("**") and len(title) > 4:
             before, title, close = before + "**", title[2:-2], "**" + close
     elif name == "line":
         kind = "bold"
     title = title.strip()
+    if first not in numbers:
+        return None
     if not any(character.isalnum() for character in title):
         return None
     if name == "plain" and len(title.split()) > _MOST_WORDS:
         return None
-    return Head(Mark(kind, before, close, numbered), title, found.start(), found.end())
+    return Head(Mark(kind, before, close, numbered, first), title, found.start(), found.end())
 
 
-def may_be_head(line: str) -> bool:
-    """Whether a line that is being written may yet become the head of a first entry."""
+def may_be_head(line: str, goes_on: int | None = None) -> bool:
+    """Whether a line that is being written may yet become the head of a first entry.
+
+    Args:
+        line: as far as it is there.
+        goes_on: as in `first_head`.
+    """
     if len(line) > LONGEST_TITLE + 16:
         return False
     line = line.lstrip(" ")
     if not line or line[0] in "#":
         return True
-    if re.match(r"1(?:$|[.)、．])|[-*+•](?:$|[ \t*])|\*\*", line) is None:
+    numbers = {"1", str(goes_on or 1)}
+    begun = re.match(r"(\d{1,2})(?:$|[.)、．])", line)
+    if begun is not None:
+        partly = not line[begun.end(1) :] and any(n.startswith(line) for n in numbers)
+        if begun[1] not in numbers and not partly:
+            return False
+    elif re.match(r"[-*+•](?:$|[ \t*])|\*\*", line) is None:
         return False
     # The body of an entry that is none, or the rest of a line that is not all bold.
-    return re.match(r"(?:1[.)、．]|[-*+•])[ \t]+(?!\*\*)(?:\S+[ \t]+){9}", line) is None
+    return re.match(r"(?:\d{1,2}[.)、．]|[-*+•])[ \t]+(?!\*\*)(?:\S+[ \t]+){9}", line) is None
 
 
 def _in_fence(text: str) -> bool:

@@ -17,7 +17,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from langchain_pos.errors import PlanFormatError
@@ -59,13 +58,17 @@ class NativeSkeleton(Skeleton):
     Args:
         settings: the bounds.
         head: the first entry's head.
+        known: titles of the list that goes on here.
     """
 
     end = ""
 
-    def __init__(self, settings: ReasoningSettings, head: Head) -> None:
+    def __init__(
+        self, settings: ReasoningSettings, head: Head, known: Sequence[str] = ()
+    ) -> None:
         self._settings = settings
         self._mark = head.mark
+        self.known = tuple(known)
         self.begin = f"{head.mark.head(1, head.title)}{self._elided}"
         self.grammar = self._grammar(settings.max_branches)
 
@@ -139,7 +142,7 @@ class NativeSkeleton(Skeleton):
         """See `Skeleton`. The list ends where a title repeats."""
         titles: list[str] = []
         for title in self.titles(text):
-            if _same(title, titles):
+            if _same(title, [*self.known, *titles]):
                 break
             titles.append(title)
         if len(titles) < 2:
@@ -219,6 +222,7 @@ class NativeBounds:
         self._entries, self._tokens_at_entry = text.count(ELLIPSIS), tokens
         titles, chosen = self._skeleton.titles(text), likely()
         *known, last = titles or [""]
+        known += self._skeleton.known
         self.over = self.over or _same(last, known) or _fault(titles) is not None
         own = chosen[self._judged :]
         pressure = -sum(own) / max(len(own), 1)
@@ -252,7 +256,8 @@ class NativeForm(Form):
         """See `Form`. A skeleton always goes on from a head."""
         if opened is None:
             raise ValueError("a list begins with a head that the model has written")
-        return NativeSkeleton(settings, opened.marks)
+        head, known = opened.marks
+        return NativeSkeleton(settings, head, known)
 
     def given(self, steps: Sequence[Step]) -> Plan:
         """See `Form`: a numbered list with titles in bold."""
@@ -282,23 +287,39 @@ class NativeForm(Form):
         """See `Form`: the model says what follows the last entry."""
         return ""
 
-    def opened(self, text: str) -> OpenedStep | None:
-        """See `Form`. A head that no entry of a plan may have opens nothing."""
-        head = first_head(text)
+    def opened(self, text: str, after: Plan | None = None) -> OpenedStep | None:
+        """See `Form`. A head that no entry of a plan may have opens nothing.
+
+        The list before may go on: what was too unlikely with its bodies left out may follow them.
+        """
+        number = _next_number(after)
+        head = first_head(text, number)
         if head is None or _fault([head.title]):
             return None
-        return OpenedStep(head.title, head.start, head)
+        goes_on = number is not None and head.mark.first == number
+        known = after.titles if after is not None and goes_on else ()
+        if _same(head.title, known):
+            return None
+        return OpenedStep(head.title, head.start, (head, known))
 
-    def may_open(self, line: str) -> bool:
+    def may_open(self, line: str, after: Plan | None = None) -> bool:
         """See `Form`."""
-        return may_be_head(line)
+        return may_be_head(line, _next_number(after))
 
 
 def _mark_of(plan: Plan) -> Mark:
-    head = first_head(plan.heads[0] + " ")
-    if head is None:  # a title in which the marks of a list occur
-        return BOLD_NUMBERS
-    return replace(head.mark)
+    head = plan.heads[0] + " "
+    number = re.search(r"\d+", head)
+    found = first_head(head, None if number is None else int(number[0]))
+    return BOLD_NUMBERS if found is None else found.mark  # a title with the marks of a list in it
+
+
+def _next_number(after: Plan | None) -> int | None:
+    """The number with which a list goes on after the entries of a plan; None if it has none."""
+    if after is None:
+        return None
+    mark = _mark_of(after)
+    return mark.first + len(after.steps) if mark.numbered else None
 
 
 NATIVE = NativeForm()

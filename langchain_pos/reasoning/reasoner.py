@@ -190,7 +190,7 @@ class Reasoning:
             with self.progress.stage("conclude"):
                 self.progress.open("conclude", blocks, text.text)
                 text = await self.concluder.conclude(
-                    trunk, text, block=len(blocks), may_open=may_open
+                    trunk, text, blocks=blocks, may_open=may_open
                 )
                 self.progress.close(text)
             if text.opened is None:

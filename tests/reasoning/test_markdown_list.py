@@ -55,6 +55,37 @@ def test_what_begins_no_list(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ("7. **Next**: a", "Next"),
+        ("### 7. Next\n", "Next"),
+        ("1. **Anew**: a", "Anew"),
+        ("- **Bullet**: a", "Bullet"),
+        ("6. **Sixth**: a", None),
+        ("77. **Next**: a", None),
+        ("### 6. Sixth\n", None),
+    ],
+)
+def test_a_list_may_go_on_with_its_next_number(text: str, title: str | None) -> None:
+    """After six entries; then its marks count on from there. Another number begins none."""
+    head = first_head(text, goes_on=7)
+    assert (None if head is None else head.title) == title
+    if head is not None and head.mark.first == 7:
+        assert head.mark.head(1, "A") == text[: head.end].replace("Next", "A")
+        assert head.mark.mark(2) == head.mark.before.replace("7", "8")
+    line = text.rstrip()
+    assert all(may_be_head(line[:end], goes_on=7) for end in range(1, len(line))) or title is None
+
+
+def test_a_number_of_two_digits_may_be_awaited() -> None:
+    """From its first digit on; and no other number is held back."""
+    assert all(may_be_head("12. **Twelfth**"[:end], goes_on=12) for end in range(1, 15))
+    assert not may_be_head("13.", goes_on=12)
+    assert not may_be_head("2. **Second**", goes_on=12)
+    assert not may_be_head("12", goes_on=None)
+
+
+@pytest.mark.parametrize(
     "text",
     ["1. **Flexible hours**:", "### One thing\n", "**Food**\n", "- **A b** - c", "1. Food: "],
 )

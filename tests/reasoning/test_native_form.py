@@ -20,6 +20,18 @@ from tests.support.scripted import TOKENIZERS, Script, random_llm, scripted_llm,
 from tests.support.tokenizers import byte_level
 
 
+GOES_ON: dict[str, str | list[str]] = {
+    **LIST,
+    "2. **Ben**:": " is small.\n\n3. **Cem**:",
+    "is small.": "\n\n3. **Cem**:",
+    "3. **Cem**: ...\n\n": "4. **Dan**: ...\n\nT",
+    "3. **Cem**:": " is quick.\n\n4. **Dan**:",
+    "4. **Dan**:": " is slow.\n\nThat is all.",
+    "is slow.": "\n\nThat is all.",
+}
+"""A list that ends after two entries where its bodies are left out, and after four with them."""
+
+
 def native_llm(
     rules: dict[str, str | list[str]], **fields: Any
 ) -> tuple[ParallelReasoningLLM, Script]:
@@ -76,6 +88,28 @@ class TestAList:
         rules = {**LIST, "1. **Ann**: ...\n\n": "2. **Ben**: ...\n\n3. **ann**: ...\n\n4. **Cem"}
         llm, _ = native_llm(rules)
         assert [b.title for b in llm.invoke("Who?").branches] == ["Ann", "Ben"]
+
+    def test_it_may_go_on_after_its_entries(self) -> None:
+        """The model sees the bodies, and lists on: a further block, which goes on counting."""
+        llm, script = native_llm(GOES_ON)
+        result = llm.invoke("Who?")
+        assert [[(b.title, b.text) for b in block.branches] for block in result.blocks] == [
+            [("Ann", "is tall\n   - and old."), ("Ben", "is small.")],
+            [("Cem", "is quick."), ("Dan", "is slow.")],
+        ]
+        assert result.blocks[1].plan.heads == ("3. **Cem**:", "4. **Dan**:")
+        assert result.text == llm.invoke("Who?", mode="sequential").conclusion
+        assert result.text.endswith("3. **Cem**: is quick.\n\n4. **Dan**: is slow.\n\nThat is all.")
+        opened = [f.text for feeds in script.passes for f in feeds if f.text == "4. **Dan**:"]
+        assert len(opened) == 1
+
+    def test_what_was_listed_before_opens_no_further_block(self) -> None:
+        """A list that comes back to its first entries is written as the model writes it."""
+        rules = {**LIST, "is small.": "\n\n3. **Ann**:", "3. **Ann**:": " is tall, I said."}
+        llm, _ = native_llm(rules)
+        result = llm.invoke("Who?")
+        assert len(result.blocks) == 1
+        assert result.conclusion == "3. **Ann**: is tall, I said."
 
     @pytest.mark.parametrize(
         ("first", "second", "after"),
