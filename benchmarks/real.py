@@ -11,9 +11,10 @@ engine, greedily; then the texts are scored by the same model after the bare que
 - odd heads: titles that repeat one another, or are empty of content
 - log-prob: mean log-probability of the parallel text's tokens minus that of the sequential text's
 - twice: sentences that stand in two branches, of all sentences in branches
-- passes, seconds, tokens: sequential over parallel, of the questions written in parallel
-- tokens a pass, tokens/s: parallel over sequential, since texts differ in length, and the
-  budget cuts a sequential answer as a whole where it cuts each branch
+- passes, seconds, tokens: sequential over parallel, of the questions written in parallel; a
+  sequential answer may have `--sequential-tokens`, so that a budget that leaves each branch whole
+  does not cut it
+- tokens a pass, tokens/s: parallel over sequential, since texts differ in length
 - declined, passes: what trying has cost at most: passes over sequential's
 """
 
@@ -44,7 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure and report."""
     parser = options(__doc__, model="a folder, a .gguf file or a hub name")
     parser.add_argument("--questions", type=int, default=40, help="by lot (%(default)s)")
-    parser.add_argument("--tokens", type=int, default=400, help="of an answer (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=400, help="of a branch (%(default)s)")
+    parser.add_argument(
+        "--sequential-tokens", type=int, default=1200, help="of a sequential answer (%(default)s)"
+    )
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--outline", default="native", choices=["native", "ask", "paper"])
     parser.add_argument("--data", type=Path, help="folder with everyday.jsonl")
@@ -53,12 +57,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [{**json.loads(line), "line": number} for number, line in enumerate(lines, 1)]
     asked = random.Random(1).sample(rows, len(rows))
     questions = asked[: 2 if args.quick else args.questions]
+    if args.quick:
+        args.sequential_tokens = args.tokens
     llm = ParallelReasoningLLM(
         model=args.model,
         device=args.device,
         dtype=args.dtype,
         outline=args.outline,
-        max_sequential_tokens=args.tokens,
+        max_sequential_tokens=args.sequential_tokens,
         max_branch_tokens=args.tokens,
         max_conclusion_tokens=args.tokens,
     )

@@ -99,7 +99,7 @@ class Engine(Sequences):
         self._rope = fix_frequencies(model, rope_factors)
         packed = 0
         if quantization is not None:
-            require_quantization(quantization, model)
+            quantization = require_quantization(quantization, model)
             packed = pack(model, quantization)
         elif pack_weights and can_pack(model):
             packed = pack(model)

@@ -78,20 +78,23 @@ def check_int8_settings(
     check_quantization(quantization)
     others = [name for name in ("quantization_config", "device_map") if name in model_kwargs]
     if others:
-        raise ModelLoadError(f"quantization='int8' and {others[0]} exclude each other; give one")
+        raise ModelLoadError(
+            f"quantization={quantization!r} and {others[0]} exclude each other; give one"
+        )
     if pack_weights is False:
         raise ModelLoadError(
-            "quantization='int8' keeps weights packed, and pack_weights=False forbids it; leave "
-            "one of them out"
+            f"quantization={quantization!r} keeps weights packed, and pack_weights=False forbids "
+            "it; leave one of them out"
         )
     if dtype == "float16":
         raise ModelLoadError(
-            "quantization='int8' computes in 'float32' or 'bfloat16', not in dtype='float16'"
+            f"quantization={quantization!r} computes in 'float32' or 'bfloat16', not in "
+            "dtype='float16'"
         )
     placed = choose_device(device)
     if placed.type != "cpu":
         raise ModelLoadError(
-            f"quantization='int8' is for CPUs, and device={device!r} is {placed}; give "
+            f"quantization={quantization!r} is for CPUs, and device={device!r} is {placed}; give "
             "device='cpu', or model_kwargs={'quantization_config': …}"
         )
 

@@ -63,9 +63,7 @@ class NativeSkeleton(Skeleton):
 
     end = ""
 
-    def __init__(
-        self, settings: ReasoningSettings, head: Head, known: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, settings: ReasoningSettings, head: Head, known: Sequence[str] = ()) -> None:
         self._settings = settings
         self._mark = head.mark
         self.known = tuple(known)

@@ -189,9 +189,7 @@ class Reasoning:
         while True:
             with self.progress.stage("conclude"):
                 self.progress.open("conclude", blocks, text.text)
-                text = await self.concluder.conclude(
-                    trunk, text, blocks=blocks, may_open=may_open
-                )
+                text = await self.concluder.conclude(trunk, text, blocks=blocks, may_open=may_open)
                 self.progress.close(text)
             if text.opened is None:
                 return None, text

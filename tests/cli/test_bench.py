@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -98,6 +99,13 @@ def test_a_fallback_is_said() -> None:
     out = io.StringIO()
     show(Console(file=out, width=100), result("declined: no parts"))
     assert "Parallel fell back to sequential: declined: no parts" in out.getvalue()
+
+
+def test_a_busy_machine_is_said() -> None:
+    """Behind the figures that it spoilt."""
+    out = io.StringIO()
+    show(Console(file=out, width=100), dataclasses.replace(result(), busy="Others worked."))
+    assert out.getvalue().rstrip().endswith("Others worked.")
 
 
 def test_the_widest_pass_may_not_be_wide_enough() -> None:

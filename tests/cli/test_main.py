@@ -20,6 +20,7 @@ from langchain_pos.cli.live import Interrupted, show_stream
 from langchain_pos.cli.main import app
 from langchain_pos.embedded import SHIPPED_MODEL_NOTE
 from langchain_pos.embedded.demo import DEMO_ANSWER, demo_question
+from langchain_pos.engine.cpu.neighbours import Neighbours
 from langchain_pos.reasoning.settings import ReasoningSettings
 from langchain_pos.results.plain_text import strip_control_characters
 from langchain_pos.results.result import ReasoningChunk, ReasoningResult
@@ -327,6 +328,22 @@ def test_live_result_is_the_sum_of_the_stream() -> None:
     result = show_stream(console, parallel_chunks(), live=True)
     assert {b.title: b.text for b in result.branches} == BODIES
     assert "name: Ben" in out.getvalue()
+
+
+def test_the_package_can_be_run() -> None:
+    """`python -m langchain_pos` is the command, by the name that its script has."""
+    command = [sys.executable, "-m", "langchain_pos", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert "Usage: langchain-pos" in done.stdout
+
+
+def test_demo_mentions_a_busy_machine(llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures that neighbours spoilt are not shown without a word, nor mixed with the answer."""
+    assert "Meanwhile" not in run("demo").output
+    monkeypatch.setattr(Neighbours, "warning", lambda _: "Meanwhile others worked.")
+    done = run("demo")
+    assert "Meanwhile others worked." in done.stderr
+    assert "Meanwhile" not in done.stdout
 
 
 def test_demo_compares_with_both_baselines(llm: FakeLLM) -> None:

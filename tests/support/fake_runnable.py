@@ -103,7 +103,9 @@ class FakeLLM:
             raise ModelLoadError("no model 'missing':\n name a folder")
         if model == "mamba":
             raise UnsupportedModelError("mamba keeps a recurrent state")
-        return SimpleNamespace(describe=lambda: {"attention": "sdpa", "device": "cpu", "probe": "passed"})
+        return SimpleNamespace(
+            describe=lambda: {"attention": "sdpa", "device": "cpu", "probe": "passed"}
+        )
 
     def stream(
         self, request: Any, mode: str = "parallel", drafts: bool = True

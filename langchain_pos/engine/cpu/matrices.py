@@ -6,6 +6,10 @@ fifteen bits times a scale of its row, and its upper and lower bits are two rows
 scale of eight bits would be too coarse beside the few states of a row that are a hundred times as
 large as the others. Sums of such products are exact, so what a row yields depends on no other row,
 nor on how many there are, to the last bit.
+
+**Eight bits in weights alone**, for processors that have no instructions for integers: states are
+rounded to bfloat16, and PyTorch's kernel widens the weights while it multiplies. It reads little and
+computes much, so it is fast for few rows; for many, weights are widened once for all of them.
 """
 
 from __future__ import annotations
@@ -23,6 +27,12 @@ _ZERO = 128
 """What is added to a state's bits, as the fast kernels take unsigned states."""
 _UPPER = 128
 """What one unit of a state's upper bits counts."""
+_WIDENED_ROWS = 40
+"""Rows up to which the kernel that widens weights is faster than to widen them beforehand."""
+_STEP = 32
+"""The kernel reads so many features at a time, and beyond the end of a row that is no multiple."""
+_BLOCK = 1024
+"""Channels that are widened at a time, so that they stay in the processor's cache."""
 
 
 class Matrix:
@@ -105,6 +115,39 @@ class Int8Matrix(Matrix):
         return out.to(states.dtype).view(*states.shape[:-1], -1)
 
 
+class WidenedInt8Matrix(Matrix):
+    """The same in eight bits, which are widened for a multiplication with states in bfloat16.
+
+    Scales are bfloat16, as the kernel wants them, and weights are rounded by these.
+    """
+
+    def memory(self) -> tuple[int, int]:
+        """See `Matrix`: an ordinary tensor, which has the huge pages that the system gives it."""
+        return 0, 0
+
+    def _pack(self, weights: list[torch.Tensor]) -> torch.Tensor:
+        rounded, scales = zip(
+            *(quantise(weight, torch.bfloat16) for weight in weights), strict=True
+        )
+        self._rounded, self._scales = torch.cat(rounded), torch.cat(scales).bfloat16()
+        return Missing(self._rounded.shape, weights[0].dtype)
+
+    def _multiply(self, states: torch.Tensor) -> torch.Tensor:
+        rows = states.reshape(-1, states.shape[-1]).bfloat16()
+        if len(rows) <= _WIDENED_ROWS and rows.shape[-1] % _STEP == 0:
+            out = torch.ops.aten._weight_int8pack_mm(rows, self._rounded, self._scales).float()
+        else:
+            exact = rows.float()
+            some = [
+                torch.nn.functional.linear(exact, block.float())
+                for block in self._rounded.split(_BLOCK)
+            ]
+            out = torch.cat(some, dim=-1).mul_(self._scales).bfloat16().float()
+        if self.bias is not None:
+            out.add_(self.bias)
+        return out.to(states.dtype).view(*states.shape[:-1], -1)
+
+
 class Missing(torch.Tensor):
     """Stands for a tensor that is not there: with its shape, dtype and device, and nothing else."""
 
@@ -122,18 +165,23 @@ class Missing(torch.Tensor):
         raise RuntimeError(f"{operation} needs weights that are kept in eight bits only")
 
 
-def quantise(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantise(
+    weight: torch.Tensor, precision: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Whole numbers and scales whose product is a weight, to half a scale.
 
     Args:
         weight: `[out_features, in_features]`.
+        precision: in which the scales can be written without loss.
 
     Returns:
         `[out_features, in_features]` int8, and `[out_features]` float32.
     """
     exact = weight.float()
     scales = exact.abs().amax(dim=-1).div_(_MOST).clamp_(min=torch.finfo(torch.float32).tiny)
-    return (exact / scales[:, None]).round_().to(torch.int8), scales
+    scales = scales.to(precision).float()
+    whole = (exact / scales[:, None]).round_().clamp_(-_MOST, _MOST)
+    return whole.to(torch.int8), scales
 
 
 def split(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,11 +22,15 @@ import torch
 from torch import nn
 
 from langchain_pos.engine.cpu.huge_pages import move_to_huge_pages
-from langchain_pos.engine.cpu.matrices import Int8Matrix, Matrix
+from langchain_pos.engine.cpu.matrices import Int8Matrix, Matrix, WidenedInt8Matrix
 from langchain_pos.errors import ModelLoadError, UnsupportedModelError
 
 _MLP_ROWS = 256
 """Rows of an MLP at a time, so that its intermediate states stay in the processor's cache."""
+
+
+QUANTIZATIONS = {"int8": Int8Matrix, "int8_weight_only": WidenedInt8Matrix}
+"""By name. "int8" means the second where the processor has no instructions for integers."""
 
 
 class PackedModelError(UnsupportedModelError):
@@ -51,20 +55,24 @@ def _multiplies(dtype: torch.dtype) -> bool:
 
 
 def check_quantization(name: str) -> None:
-    """Refuse names other than "int8".
+    """Refuse names other than those of `QUANTIZATIONS`.
 
     Raises:
         ModelLoadError: with the names that are allowed.
     """
-    if name != "int8":
+    if name not in QUANTIZATIONS:
+        allowed = ", ".join(map(repr, QUANTIZATIONS))
         raise ModelLoadError(
-            f"quantization={name!r} is unknown; allowed are 'int8' and None. For others, give "
+            f"quantization={name!r} is unknown; allowed are {allowed} and None. For others, give "
             "model_kwargs={'quantization_config': …}"
         )
 
 
-def require_quantization(name: str, model: nn.Module) -> None:
+def require_quantization(name: str, model: nn.Module) -> str:
     """Refuse to round weights to eight bits where that is impossible, or of no use.
+
+    Returns:
+        which of `QUANTIZATIONS` the name means on this processor.
 
     Raises:
         ModelLoadError: the reason, and what to do.
@@ -74,26 +82,34 @@ def require_quantization(name: str, model: nn.Module) -> None:
     device = "no device" if weight is None else weight.device.type
     if device != "cpu":
         raise ModelLoadError(
-            f"quantization='int8' is for CPUs, and the model is on {device}; give "
+            f"quantization={name!r} is for CPUs, and the model is on {device}; give "
             "model_kwargs={'quantization_config': …} there, or device='cpu'"
         )
-    if not (torch.backends.mkldnn.is_available() and multiplies_int8()):
+    if name == "int8" and not (torch.backends.mkldnn.is_available() and multiplies_int8()):
+        name = "int8_weight_only"
+    if name == "int8_weight_only" and not widens_int8():
         raise ModelLoadError(
-            "quantization='int8' needs a processor with instructions for it (AVX512-VNNI) and a "
-            "PyTorch with oneDNN, and here is none; leave it out: float32 is faster here"
+            "quantization='int8' needs a processor with AVX2 (or, faster, AVX512-VNNI), and this one "
+            "has neither; leave it out: float32 is faster here"
         )
     if not any(map(_is_plain, model.modules())):
         found = "no parameters" if weight is None else f"weights in {weight.dtype}"
         raise ModelLoadError(
-            f"quantization='int8' rounds linear layers in float32 or bfloat16, and the model has "
+            f"quantization={name!r} rounds linear layers in float32 or bfloat16, and the model has "
             f"none ({found}); load it without, or with dtype='float32' if it is not quantised "
             "already"
         )
+    return name
 
 
 def multiplies_int8() -> bool:
     """Whether the processor sums products of eight-bit integers exactly, in one instruction."""
     return bool(torch.cpu._is_vnni_supported())
+
+
+def widens_int8() -> bool:
+    """Whether PyTorch has a fast kernel here that widens eight bits while it multiplies."""
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 def pack(model: nn.Module, quantization: str | None = None) -> int:
@@ -105,12 +121,13 @@ def pack(model: nn.Module, quantization: str | None = None) -> int:
 
     Args:
         model: one for which `can_pack` or, with a quantization, `require_quantization` allows it.
-        quantization: round the weights; None keeps them as they are.
+        quantization: round the weights, as `require_quantization` says; None keeps them as they
+            are.
 
     Returns:
         the number of packed layers.
     """
-    kind = Matrix if quantization is None else Int8Matrix
+    kind = Matrix if quantization is None else QUANTIZATIONS[quantization]
     readers = _readers_of_the_same(model)
     count = 0
     packed: list[Matrix] = []
