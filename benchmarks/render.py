@@ -200,7 +200,8 @@ def section(result: dict[str, Any]) -> str:
     dtype = result.get("dtype", "auto")
     shape += [result.get("engine", {}).get("dtype")] if dtype == "auto" else [dtype]
     note = f". Note: {result['note']}" if "note" in result else ""
-    return f"{markdown(result['rows'])}\n\n<small>{', '.join(filter(None, [*shape, where]))}{note}</small>"
+    about = ", ".join(filter(None, [*shape, where]))
+    return f"{markdown(result['rows'])}\n\n<small>{about}{note}</small>"
 
 
 if __name__ == "__main__":

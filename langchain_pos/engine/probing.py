@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from langchain_pos.engine.cache.states import TextState
+from langchain_pos.engine.cpu.weight_packing import coarsest_dtype
 from langchain_pos.engine.forest.segments import Ledger, Segment
 from langchain_pos.engine.forest.slots import PAGE
 from langchain_pos.engine.forward.forward_pass import ForwardPass, MaskForm
@@ -69,7 +70,7 @@ def probe(model: PreTrainedModel, form: MaskForm) -> int:
 
     # 2. Each branch alone, by the model's own code without our cache and mask.
     spread = company.std().item()
-    allowed = 0.02 if model.dtype == torch.float32 else 0.5  # bfloat16 keeps 8 bits
+    allowed = _allowed(model)
     alone = []
     for row, branch in zip(company, branches, strict=True):
         ids = torch.tensor([[*prefix, *branch]], device=forward.device)
@@ -168,4 +169,9 @@ def takes_parts(model: PreTrainedModel, form: MaskForm) -> bool:
         for segment in segments:
             forest.truncate(segment, segment.start)
     error = (logits[1] - logits[0]).abs().max().item() / max(logits[0].std().item(), 1e-6)
-    return error < (0.02 if model.dtype == torch.float32 else 0.5)
+    return error < _allowed(model)
+
+
+def _allowed(model: PreTrainedModel) -> float:
+    """How far logits may be apart that were computed in two ways, as a share of their spread."""
+    return 0.02 if coarsest_dtype(model) == torch.float32 else 0.5  # bfloat16 keeps 8 bits

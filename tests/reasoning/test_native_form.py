@@ -19,7 +19,6 @@ from tests.support.native_list import ASKED, LIST, NATIVE, UNWILLING, WRITTEN
 from tests.support.scripted import TOKENIZERS, Script, random_llm, scripted_llm, without_clocks
 from tests.support.tokenizers import byte_level
 
-
 GOES_ON: dict[str, str | list[str]] = {
     **LIST,
     "2. **Ben**:": " is small.\n\n3. **Cem**:",

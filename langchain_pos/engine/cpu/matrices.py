@@ -8,8 +8,8 @@ large as the others. Sums of such products are exact, so what a row yields depen
 nor on how many there are, to the last bit.
 
 **Eight bits in weights alone**, for processors that have no instructions for integers: states are
-rounded to bfloat16, and PyTorch's kernel widens the weights while it multiplies. It reads little and
-computes much, so it is fast for few rows; for many, weights are widened once for all of them.
+rounded to bfloat16, and PyTorch's kernel widens the weights while it multiplies. It reads little
+and computes much, so it is fast for few rows; for many, weights are widened once for all of them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ class Matrix:
         weight: `[sum of out_features, in_features]`, opaque except for shape, dtype and device.
             Not a parameter: an opaque tensor can be neither moved nor saved.
         bias: `[sum of out_features]` or None.
+        rounds_to: the dtype to which states are rounded; None for their own.
     """
+
+    rounds_to: torch.dtype | None = None
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         self._sizes = [linear.out_features for linear in linears]
@@ -120,6 +123,8 @@ class WidenedInt8Matrix(Matrix):
 
     Scales are bfloat16, as the kernel wants them, and weights are rounded by these.
     """
+
+    rounds_to = torch.bfloat16
 
     def memory(self) -> tuple[int, int]:
         """See `Matrix`: an ordinary tensor, which has the huge pages that the system gives it."""

@@ -89,8 +89,8 @@ def require_quantization(name: str, model: nn.Module) -> str:
         name = "int8_weight_only"
     if name == "int8_weight_only" and not widens_int8():
         raise ModelLoadError(
-            "quantization='int8' needs a processor with AVX2 (or, faster, AVX512-VNNI), and this one "
-            "has neither; leave it out: float32 is faster here"
+            "quantization='int8' needs a processor with AVX2 (or, faster, AVX512-VNNI), and this "
+            "one has neither; leave it out: float32 is faster here"
         )
     if not any(map(_is_plain, model.modules())):
         found = "no parameters" if weight is None else f"weights in {weight.dtype}"
@@ -147,6 +147,14 @@ def pack(model: nn.Module, quantization: str | None = None) -> int:
                 _fuse(parent)
     move_to_huge_pages(matrix.memory() for matrix in packed)
     return count
+
+
+def coarsest_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype in which a model rounds what its layers yield: its own, or its packed layers'."""
+    for layer in model.modules():
+        if isinstance(layer, PackedLinear) and layer.matrix.rounds_to is not None:
+            return layer.matrix.rounds_to
+    return next(model.parameters()).dtype
 
 
 def _is_plain(layer: nn.Module | None) -> bool:

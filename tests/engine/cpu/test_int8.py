@@ -13,8 +13,20 @@ from transformers import PreTrainedModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
 from langchain_pos import ParallelReasoningLLM
-from langchain_pos.engine.cpu.matrices import Int8Matrix, Missing, quantise, split
-from langchain_pos.engine.cpu.weight_packing import multiplies_int8, require_quantization
+from langchain_pos.engine.cpu import matrices
+from langchain_pos.engine.cpu.matrices import (
+    Int8Matrix,
+    Matrix,
+    Missing,
+    WidenedInt8Matrix,
+    quantise,
+    split,
+)
+from langchain_pos.engine.cpu.weight_packing import (
+    multiplies_int8,
+    require_quantization,
+    widens_int8,
+)
 from langchain_pos.engine.engine import Engine
 from langchain_pos.errors import ModelLoadError, UnsupportedModelError
 from tests.support.tiny import ids, tiny_engine, tiny_model
@@ -24,6 +36,16 @@ runs_here = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available() or not multiplies_int8(),
     reason="this processor or PyTorch does not multiply integers of eight bits",
 )
+
+widens_here = pytest.mark.skipif(not widens_int8(), reason="this processor has no AVX2")
+KINDS = [
+    pytest.param(Int8Matrix, marks=runs_here),
+    pytest.param(WidenedInt8Matrix, marks=widens_here),
+]
+NAMES = [
+    pytest.param("int8", marks=widens_here),
+    pytest.param("int8_weight_only", marks=widens_here),
+]
 
 
 def model() -> PreTrainedModel:
@@ -52,18 +74,27 @@ def test_weights_and_states_are_kept_to_half_a_scale() -> None:
     assert scales.ravel().allclose(weight.abs().amax(-1) / (127 * 128))
 
 
-@runs_here
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_row_yields_the_same_bits_whatever_rows_are_beside_it(dtype: torch.dtype) -> None:
-    """Alone, among a few and among hundreds, even among rows that are a thousand times larger."""
+def two_layers(features: int, dtype: torch.dtype) -> list[nn.Linear]:
+    """Of 160 and 48 channels, the first with a bias."""
     torch.manual_seed(2)
-    layers = [nn.Linear(96, size, bias=bias).to(dtype) for size, bias in ((160, True), (48, False))]
-    matrix = Int8Matrix(layers)
-    states = torch.randn(1, 300, 96).to(dtype)
+    sizes = ((160, True), (48, False))
+    return [nn.Linear(features, size, bias=bias).to(dtype) for size, bias in sizes]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_row_yields_the_same_bits_whatever_rows_are_beside_it(
+    dtype: torch.dtype, kind: type[Matrix]
+) -> None:
+    """Alone, among a few and among many, even among rows that are a thousand times larger."""
+    layers = two_layers(96, dtype)
+    matrix = kind(layers)
+    most = 300 if kind is Int8Matrix else matrices._WIDENED_ROWS  # then another kernel sums
+    states = torch.randn(1, most, 96).to(dtype)
     states[:, 17:] *= 1000
     with torch.inference_mode():
         together = matrix.of_all(states)
-        for some in (1, 2, 3, 8, 16, 17, 33, 299):
+        for some in (1, 2, 3, 8, 16, 17, 33, most - 1):
             for few, all_of_them in zip(matrix.of_all(states[:, :some]), together, strict=True):
                 assert torch.equal(few, all_of_them[:, :some])
         for layer, found in zip(layers, together, strict=True):
@@ -72,12 +103,44 @@ def test_a_row_yields_the_same_bits_whatever_rows_are_beside_it(dtype: torch.dty
             assert (found - expected).float().norm() < 0.01 * expected.float().norm()
 
 
-@runs_here
-def test_a_row_that_is_not_finite_stays_so_and_alone() -> None:
+@widens_here
+@pytest.mark.parametrize("features", [33, 40, 96])
+@pytest.mark.parametrize("rows", [1, 5, 200])
+def test_weights_are_widened_by_any_kernel_alike(
+    features: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For few rows and for many; and where rows of weights end in the midst of what one reads."""
+    layers = two_layers(features, torch.float32)
+    matrix, states = WidenedInt8Matrix(layers), torch.randn(rows, features)
+    found = torch.cat(matrix.of_all(states), dim=-1)
+    exact = torch.cat([layer(states) for layer in layers], dim=-1)
+    assert (found - exact).norm() < 0.01 * exact.norm()
+    monkeypatch.setattr(matrices, "_WIDENED_ROWS", 0 if rows < 100 else 1000)
+    other = torch.cat(matrix.of_all(states), dim=-1)
+    assert (found - other).abs().max() <= 2**-7 * exact.abs().max()  # bfloat16, rounded once
+
+
+@widens_here
+def test_scales_are_those_that_the_kernel_knows() -> None:
+    """A scale that was rounded after the weights would be wrong by up to 0.4 percent."""
+    torch.manual_seed(4)
+    weight = torch.randn(50, 64)
+    _, scales = quantise(weight, torch.bfloat16)
+    assert torch.equal(scales, scales.bfloat16().float())
+    layer = nn.Linear(64, 50, bias=False)
+    layer.weight.data = weight
+    matrix = WidenedInt8Matrix([layer])
+    (columns,) = matrix.of_all(torch.eye(64))
+    bound = scales[:, None] * 0.501 + weight.abs() * 2**-8  # what a bfloat16 result may lose
+    assert ((columns.T - weight).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_that_is_not_finite_stays_so_and_alone(kind: type[Matrix]) -> None:
     """The engine ends its request with an error; an answer from rounded infinities is none."""
     torch.manual_seed(3)
-    matrix = Int8Matrix([nn.Linear(16, 8)])
-    states = torch.randn(3, 16)
+    matrix = kind([nn.Linear(32, 8)])
+    states = torch.randn(3, 32)
     states[1, 4] = torch.nan
     states[2, 4] = torch.inf
     with torch.inference_mode():
@@ -87,10 +150,10 @@ def test_a_row_that_is_not_finite_stays_so_and_alone() -> None:
     assert torch.equal(found[:1], alone)
 
 
-@runs_here
-def test_a_branch_in_company_is_the_branch_alone() -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_branch_in_company_is_the_branch_alone(name: str) -> None:
     """Beside siblings, and beside others than these."""
-    engine = tiny_engine(quantization="int8")
+    engine = tiny_engine(quantization=name)
     prefix, openings = ids(40), [[7, 8], [9], [11, 12, 13]]
     together = engine.decode_branches(prefix, openings, max_new_tokens=12)
     for opening, branch in zip(openings, together, strict=True):
@@ -100,12 +163,13 @@ def test_a_branch_in_company_is_the_branch_alone() -> None:
     assert others[0].token_ids == together[0].token_ids
 
 
-@runs_here
-def test_a_loaded_model_says_so_and_cannot_be_saved(folder: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loaded_model_says_so_and_cannot_be_saved(folder: str, tmp_path: Path, name: str) -> None:
     """The field of the runnable is enough; its logits are nearly the unquantised model's."""
-    llm = ParallelReasoningLLM(model=folder, device="cpu", quantization="int8")
+    llm = ParallelReasoningLLM(model=folder, device="cpu", quantization=name)
     count = 7 * model().config.num_hidden_layers + 1
-    assert llm.engine.describe()["weights"] == f"{count} layers packed in int8"
+    meant = name if multiplies_int8() else "int8_weight_only"
+    assert llm.engine.describe()["weights"] == f"{count} layers packed in {meant}"
     token_ids = torch.tensor([ids(30)])
     with torch.inference_mode():
         expected = Engine.load(folder, device="cpu").model(token_ids).logits
@@ -116,7 +180,7 @@ def test_a_loaded_model_says_so_and_cannot_be_saved(folder: str, tmp_path: Path)
     llm.close()
 
 
-@runs_here
+@widens_here
 def test_a_model_that_reads_its_weights_itself_is_refused(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +201,7 @@ def test_a_model_that_reads_its_weights_itself_is_refused(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"quantization": "int4"}, "allowed are 'int8' and None"),
+        ({"quantization": "int4"}, "allowed are 'int8', 'int8_weight_only' and None"),
         ({"pack_weights": False}, "pack_weights=False forbids it"),
         ({"dtype": "float16"}, "'float32' or 'bfloat16'"),
         ({"device": "meta"}, "is for CPUs"),
@@ -158,7 +222,7 @@ def test_models_and_processors_without_use_for_it_are_refused(
     name = "langchain_pos.engine.cpu.weight_packing.multiplies_int8"
     monkeypatch.setattr(name, lambda: True)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    require_quantization("int8", nn.Sequential(nn.Linear(2, 2)))
+    assert require_quantization("int8", nn.Sequential(nn.Linear(2, 2))) == "int8"
     with pytest.raises(ModelLoadError, match="is unknown"):
         require_quantization("int4", nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(ModelLoadError, match="on meta"):
@@ -166,7 +230,10 @@ def test_models_and_processors_without_use_for_it_are_refused(
     with pytest.raises(ModelLoadError, match=r"weights in torch\.float16"):
         require_quantization("int8", nn.Sequential(nn.Linear(2, 2)).half())
     monkeypatch.setattr(name, lambda: False)
-    with pytest.raises(ModelLoadError, match="AVX512-VNNI"):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert require_quantization("int8", nn.Sequential(nn.Linear(2, 2))) == "int8_weight_only"
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    with pytest.raises(ModelLoadError, match=r"AVX2 \(or, faster, AVX512-VNNI\)"):
         require_quantization("int8", nn.Sequential(nn.Linear(2, 2)))
 
 

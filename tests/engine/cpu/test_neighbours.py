@@ -40,6 +40,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
 
 def later(machine: dict[str, float], **more: float) -> None:
+    """Time goes by, and work is done."""
     for name, value in more.items():
         machine[name] += value
 
