@@ -84,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--entries", type=int, nargs="*", default=[5, 10])
     parser.add_argument("--head", type=int, default=8, help="tokens of a head (%(default)s)")
     parser.add_argument("--body", type=int, default=32, help="tokens of a body (%(default)s)")
-    parser.add_argument("--tokens", type=int, default=320, help="of an own answer (%(default)s)")
+    parser.add_argument(
+        "--tokens", type=int, default=320, help="of an own answer; 0: none (%(default)s)"
+    )
     args = parse(parser, argv, tiny=False)
     if args.quick:
         args.entries, args.body, args.tokens = [3], 4, 24
@@ -97,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.server, file=args.gguf, slots=max([10, *args.entries]), threads=threads
     ) as server:
         fixed, details = _fixed_lengths(engine, server, args)
-        own, answers = _own_answers(engine, server, args)
+        own, answers = _own_answers(engine, server, args) if args.tokens else ([], [])
         system = server.system
     _name_no_folders(args)
     publish(

@@ -208,6 +208,19 @@ def split(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return halves.add_(_ZERO).to(torch.uint8), scales
 
 
+def sums_exactly() -> bool:
+    """Whether the largest products of eight bits are summed without overflow; by trying it."""
+    features, channels, largest = 32, 16, 2 * _ZERO - 1
+    weight = torch.full((channels, features), _MOST, dtype=torch.int8)
+    states = torch.full((1, features), largest, dtype=torch.uint8)
+    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    ones, zeros = torch.ones(channels), torch.zeros(channels, dtype=torch.int32)
+    found: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+        states, 1.0, 0, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return bool((found == features * largest * _MOST).all())
+
+
 def _stacked_bias(linears: Sequence[nn.Linear]) -> torch.Tensor | None:
     biases: list[torch.Tensor | None] = [linear.bias for linear in linears]
     if all(bias is None for bias in biases):

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from langchain_pos.engine.cpu.huge_pages import move_to_huge_pages
-from langchain_pos.engine.cpu.matrices import Int8Matrix, Matrix, WidenedInt8Matrix
+from langchain_pos.engine.cpu.matrices import Int8Matrix, Matrix, WidenedInt8Matrix, sums_exactly
 from langchain_pos.errors import ModelLoadError, UnsupportedModelError
 
 _MLP_ROWS = 256
@@ -103,8 +103,11 @@ def require_quantization(name: str, model: nn.Module) -> str:
 
 
 def multiplies_int8() -> bool:
-    """Whether the processor sums products of eight-bit integers exactly, in one instruction."""
-    return bool(torch.cpu._is_vnni_supported())
+    """Whether the processor sums products of eight-bit integers exactly, in one instruction.
+
+    Without one, oneDNN sums pairs in sixteen bits, which the largest products overflow in silence.
+    """
+    return bool(torch.cpu._is_vnni_supported()) and sums_exactly()
 
 
 def widens_int8() -> bool:

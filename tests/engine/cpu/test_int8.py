@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -237,8 +240,24 @@ def test_models_and_processors_without_use_for_it_are_refused(
         require_quantization("int8", nn.Sequential(nn.Linear(2, 2)))
 
 
-def test_what_the_processor_multiplies_is_read_from_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a processor that is faked."""
-    for has in (True, False):
-        monkeypatch.setattr(torch, "cpu", SimpleNamespace(_is_vnni_supported=lambda has=has: has))
-        assert multiplies_int8() is has
+@pytest.mark.parametrize("has", [True, False])
+@pytest.mark.parametrize("exact", [True, False])
+def test_what_the_processor_multiplies_is_asked_and_tried(
+    has: bool, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a processor that is faked: it may have instructions that oneDNN is kept from using."""
+    monkeypatch.setattr(torch, "cpu", SimpleNamespace(_is_vnni_supported=lambda: has))
+    monkeypatch.setattr("langchain_pos.engine.cpu.weight_packing.sums_exactly", lambda: exact)
+    assert multiplies_int8() is (has and exact)
+
+
+@pytest.mark.parametrize("limit", ["AVX2", "AVX512_CORE_VNNI"])
+def test_sums_that_overflow_are_noticed(limit: str) -> None:
+    """In a process of its own, whose oneDNN may use no more than that."""
+    if not torch.cpu._is_vnni_supported():
+        pytest.skip("this processor has no instructions to be kept from")
+    code = "from langchain_pos.engine.cpu.matrices import sums_exactly; print(sums_exactly())"
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": limit}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(limit != "AVX2")
