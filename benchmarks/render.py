@@ -29,6 +29,9 @@ How to read the arms, in every table:
   and branches in lock-step, a belt mask rebuilt for each pass, concatenated caches. Tests check
   that it writes exactly what our engine writes.
 - *Copied caches* is `generate` on a row for each branch, each with its copy of the prefix's cache.
+- "avx2" alone among the flags: `ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2` kept PyTorch from
+  what the processor has beyond it, for us and for the peers that run on PyTorch. Such runs are in
+  float32, which is then the fastest, or in eight bits.
 - Model shapes (`qwen2.5-0.5b`, `-7b`, `-14b`) have the real dimensions and random weights: passes
   cost what they cost with trained ones, and what is written is noise, or recorded text.
 
