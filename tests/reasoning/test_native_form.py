@@ -256,9 +256,18 @@ def _skeleton(text: str, **settings: Any) -> NativeSkeleton:
     return NATIVE_FORM.skeleton(ReasoningSettings(**settings), "", opened)
 
 
-@pytest.mark.parametrize(("most", "kept"), [(0.9, 2), (2.5, 3), (None, 3)])
+@pytest.mark.parametrize(
+    ("most", "own", "kept"),
+    [
+        (0.9, [-0.1, -2.0], 2),  # an unlikely head
+        (2.5, [-0.1, -2.0], 3),
+        (2.5, [-0.2, -0.1], 2),  # it may have ended: 0.18
+        (2.5, [-0.15, -0.1], 3),  # 0.14
+        (None, [-3.0, -3.0], 3),
+    ],
+)
 def test_a_list_ends_before_a_head_that_the_model_would_not_have_written(
-    most: float | None, kept: int
+    most: float | None, own: list[float], kept: int
 ) -> None:
     """That head is left out of the plan, and of its pressure."""
     skeleton = _skeleton("1. **Ann**: ", max_pressure=most)
@@ -267,7 +276,7 @@ def test_a_list_ends_before_a_head_that_the_model_would_not_have_written(
     bounds.note(text, 9, lambda: chosen)
     assert not bounds.over
     text += "3. **Cem**: ...\n\n"
-    bounds.note(text, 18, lambda: [*chosen, -2.0, -2.0])
+    bounds.note(text, 18, lambda: [*chosen, *own])
     assert bounds.over is (kept == 2)
     read = skeleton.read(bounds.kept(text)[0])
     assert read is not None
