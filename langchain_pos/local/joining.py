@@ -46,13 +46,16 @@ def reuse(
         branches: their sequences, in the same order.
     """
     end = trunk.end
+    last: list[int] = []
     for body, sequence in zip(bodies, branches, strict=True):
         segment = sequence.segment
         kept, rest = _body(engine, body, sequence)
         token_ids = [*sequence.prompt_ids, *sequence.token_ids[:kept], *rest]
+        if not tail and sequence is branches[-1]:
+            last = [token_ids.pop()]  # the conclusion's segment has to begin with something
         # A failed branch may have left NaN keys; it is fed once more.
         fed = 0 if sequence.error else segment.end - segment.start
-        seen = min(fed, len(sequence.prompt_ids) + kept)
+        seen = min(fed, len(sequence.prompt_ids) + kept, len(token_ids))
         engine.truncate(segment, segment.start + seen)
         if seen < len(token_ids):
             trunk.feeds.append(Feed(segment, token_ids[seen:]))
@@ -60,7 +63,9 @@ def reuse(
     segment = engine.join([sequence.segment for sequence in branches], at=end)
     # Drafts are looked up in the text, so the trunk's tokens include the branches' text.
     trunk.settle(joined.removesuffix(tail))
-    trunk.segment, trunk.shift = segment, len(trunk.token_ids) - end
+    if last:
+        trunk.token_ids[-1:] = last
+    trunk.segment, trunk.shift = segment, len(trunk.token_ids) - len(last) - end
     trunk.settle(tail)
 
 

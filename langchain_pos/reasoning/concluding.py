@@ -59,7 +59,7 @@ class Concluder(StageWriter):
             may_open: whether it may open a further block.
         """
         budget = self._decoder.budget
-        block, after = len(blocks), blocks[-1].plan if blocks else None
+        block, after = len(blocks), [before.plan for before in blocks]
         before = so_far.text
         carried = self._take_as_text(trunk, so_far)
         most = budget.conclusion if block else budget.sequential

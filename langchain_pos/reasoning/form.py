@@ -164,16 +164,16 @@ class Form(ABC):
         """What follows the last body in a join."""
 
     @abstractmethod
-    def opened(self, text: str, after: Plan | None = None) -> OpenedStep | None:
+    def opened(self, text: str, after: Sequence[Plan] = ()) -> OpenedStep | None:
         """The first step in a text that opens a block.
 
         Args:
             text: it may break off anywhere.
-            after: the plan of the block that comes before the text, if one does.
+            after: the plans of the blocks that come before the text.
         """
 
     @abstractmethod
-    def may_open(self, line: str, after: Plan | None = None) -> bool:
+    def may_open(self, line: str, after: Sequence[Plan] = ()) -> bool:
         """Whether a line that is being written may yet become a step that opens a block.
 
         Args:

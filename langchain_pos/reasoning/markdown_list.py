@@ -15,7 +15,7 @@ Text only: what is read here may break off anywhere, for it is looked at while i
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,7 +30,7 @@ _HEAD = re.compile(
     r"""
     ^(?P<indent>[ ]{0,3})
     (?:
-        (?: (?P<number>\d{1,2})[.)、．][ \t]* | (?P<bullet>[-*+•])[ \t]+ )
+        (?: (?P<number>[0-9]{1,2})[.)、．](?![0-9])[ \t]* | (?P<bullet>[-*+•])[ \t]+ )
         (?:
             \*\*(?P<bold>[^*\n:：]{1,80}?)
             (?P<bold_close>\*\*[ ]?[:：] | [:：]\*\* | \*\*[ ][-–—](?=[ ]) | \*\*[ ]*\n)
@@ -43,7 +43,7 @@ _HEAD = re.compile(
     """,
     re.MULTILINE | re.VERBOSE,
 )
-_NUMBERED = re.compile(r"(?P<number>\d{1,2})[.)、．][ \t]*")
+_NUMBERED = re.compile(r"(?P<number>[0-9]{1,2})[.)、．](?![0-9])[ \t]*")
 _FENCE = re.compile(r"[ ]{0,3}(```|~~~)")
 
 
@@ -108,39 +108,50 @@ BOLD_NUMBERS = Mark("number", "1. **", "**:", numbered=True)
 
 
 def first_head(text: str, goes_on: int | None = None) -> Head | None:
-    """The head of the first entry of the first list in a text; its body may not be there yet.
+    """The first of the `heads` in a text, if it has any."""
+    return next(heads(text, goes_on), None)
+
+
+def heads(text: str, goes_on: int | None = None) -> Iterator[Head]:
+    """Heads in a text with which lists begin; the last one's body may not be there yet.
 
     Entries count whose title is set off from the body: in bold, as a heading, or by a colon after a
-    few words. A list that does not begin with 1, and what stands in a code fence, is none.
+    few words. A list that does not begin with 1, and what stands in a code fence, is none. Of a
+    list without numbers, every entry is such a head.
 
     Args:
         text: its body may break off anywhere.
-        goes_on: the number with which a list that came before goes on; it may begin with that, too.
+        goes_on: the number with which a list that came before goes on: one may begin so, too.
     """
+    numbers = _numbers(goes_on)
     for found in _HEAD.finditer(text):
         if _in_fence(text[: found.start()]):
             continue
-        head = _head(found, (1, goes_on))
+        head = _head(found, numbers)
         if head is not None:
-            return head
-    return None
+            yield head
 
 
-def _head(found: re.Match[str], numbers: Collection[int | None]) -> Head | None:
+def _numbers(goes_on: int | None) -> set[str]:
+    """As they are written: with a zero before it, a number is not the one that is meant."""
+    return {"1"} if goes_on is None else {"1", str(goes_on)}
+
+
+def _head(found: re.Match[str], numbers: Collection[str]) -> Head | None:
     parts = found.groupdict()
     name = next(n for n in ("bold", "plain", "heading", "line") if parts[n] is not None)
     title, close = parts[name], parts[f"{name}_close"]
     before = found[0][: found.start(name) - found.start()]
     numbered = parts["number"] is not None
     kind: Kind = "bullet"
-    first = 1
+    first = "1"
     if numbered:
-        kind, first = "number", int(parts["number"])
+        kind, first = "number", parts["number"]
     elif name == "heading":
         kind = "heading"
         inner = _NUMBERED.match(title)
         if inner is not None:
-            first = int(inner["number"])
+            first = inner["number"]
             before, title, numbered = before + inner[0], title[inner.end() :], True
         if title.startswith("**") and title.endswith("**") and len(title) > 4:
             before, title, close = before + "**", title[2:-2], "**" + close
@@ -153,7 +164,7 @@ def _head(found: re.Match[str], numbers: Collection[int | None]) -> Head | None:
         return None
     if name == "plain" and len(title.split()) > _MOST_WORDS:
         return None
-    return Head(Mark(kind, before, close, numbered, first), title, found.start(), found.end())
+    return Head(Mark(kind, before, close, numbered, int(first)), title, found.start(), found.end())
 
 
 def may_be_head(line: str, goes_on: int | None = None) -> bool:
@@ -168,8 +179,8 @@ def may_be_head(line: str, goes_on: int | None = None) -> bool:
     line = line.lstrip(" ")
     if not line or line[0] in "#":
         return True
-    numbers = {"1", str(goes_on or 1)}
-    begun = re.match(r"(\d{1,2})(?:$|[.)、．])", line)
+    numbers = _numbers(goes_on)
+    begun = re.match(r"([0-9]{1,2})(?:$|[.)、．](?![0-9]))", line)
     if begun is not None:
         partly = not line[begun.end(1) :] and any(n.startswith(line) for n in numbers)
         if begun[1] not in numbers and not partly:
@@ -177,7 +188,7 @@ def may_be_head(line: str, goes_on: int | None = None) -> bool:
     elif re.match(r"[-*+•](?:$|[ \t*])|\*\*", line) is None:
         return False
     # The body of an entry that is none, or the rest of a line that is not all bold.
-    return re.match(r"(?:\d{1,2}[.)、．]|[-*+•])[ \t]+(?!\*\*)(?:\S+[ \t]+){9}", line) is None
+    return re.match(r"(?:[0-9]{1,2}[.)、．]|[-*+•])[ \t]+(?!\*\*)(?:\S+[ \t]+){9}", line) is None
 
 
 def _in_fence(text: str) -> bool:

@@ -28,6 +28,7 @@ from langchain_pos.reasoning.markdown_list import (
     Head,
     Mark,
     first_head,
+    heads,
     may_be_head,
 )
 from langchain_pos.results.data import Plan, Step
@@ -81,7 +82,8 @@ class NativeSkeleton(Skeleton):
         """The further entries, one after the other, each with its own mark; then the end.
 
         A second entry there must be, so that the model cannot end where only the ellipsis puts it
-        off. After it the model says that the list is over, by EOS or by a line that is no entry.
+        off; but one entry may be all that is left of a list that goes on. Then the model says that
+        the list is over, by EOS or by a line that is no entry.
         """
         mark = self._mark
         closed = _literal(mark.after + self._elided)
@@ -95,7 +97,8 @@ class NativeSkeleton(Skeleton):
             literal = _literal(mark.mark(place).removesuffix(" "))
             return f"{literal}{space} title {closed} rest{place + 1}"
 
-        rules = [f"root ::= {entry(2)}", "space ::= [ \\t]"]  # two, or it would be forced
+        second = f"end | {entry(2)}" if self.known else entry(2)
+        rules = [f"root ::= {second}", "space ::= [ \\t]"]
         rules += [f"rest{place} ::= end | {entry(place)}" for place in range(3, most + 1)]
         rules.append(f"rest{most + 1} ::= end")
         rules.append(f'end ::= "" | [^{first} \\t\\n]')
@@ -226,7 +229,8 @@ class NativeBounds:
         known += self._skeleton.known
         self.over = self.over or _same(last, known) or _fault(titles) is not None
         own = chosen[self._judged :]
-        if len(titles) > 2 and self._kept is None and self._is_unlikely(own):
+        certain = 1 if self._skeleton.known else 2
+        if len(titles) > certain and self._kept is None and self._is_unlikely(own):
             self.over, self._kept = True, (self._whole, self._judged)
         self._judged = len(chosen)
         self._whole = text[: text.rfind(ELLIPSIS) + len(ELLIPSIS)] + GAP
@@ -292,39 +296,54 @@ class NativeForm(Form):
         """See `Form`: the model says what follows the last entry."""
         return ""
 
-    def opened(self, text: str, after: Plan | None = None) -> OpenedStep | None:
+    def opened(self, text: str, after: Sequence[Plan] = ()) -> OpenedStep | None:
         """See `Form`. A head that no entry of a plan may have opens nothing.
 
         The list before may go on: what was too unlikely with its bodies left out may follow them.
         """
         number = _next_number(after)
-        head = first_head(text, number)
-        if head is None or _fault([head.title]):
-            return None
-        goes_on = number is not None and head.mark.first == number
-        known = after.titles if after is not None and goes_on else ()
-        if _same(head.title, known):
-            return None
-        return OpenedStep(head.title, head.start, (head, known))
+        for head in heads(text, number):
+            if number is None or head.mark.first != number:
+                fits = _fault([head.title]) is None
+                return OpenedStep(head.title, head.start, (head, ())) if fits else None
+            known = _titles_so_far(after)
+            if _goes_on(head, after[-1]) and not _same(head.title, known):
+                return OpenedStep(head.title, head.start, (head, known))
+        return None
 
-    def may_open(self, line: str, after: Plan | None = None) -> bool:
+    def may_open(self, line: str, after: Sequence[Plan] = ()) -> bool:
         """See `Form`."""
         return may_be_head(line, _next_number(after))
 
 
 def _mark_of(plan: Plan) -> Mark:
     head = plan.heads[0] + " "
-    number = re.search(r"\d+", head)
+    number = re.search(r"[0-9]+", head)
     found = first_head(head, None if number is None else int(number[0]))
     return BOLD_NUMBERS if found is None else found.mark  # a title with the marks of a list in it
 
 
-def _next_number(after: Plan | None) -> int | None:
-    """The number with which a list goes on after the entries of a plan; None if it has none."""
-    if after is None:
-        return None
-    mark = _mark_of(after)
-    return mark.first + len(after.steps) if mark.numbered else None
+def _next_number(after: Sequence[Plan]) -> int | None:
+    """The number with which the last plan's list goes on; None if it has none."""
+    mark = _mark_of(after[-1]) if after else None
+    return mark.first + len(after[-1].steps) if mark is not None and mark.numbered else None
+
+
+def _goes_on(head: Head, last: Plan) -> bool:
+    """Whether a head with the right number is one of the same list, and may be an entry's."""
+    mark = _mark_of(last)
+    alike = (head.mark.kind, head.mark.indent) == (mark.kind, mark.indent)
+    return alike and _fault([head.title]) is None
+
+
+def _titles_so_far(after: Sequence[Plan]) -> tuple[str, ...]:
+    """The titles of a list that several plans are parts of, each but the first going on."""
+    titles: tuple[str, ...] = ()
+    for plan in reversed(after):
+        titles = plan.titles + titles
+        if _mark_of(plan).first == 1:
+            break
+    return titles
 
 
 NATIVE = NativeForm()

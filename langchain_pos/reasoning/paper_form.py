@@ -162,12 +162,12 @@ class PaperForm(Form):
         """See `Form`."""
         return f"\n{END_MARK}\n"
 
-    def opened(self, text: str, after: Plan | None = None) -> OpenedStep | None:
+    def opened(self, text: str, after: Sequence[Plan] = ()) -> OpenedStep | None:
         """See `Form`."""
         step = _OPENED_STEP.search(text)
         return None if step is None else OpenedStep(step["title"], step.start())
 
-    def may_open(self, line: str, after: Plan | None = None) -> bool:
+    def may_open(self, line: str, after: Sequence[Plan] = ()) -> bool:
         """See `Form`."""
         return STEP_MARK.startswith(line.strip()[: len(STEP_MARK)])
 

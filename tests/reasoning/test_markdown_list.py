@@ -45,6 +45,9 @@ def test_heads_of_first_entries(text: str, title: str, before: str, after: str) 
         "It is 10:30 now: go",
         "1. This is a whole sentence with many many words in it: yes",
         "# Title\n",
+        "01. **Padded**: no",
+        "１. **Wide**: no",
+        "1.5 km: far",
         "---\n",
         "| a | b |\n",
     ],
@@ -75,6 +78,18 @@ def test_a_list_may_go_on_with_its_next_number(text: str, title: str | None) -> 
         assert head.mark.mark(2) == head.mark.before.replace("7", "8")
     line = text.rstrip()
     assert all(may_be_head(line[:end], goes_on=7) for end in range(1, len(line))) or title is None
+
+
+@given(text=st.text(alphabet="0123456789１２.)、#*-: aA\n", max_size=30))
+def test_no_head_comes_unawaited(text: str) -> None:
+    """What begins a list was held back from its first character on, whatever the numbers."""
+    for goes_on in (None, 3, 12):
+        head = first_head(text, goes_on)
+        if head is None:
+            continue
+        line = text[head.start :].partition("\n")[0]
+        ends = range(1, min(len(line), head.end - head.start))
+        assert all(may_be_head(line[:end], goes_on) for end in ends)
 
 
 def test_a_number_of_two_digits_may_be_awaited() -> None:

@@ -15,6 +15,7 @@ from langchain_pos.engine.constraints.compiler import ConstraintCompiler
 from langchain_pos.reasoning.native_form import NATIVE as NATIVE_FORM
 from langchain_pos.reasoning.native_form import NativeSkeleton
 from langchain_pos.reasoning.settings import ReasoningSettings
+from langchain_pos.results.data import Step
 from tests.support.native_list import ASKED, LIST, NATIVE, UNWILLING, WRITTEN
 from tests.support.scripted import TOKENIZERS, Script, random_llm, scripted_llm, without_clocks
 from tests.support.tokenizers import byte_level
@@ -101,6 +102,58 @@ class TestAList:
         assert result.text.endswith("3. **Cem**: is quick.\n\n4. **Dan**: is slow.\n\nThat is all.")
         opened = [f.text for feeds in script.passes for f in feeds if f.text == "4. **Dan**:"]
         assert len(opened) == 1
+
+    def test_one_entry_may_be_left(self) -> None:
+        """Nothing forces a second one where a list goes on: the last entry is only text."""
+        rules = {**GOES_ON, "3. **Cem**: ...\n\n": "That is all."}
+        rules["3. **Cem**:"] = " is quick.\n\nThat is all."
+        for most in (0.9, None):
+            llm, _ = native_llm(rules, max_pressure=most)
+            result = llm.invoke("Who?")
+            assert len(result.blocks) == 1
+            assert result.conclusion == "3. **Cem**: is quick.\n\nThat is all."
+
+    def test_every_title_of_a_list_is_remembered(self) -> None:
+        """Also those of blocks before the last one."""
+        rules = {**GOES_ON, "is slow.": "\n\n5. **Ann**:", "5. **Ann**:": " was tall."}
+        rules["5. **Ann**: ...\n\n"] = "6. **Eve**: ...\n\nT"
+        llm, _ = native_llm(rules)
+        result = llm.invoke("Who?")
+        assert len(result.blocks) == 2
+        assert result.conclusion == "5. **Ann**: was tall."
+
+    @pytest.mark.parametrize(
+        ("text", "title"),
+        [
+            ("\n\n3. **Cem**: x", "Cem"),
+            ("\n\n4. **Dan**: x", None),
+            ("\n\n03. **Cem**: x", None),
+            ("\n\n3.5 km: far", None),
+            ("\n\n3) **Cem**: x", "Cem"),
+            ("\n   3. **nested**: x", None),
+            ("\n\n### 3. Rest\n", None),
+            ("\n\n3. **Summary**: x", None),
+            ("\n\n3. **Ben**: x\n\n1. **Rom**: y", "Rom"),
+            ("\n\n1. **Ann**: anew", "Ann"),
+        ],
+    )
+    def test_what_goes_on(self, text: str, title: str | None) -> None:
+        """The next number as it is written, in the same kind of list, with a title of its own."""
+        plan = NATIVE_FORM.given([Step(title="Ann"), Step(title="Ben")])
+        opened = NATIVE_FORM.opened(text, [plan])
+        assert (None if opened is None else opened.title) == title
+        if opened is not None:  # no part of its line is passed on before it is decided
+            line = text[opened.start :].partition("\n")[0]
+            ends = range(1, line.index(":"))
+            assert all(NATIVE_FORM.may_open(line[:end], [plan]) for end in ends)
+
+    @pytest.mark.parametrize("rules", ["LIST", "GOES_ON"])
+    def test_branches_may_be_reused(self, rules: str) -> None:
+        """The join ends with a branch's last token, which the model reads in the new segment."""
+        llm, _ = native_llm(globals()[rules], join="reuse")
+        result = llm.invoke("Who?")
+        assert (result.error, result.finish_reason) == (None, "stop")
+        assert result.text == native_llm(globals()[rules])[0].invoke("Who?").text
 
     def test_what_was_listed_before_opens_no_further_block(self) -> None:
         """A list that comes back to its first entries is written as the model writes it."""

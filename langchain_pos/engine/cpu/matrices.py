@@ -31,6 +31,8 @@ _WIDENED_ROWS = 40
 """Rows up to which the kernel that widens weights is faster than to widen them beforehand."""
 _STEP = 32
 """The kernel reads so many features at a time, and beyond the end of a row that is no multiple."""
+_ALIGNED = 64
+"""Bytes whose multiples the kernel expects states to begin at."""
 _BLOCK = 1024
 """Channels that are widened at a time, so that they stay in the processor's cache."""
 
@@ -138,7 +140,9 @@ class WidenedInt8Matrix(Matrix):
         return Missing(self._rounded.shape, weights[0].dtype)
 
     def _multiply(self, states: torch.Tensor) -> torch.Tensor:
-        rows = states.reshape(-1, states.shape[-1]).bfloat16()
+        rows = states.reshape(-1, states.shape[-1]).bfloat16().contiguous()
+        if rows.data_ptr() % _ALIGNED:  # a view; the kernel would crash
+            rows = rows.clone()
         if len(rows) <= _WIDENED_ROWS and rows.shape[-1] % _STEP == 0:
             out = torch.ops.aten._weight_int8pack_mm(rows, self._rounded, self._scales).float()
         else:

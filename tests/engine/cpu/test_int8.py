@@ -124,6 +124,19 @@ def test_weights_are_widened_by_any_kernel_alike(
 
 
 @widens_here
+def test_states_may_be_views() -> None:
+    """The kernel reads where it wants to: it gets states that are aligned and in order."""
+    matrix = WidenedInt8Matrix(two_layers(64, torch.bfloat16))
+    plain = torch.randn(4, 64).bfloat16()
+    shifted = torch.empty(4 * 64 + 1).bfloat16()[1:].view(4, 64).copy_(plain)
+    wide = torch.zeros(4, 72).bfloat16()[:, :64].copy_(plain)
+    turned = plain.T.contiguous().T
+    (expected, _) = matrix.of_all(plain)
+    for states in (shifted, wide, turned):
+        assert torch.equal(matrix.of_all(states)[0], expected)
+
+
+@widens_here
 def test_scales_are_those_that_the_kernel_knows() -> None:
     """A scale that was rounded after the weights would be wrong by up to 0.4 percent."""
     torch.manual_seed(4)
