@@ -144,7 +144,10 @@ class WidenedInt8Matrix(Matrix):
         if rows.data_ptr() % _ALIGNED:  # a view; the kernel would crash
             rows = rows.clone()
         if len(rows) <= _WIDENED_ROWS and rows.shape[-1] % _STEP == 0:
-            out = torch.ops.aten._weight_int8pack_mm(rows, self._rounded, self._scales).float()
+            few: torch.Tensor = torch.ops.aten._weight_int8pack_mm(
+                rows, self._rounded, self._scales
+            )
+            out = few.float()
         else:
             exact = rows.float()
             some = [
