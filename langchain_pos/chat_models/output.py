@@ -293,12 +293,18 @@ def _usage(reasoning: Reasoning, result: ReasoningResult) -> UsageMetadata:
     return usage
 
 
+def _finish_reason(result: ReasoningResult) -> str:
+    """Of the whole text: a branch that its budget cut leaves a gap in it, wherever it ends."""
+    cut = any(branch.finish_reason == "length" for branch in result.branches)
+    return "length" if cut and result.finish_reason == "stop" else result.finish_reason
+
+
 def _metadata(result: ReasoningResult) -> dict[str, Any]:
     reasoning = result.model_dump(mode="json")
     found = {
         "model_name": result.model_name,
         "model_provider": PROVIDER,
-        "finish_reason": result.finish_reason,
+        "finish_reason": _finish_reason(result),
         "mode": result.mode,
         "timings": reasoning["timings"] | {"total": result.timings.total},
         "forward_passes": reasoning["forward_passes"] | {"total": result.forward_passes.total},

@@ -114,14 +114,12 @@ def verdict(results: Sequence[ReasoningResult], width: int) -> list[str]:
     parallel, plain, drafted = results
     if parallel.mode != "parallel":
         return [_wrapped("Nothing was gained: this model wrote no branches here.", width)]
-    return [
-        _wrapped(
-            f"{speed(parallel, plain)} one after another "
-            f"({parallel.forward_passes.total} passes against {plain.forward_passes.total}), "
-            f"{speed(parallel, drafted)} that with drafts ({drafted.forward_passes.total}).",
-            width,
-        )
-    ]
+    passes = [result.forward_passes.total for result in results]
+    with_drafts = f", {speed(parallel, drafted)} that with drafts ({passes[2]})."
+    if passes[1] == passes[2]:
+        with_drafts = ". Drafts bring nothing here: a pass of more rows takes longer."
+    said = f"{speed(parallel, plain)} one after another ({passes[0]} passes against {passes[1]})"
+    return [_wrapped(said + with_drafts, width)]
 
 
 def speed(one: ReasoningResult, other: ReasoningResult) -> str:

@@ -55,10 +55,16 @@ def choose_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        meant = "'cuda' is meant; " if device.lower().split(":")[0] == "gpu" else ""
+        kind = device.lower().split(":")[0]
+        if kind in ("gpu", "cuda") and not torch.cuda.is_available():
+            raise ModelLoadError(
+                f"device={device!r} cannot be used: PyTorch finds no CUDA GPU here; give "
+                "'cpu', or 'auto' for the best that is there"
+            ) from error
+        named = "PyTorch calls it 'cuda'; " if kind == "gpu" else ""
         raise ModelLoadError(
-            f"device={device!r} cannot be used here ({str(error).splitlines()[0]}); {meant}allowed "
-            "are 'auto', 'cpu', and what torch offers on this machine, such as 'cuda' or 'cuda:1'"
+            f"device={device!r} cannot be used here ({str(error).splitlines()[0]}); {named}allowed "
+            "are 'auto', 'cpu', and what PyTorch offers on this machine, such as 'cuda:0' or 'mps'"
         ) from error
     return chosen
 

@@ -18,6 +18,7 @@ from langchain_pos.reasoning.budget import LEAST_ROOM, no_gain
 from langchain_pos.reasoning.decoder import Outline
 from langchain_pos.reasoning.expanding import lay_out
 from langchain_pos.reasoning.stage import StageWriter
+from langchain_pos.results.data import NO_LIST
 
 if TYPE_CHECKING:
     from langchain_pos.reasoning.concluding import Conclusion
@@ -41,7 +42,7 @@ class Planner(StageWriter):
 
     def __init__(self, decoder: Decoder, question: Question) -> None:
         super().__init__(decoder, question)
-        self.declined = "declined: the answer is no list whose entries could be written together"
+        self.declined = NO_LIST
         self.unknown = False
         self._written = 0
 
@@ -92,7 +93,13 @@ class Planner(StageWriter):
             so_far: the text up to there, and that step.
         """
         max_tokens = self._decoder.budget.further_plan(trunk.count(), self._progress.output_tokens)
-        if so_far.opened is None or not max_tokens:
+        if so_far.opened is None:
+            return None
+        if not max_tokens:
+            self.declined = (
+                f"declined: a list began, and less than the {LEAST_ROOM} tokens are left that "
+                "writing it in parallel takes; raise max_tokens"
+            )
             return None
         try:
             plan = await self._go_on(trunk, so_far.text, so_far.opened, max_tokens)

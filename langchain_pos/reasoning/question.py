@@ -154,6 +154,11 @@ class Question:
         model_name: str,
     ) -> ReasoningResult:
         """What has been written as a result, without what it has cost (see `Progress.finish`)."""
+        if fallback_reason and self.schema is not None and not blocks:
+            fallback_reason += (
+                "; so there are no branches to hold objects of branch_schema: give the steps, or "
+                'outline="ask"'
+            )
         return ReasoningResult(
             question=self.request.question,
             blocks=tuple(blocks),

@@ -19,6 +19,8 @@ from langchain_pos.engine.completion import DraftUsage, FinishReason, TokenUsage
 Mode = Literal["parallel", "sequential"]
 NOT_ANSWERED = "not answered: "
 """How `fallback_reason` begins where the model's own words for that stand in place of an answer."""
+NO_LIST = "declined: the answer has no list that could be written in parallel"
+"""The `fallback_reason` of an ordinary answer in native form."""
 Stage = Literal["plan", "expand", "conclude"]
 
 STEP_MARK = "####"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING
 
-from langchain_pos.results.data import NOT_ANSWERED
+from langchain_pos.results.data import NO_LIST, NOT_ANSWERED
 from langchain_pos.results.plain_text import strip_control_characters
 from langchain_pos.results.timeline import STAGES, SequentialEstimate, Timeline
 
@@ -99,9 +99,12 @@ def remarks(result: ResultData) -> list[str]:
 
 
 def fallback_remark(result: ResultData) -> list[str]:
-    """Why a question meant for parallel was answered sequentially, or not at all; or nothing."""
+    """Why a question meant for parallel was answered sequentially, or not at all; or nothing.
+
+    An answer without a list is as the model would give it, and nothing is amiss.
+    """
     reason = result.fallback_reason
-    if not reason:
+    if not reason or reason == NO_LIST:
         return []
     return [reason if reason.startswith(NOT_ANSWERED) else f"answered sequentially ({reason})"]
 

@@ -41,9 +41,15 @@ class ReasoningResult(ResultData):
     """
 
     def __str__(self) -> str:
-        """The answer as a reader takes it: preamble, steps, conclusion; no figures."""
+        """The answer as a reader takes it: preamble, steps, conclusion; no figures.
+
+        A list in the model's own form is its `text`; the paper's marks are left out.
+        """
         parts = []
         for block in self.blocks:
+            if block.plan.form == "native":
+                parts.append(block.text)
+                continue
             branches = [f"{branch.title}: {branch.text}" for branch in block.branches]
             parts += [block.plan.preamble, "\n".join(branches)]
         return "\n\n".join(part for part in [*parts, self.conclusion] if part)

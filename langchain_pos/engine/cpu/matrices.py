@@ -129,8 +129,8 @@ class WidenedInt8Matrix(Matrix):
     rounds_to = torch.bfloat16
 
     def memory(self) -> tuple[int, int]:
-        """See `Matrix`: an ordinary tensor, which has the huge pages that the system gives it."""
-        return 0, 0
+        """See `Matrix`."""
+        return self._rounded.data_ptr(), self._rounded.nbytes
 
     def _pack(self, weights: list[torch.Tensor]) -> torch.Tensor:
         rounded, scales = zip(
