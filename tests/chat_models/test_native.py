@@ -47,6 +47,14 @@ def test_an_answer_without_a_list_is_plain_text() -> None:
     assert message.usage_metadata["output_token_details"]["reasoning"] == 0
 
 
+def test_a_text_with_a_gap_was_cut() -> None:
+    """Wherever it ends: a branch that its budget cut shows in `finish_reason`."""
+    assert native_chat().invoke("Who?").response_metadata["finish_reason"] == "stop"
+    metadata = native_chat(max_branch_tokens=4).invoke("Who?").response_metadata
+    assert metadata["reasoning"]["finish_reason"] == "stop"
+    assert metadata["finish_reason"] == "length"
+
+
 def test_branches_wait_for_those_before_them() -> None:
     """Pieces come in any order and are read in the plan's."""
     plan = Plan.of(["A", "B", "C"])

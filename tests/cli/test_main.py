@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 from typer.main import get_command
 
-from langchain_pos.cli.demo import shortened
+from langchain_pos.cli.demo import shortened, verdict
 from langchain_pos.cli.live import Interrupted, show_stream
 from langchain_pos.cli.main import app
 from langchain_pos.embedded import SHIPPED_MODEL_NOTE
@@ -339,6 +339,7 @@ def test_the_package_can_be_run() -> None:
 
 def test_demo_mentions_a_busy_machine(llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures that neighbours spoilt are not shown without a word, nor mixed with the answer."""
+    monkeypatch.setattr(Neighbours, "warning", lambda _: None)
     assert "Meanwhile" not in run("demo").output
     monkeypatch.setattr(Neighbours, "warning", lambda _: "Meanwhile others worked.")
     done = run("demo")
@@ -360,6 +361,15 @@ def test_demo_compares_with_both_baselines(llm: FakeLLM) -> None:
         "3.0× faster than one after another (40 passes against 120), "
         "1.5× faster than that with drafts (60)."
     )
+
+
+def test_demo_says_where_drafts_bring_nothing(llm: FakeLLM) -> None:
+    """With as many passes as without them, there is nothing to compare."""
+    parallel = llm.invoke("Who?")
+    plain = llm.invoke("Who?", mode="sequential", drafts=False)
+    said = " ".join(" ".join(verdict([parallel, plain, plain], 80)).split())
+    assert said.endswith("Drafts bring nothing here: a pass of more rows takes longer.")
+    assert "one after another (" in said
 
 
 def test_demo_shows_its_question_short() -> None:

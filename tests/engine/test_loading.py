@@ -292,10 +292,27 @@ def test_slots_follow_from_the_memory_that_is_available(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("device", ["gpu", "GPU:0"])
-def test_a_gpu_is_called_cuda(saved: Path, device: str) -> None:
-    """A name that many have tried is answered with the one that is meant."""
-    with pytest.raises(ModelLoadError, match=f"device='{device}' .*'cuda' is meant"):
+def test_a_gpu_is_called_cuda(saved: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that many have tried is answered with the one that is meant, if there is one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ModelLoadError, match=f"device='{device}' .*PyTorch calls it 'cuda'"):
         Engine.load(str(saved), device=device)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda", "cuda:1"])
+def test_without_a_gpu_none_is_advised(
+    saved: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has just failed is no remedy."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "empty", fails)
+    with pytest.raises(ModelLoadError, match="finds no CUDA GPU here; give 'cpu', or 'auto'") as no:
+        Engine.load(str(saved), device=device)
+    assert "such as" not in str(no.value)
 
 
 def test_loading_keeps_to_the_containers_processors(

@@ -8,6 +8,7 @@ from operator import add
 from typing import Any
 
 import pytest
+from langchain_core.output_parsers import StrOutputParser
 
 from langchain_pos import ParallelReasoningLLM, ReasoningResult
 from langchain_pos.engine import Constraint
@@ -194,6 +195,18 @@ class TestAList:
         assert result.plan.heads == (first, second)
 
 
+class TestAsText:
+    @pytest.mark.parametrize("rules", ["LIST", "GOES_ON", "UNWILLING"])
+    async def test_a_parser_gets_the_whole_answer(self, rules: str) -> None:
+        """With the marks of its lists, at once and streamed."""
+        llm, _ = native_llm(globals()[rules])
+        result = llm.invoke("Who?")
+        chain = llm | StrOutputParser()
+        assert str(result) == result.text == chain.invoke("Who?")
+        assert "".join(chain.stream("Who?")) == result.text
+        assert "".join([piece async for piece in chain.astream("Who?")]) == result.text
+
+
 class TestDeclined:
     def same_as_sequentially(self, llm: ParallelReasoningLLM, **settings: Any) -> ReasoningResult:
         """Ask in both ways; the answers are equal."""
@@ -212,6 +225,20 @@ class TestDeclined:
         assert [f.text for p in script.passes[:half] for f in p] == [
             f.text for p in script.passes[half:] for f in p
         ]
+
+    def test_without_branches_there_are_no_objects(self) -> None:
+        """A schema for branches is not passed over in silence."""
+        llm, _ = native_llm({ASKED: "Ben, I think."})
+        schema = {"type": "object", "properties": {"tall": {"type": "boolean"}}}
+        reason = str(llm.invoke("Who?", branch_schema=schema).fallback_reason)
+        assert "no branches to hold objects of branch_schema: give the steps" in reason
+
+    def test_a_small_budget_is_named(self) -> None:
+        """Where a list begins and there is no room to write it in parallel."""
+        llm, _ = native_llm(LIST)
+        reason = str(llm.invoke("Who?", max_tokens=40).fallback_reason)
+        assert "a list began" in reason
+        assert "raise max_tokens" in reason
 
     def test_pressure_drops_the_skeleton(self) -> None:
         """Decoding resumes where the list began, and the result says why, with the figure."""
