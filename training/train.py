@@ -179,7 +179,7 @@ def main() -> None:
         bar.update()
         if step % 10 == 0 and args.device == "cpu":
             threads = watch.adapt()
-        if step % 25 == 0 or stop.is_set():
+        if step % 25 == 0 or step >= args.steps or stop.is_set():
             now = seconds + time.monotonic() - started
             if target.exists():  # the number of steps can be changed during a run
                 args.steps = int(target.read_text())
@@ -193,7 +193,7 @@ def main() -> None:
                 "threads": threads,
             }
             window = []
-            saving = step % args.save_every == 0 or step == args.steps
+            saving = step % args.save_every == 0 or step >= args.steps
             if saving:
                 entry["validation"] = validation(to_compute(weights), stage)
                 stage = STAGES[stage].next(stage, step / args.steps, entry["validation"])
