@@ -66,8 +66,7 @@ class Engine(Sequences):
             CUDA device. Elsewhere True runs the same fixed shapes unrecorded, for tests.
         pack_weights: rewrite the weights in place for faster steps on the CPU, where that helps;
             the model can then neither be saved nor moved. See `engine/cpu`.
-        quantization: "int8" packs the weights in eight bits, on a CPU, and "int8_weight_only" as on
-            one without instructions for integers; see `engine/cpu/matrices`.
+        quantization: "int8" packs the weights in eight bits, on a CPU; see `engine/cpu/matrices`.
         rope_factors: for models with two sets of RoPE frequencies, such as Phi-3: "short" for texts
             as long as in its original training, "long" for its whole context. The set is fixed in
             the model: see `engine/rope.py`.
@@ -100,7 +99,7 @@ class Engine(Sequences):
         self._rope = fix_frequencies(model, rope_factors)
         packed = 0
         if quantization is not None:
-            quantization = require_quantization(quantization, model)
+            require_quantization(quantization, model)
             packed = pack(model, quantization)
         elif pack_weights and can_pack(model):
             packed = pack(model)

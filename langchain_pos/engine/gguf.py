@@ -31,6 +31,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 from transformers.utils import logging as transformers_logging
 
 from langchain_pos.engine.gguf_header import Header, read_header
+from langchain_pos.engine.user_cache import user_cache
 from langchain_pos.errors import MissingExtraError, ModelLoadError, UnsupportedModelError
 
 logger = logging.getLogger(__name__)
@@ -175,17 +176,6 @@ def _places(file: Path, beside: bool) -> list[Path]:
     sign = hashlib.sha256(str(whole).encode()).hexdigest()[:12]
     cached = user_cache() / "gguf" / f"{file.stem}-{sign}"
     return [whole.with_name(f"{file.name}.unpacked"), cached] if beside else [cached]
-
-
-def user_cache() -> Path:
-    """The user's folder for what can be made anew, by the habits of the system."""
-    if sys.platform == "win32":
-        root = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    else:
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "langchain_pos"
 
 
 def _stamp(file: Path) -> dict[str, int]:

@@ -147,7 +147,7 @@ def _(folder: Path) -> Outcome:
 @row("quantization")
 def _(folder: Path) -> Outcome:
     name = str(save(folder))
-    not_loaded("allowed are 'int8', 'int8_weight_only' and None", model=name, quantization="int4")
+    not_loaded("allowed are 'int8' and None", model=name, quantization="int4")
     return not_loaded("pack_weights=False", model=name, quantization="int8", pack_weights=False)
 
 

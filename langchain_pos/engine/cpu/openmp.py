@@ -11,6 +11,7 @@ computes.
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -29,16 +30,40 @@ def give_back_workers() -> None:
         pause(_SOFT)
 
 
+def team() -> int | None:
+    """Address of `GOMP_parallel`, which runs a C function in the threads that PyTorch computes with.
+
+    A library of our own would bring a second team, which would take turns with the first.
+
+    Returns:
+        None if this process has no OpenMP library that is known here.
+    """
+    for library in _libraries():
+        if hasattr(library, "GOMP_parallel"):  # GNU's; LLVM's and Intel's understand it, too
+            return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value
+    return None
+
+
 @cache
 def _pauses() -> tuple[Callable[[int], int], ...]:
     """`omp_pause_resource_all` of each GNU OpenMP library in this process."""
+    # OpenMP before 5.0 has no pause.
+    return tuple(
+        library.omp_pause_resource_all
+        for library in _libraries()
+        if "libgomp" in Path(library._name).name and hasattr(library, "omp_pause_resource_all")
+    )
+
+
+def _libraries() -> list[ctypes.CDLL]:
+    """The OpenMP libraries in this process, PyTorch's own before others'."""
     maps = Path("/proc/self/maps")
     if not maps.is_file():
-        return ()
+        return []
     paths = {line.split(maxsplit=5)[-1].strip() for line in maps.read_text().splitlines()}
+    names = [path for path in paths if re.match(r"lib(gomp|omp|iomp5)\b", Path(path).name)]
     found = []
-    for path in sorted(path for path in paths if "libgomp" in Path(path).name):
-        # A file replaced in the meantime cannot be found; OpenMP before 5.0 has no pause.
-        with suppress(OSError, AttributeError):
-            found.append(ctypes.CDLL(path).omp_pause_resource_all)
-    return tuple(found)
+    for path in sorted(names, key=lambda path: ("/torch" not in path, path)):
+        with suppress(OSError):  # a file replaced in the meantime cannot be found
+            found.append(ctypes.CDLL(path))
+    return found

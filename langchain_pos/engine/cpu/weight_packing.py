@@ -22,15 +22,15 @@ import torch
 from torch import nn
 
 from langchain_pos.engine.cpu.huge_pages import move_to_huge_pages
-from langchain_pos.engine.cpu.matrices import Int8Matrix, Matrix, WidenedInt8Matrix, sums_exactly
+from langchain_pos.engine.cpu.int8_kernel import kernel
+from langchain_pos.engine.cpu.matrices import Int8Matrix, Matrix
 from langchain_pos.errors import ModelLoadError, UnsupportedModelError
 
 _MLP_ROWS = 256
 """Rows of an MLP at a time, so that its intermediate states stay in the processor's cache."""
 
 
-QUANTIZATIONS = {"int8": Int8Matrix, "int8_weight_only": WidenedInt8Matrix}
-"""By name. "int8" means the second where the processor has no instructions for integers."""
+QUANTIZATIONS = {"int8": Int8Matrix}
 
 
 class PackedModelError(UnsupportedModelError):
@@ -68,11 +68,8 @@ def check_quantization(name: str) -> None:
         )
 
 
-def require_quantization(name: str, model: nn.Module) -> str:
-    """Refuse to round weights to eight bits where that is impossible, or of no use.
-
-    Returns:
-        which of `QUANTIZATIONS` the name means on this processor.
+def require_quantization(name: str, model: nn.Module) -> None:
+    """Refuse to round weights to eight bits where that is impossible.
 
     Raises:
         ModelLoadError: the reason, and what to do.
@@ -85,13 +82,7 @@ def require_quantization(name: str, model: nn.Module) -> str:
             f"quantization={name!r} is for CPUs, and the model is on {device}; give "
             "model_kwargs={'quantization_config': …} there, or device='cpu'"
         )
-    if name == "int8" and not (torch.backends.mkldnn.is_available() and multiplies_int8()):
-        name = "int8_weight_only"
-    if name == "int8_weight_only" and not widens_int8():
-        raise ModelLoadError(
-            "quantization='int8' needs a processor with AVX2 (or, faster, AVX512-VNNI), and this "
-            "one has neither; leave it out: float32 is faster here"
-        )
+    kernel()
     if not any(map(_is_plain, model.modules())):
         found = "no parameters" if weight is None else f"weights in {weight.dtype}"
         raise ModelLoadError(
@@ -99,20 +90,6 @@ def require_quantization(name: str, model: nn.Module) -> str:
             f"none ({found}); load it without, or with dtype='float32' if it is not quantised "
             "already"
         )
-    return name
-
-
-def multiplies_int8() -> bool:
-    """Whether the processor sums products of eight-bit integers exactly, in one instruction.
-
-    Without one, oneDNN sums pairs in sixteen bits, which the largest products overflow in silence.
-    """
-    return bool(torch.cpu._is_vnni_supported()) and sums_exactly()
-
-
-def widens_int8() -> bool:
-    """Whether PyTorch has a fast kernel here that widens eight bits while it multiplies."""
-    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 def pack(model: nn.Module, quantization: str | None = None) -> int:
