@@ -1,4 +1,4 @@
-"""How the product of eight bits is compiled and chosen: by what the machine has, and says why not."""
+"""How the product of eight bits is compiled and chosen: by what the machine has."""
 
 from __future__ import annotations
 
