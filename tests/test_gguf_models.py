@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from langchain_pos import ChatParallelReasoning, InvalidRequestError, ParallelReasoningLLM
 from langchain_pos.cli.main import app
+from langchain_pos.engine.engine import Engine
 from langchain_pos.loading_bar import loading_bar
+from tests.support.compilers import compiles_here
 from tests.support.gguf_files import real_model, write_gguf
 
 
@@ -29,6 +32,33 @@ def test_a_gguf_file_is_a_model_like_any_other(file: Path) -> None:
         )
         result = llm.invoke({"question": "Who?", "steps": ["Ann", "Ben"]})
         assert [branch.title for branch in result.branches] == ["Ann", "Ben"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "quantised", "fast", "packed"),
+    [
+        ({}, True, True, "packed in int8"),
+        ({}, True, False, "packed"),
+        ({}, False, True, "packed"),
+        ({"dtype": "float32"}, True, True, "packed"),
+        ({"pack_weights": False}, True, True, "as loaded"),
+    ],
+)
+def test_quantised_weights_stay_so_where_that_is_fast(
+    settings: dict[str, Any],
+    quantised: bool,
+    fast: bool,
+    packed: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A dtype of the caller's, an unquantised file, or a processor that is faster without."""
+    if not compiles_here():
+        pytest.skip("nothing multiplies eight bits here")
+    monkeypatch.setattr("langchain_pos.engine.loading.computes_fast_in_int8", lambda: fast)
+    file = write_gguf(tmp_path / "tiny.gguf", quantised=quantised)
+    engine = Engine.load(str(file), device="cpu", **settings)
+    assert engine.describe()["weights"].endswith(packed)
 
 
 def test_the_chat_model_takes_it_with_its_template(file: Path) -> None:

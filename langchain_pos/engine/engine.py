@@ -21,7 +21,12 @@ from langchain_pos.engine.decoding.drafts import PromptLookup
 from langchain_pos.engine.decoding.sequence import Feed, Steps, decode
 from langchain_pos.engine.forest.slots import ROOM
 from langchain_pos.engine.forward.forward_pass import ForwardPass
-from langchain_pos.engine.loading import check_int8_settings, load, prepare
+from langchain_pos.engine.loading import (
+    check_int8_settings,
+    load,
+    prepare,
+    quantization_as_stored,
+)
 from langchain_pos.engine.rope import RopeFactors, fix_frequencies
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
 from langchain_pos.engine.scheduler.request import Request
@@ -177,6 +182,7 @@ class Engine(Sequences):
                 use_safetensors=use_safetensors,
                 **model_kwargs,
             )
+            as_stored = quantization_as_stored(model) if packed and dtype == "auto" else None
             return cls(
                 model,
                 tokenizer,
@@ -186,7 +192,7 @@ class Engine(Sequences):
                 prefix_cache_tokens=prefix_cache_tokens,
                 cuda_graphs=cuda_graphs,
                 pack_weights=packed,
-                quantization=quantization,
+                quantization=quantization or as_stored,
                 rope_factors=rope_factors,
             )
 

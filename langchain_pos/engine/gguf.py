@@ -46,12 +46,14 @@ class Unpacked:
 
     Attributes:
         origin: where it came from, its quantisation and unpacked size, for people.
+        is_quantised: whether the file's weights are; unpacked they are not.
         folder: where it is kept; None where it could not be.
         model: the model itself, where no folder is.
         tokenizer: the tokenizer itself, where no folder is.
     """
 
     origin: str
+    is_quantised: bool
     folder: Path | None = None
     model: Any = None
     tokenizer: Any = None
@@ -76,10 +78,11 @@ def unpack(file: Path, *, beside: bool, check: Callable[[Any], None]) -> Unpacke
             f"{file} is one of {header.parts} parts of a model; join them with llama.cpp's "
             "`llama-gguf-split --merge`, and give the joined file"
         )
+    is_quantised = header.float_type is None
     places = _places(file, beside)
     for place in places:
         if _is_whole(place, file):
-            return Unpacked(_origin(file, header, place), place)
+            return Unpacked(_origin(file, header, place), is_quantised, place)
     _require_packages()
     began = time.monotonic()
     model, tokenizer = _convert(file, header, check)
@@ -90,9 +93,9 @@ def unpack(file: Path, *, beside: bool, check: Callable[[Any], None]) -> Unpacke
         except Exception as error:  # noqa: BLE001  a model that cannot be kept can still answer
             logger.warning("cannot keep the unpacked %s in %s: %s", file.name, place, error)
             continue
-        return Unpacked(_origin(file, header, place), place)
+        return Unpacked(_origin(file, header, place), is_quantised, place)
     logger.warning("%s is not kept unpacked; it will be unpacked at every load", file)
-    return Unpacked(_origin(file, header, None), None, model, tokenizer)
+    return Unpacked(_origin(file, header, None), is_quantised, None, model, tokenizer)
 
 
 def _require_packages() -> None:

@@ -25,6 +25,7 @@ from langchain_pos.engine.cache.mixers import (
     wrap_mixers,
 )
 from langchain_pos.engine.cpu.dtypes import dtype_on_a_cpu
+from langchain_pos.engine.cpu.int8_kernel import computes_fast_in_int8
 from langchain_pos.engine.cpu.threads import limit_threads
 from langchain_pos.engine.cpu.weight_packing import check_quantization
 from langchain_pos.engine.forward.alibi import place_biases
@@ -103,6 +104,16 @@ def check_int8_settings(
             f"quantization={quantization!r} is for CPUs, and device={device!r} is {placed}; give "
             "device='cpu', or model_kwargs={'quantization_config': …}"
         )
+
+
+def quantization_as_stored(model: PreTrainedModel) -> str | None:
+    """For a model from a GGUF file of quantised weights: "int8", if that is fast on this machine.
+
+    Unpacked, such weights would take two to eight times the file's memory, and no more exact. With
+    AMX, bfloat16 is as fast for many rows and faster for long prompts.
+    """
+    is_quantised = getattr(model, "was_quantised", False) and model.device.type == "cpu"
+    return "int8" if is_quantised and computes_fast_in_int8() else None
 
 
 def load(
@@ -200,7 +211,7 @@ def load(
         raise ModelLoadError(explain(source, ValueError(reason)))
     if unpacked is not None:
         model.name_or_path = model.config._name_or_path = name
-        model.unpacked_from = unpacked.origin
+        model.unpacked_from, model.was_quantised = unpacked.origin, unpacked.is_quantised
     return model, tokenizer
 
 

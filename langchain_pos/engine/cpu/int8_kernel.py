@@ -118,6 +118,17 @@ def instructions() -> str | None:
     return "AVX2" if allowed == "AVX2" else None
 
 
+def computes_fast_in_int8() -> bool:
+    """Whether the product runs on this machine, and nothing is much faster."""
+    if torch.cpu.get_capabilities().get("amx_bf16"):
+        return False
+    try:
+        kernel()
+    except ModelLoadError:
+        return False
+    return True
+
+
 @cache
 def kernel() -> Kernel:
     """The product with the best instructions of this processor.
