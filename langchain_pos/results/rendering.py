@@ -43,7 +43,7 @@ _CSS = """
 .lcpos-conclusion{border-left:3px solid #3d7ea6;padding:.3em .8em;margin:.5em 0}
 .lcpos-row{display:grid;grid-template-columns:minmax(0,11em) minmax(0,1fr);gap:.6em;
  align-items:center;font-size:.8em;line-height:1.5}
-.lcpos-label{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.lcpos-label{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:2;overflow:hidden}
 .lcpos-track{position:relative;height:1em;overflow:hidden;background:rgba(127,127,127,.13)}
 .lcpos-bar{position:absolute;top:0;bottom:0}
 .lcpos-bar-expand{background:#2a9d8f}.lcpos-bar-plan{background:#8a6fb0}.lcpos-bar-conclude{background:#3d7ea6}

@@ -24,6 +24,7 @@ from langchain_pos.results.data import (
 )
 from langchain_pos.results.rendering import escape_markdown
 from langchain_pos.results.result import ReasoningChunk, ReasoningResult
+from tests.support.fonts import typewriter
 from tests.support.hostile import HTML, MARKDOWN, WIDE, hostile_result
 
 EVERYTHING = (*HTML, *WIDE, *MARKDOWN)
@@ -158,17 +159,20 @@ QUIET = (
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
 @pytest.mark.parametrize("width", [320, 900])
 @pytest.mark.parametrize("spacing", [0, 0.3], ids=["as set", "in a wider font"])
+@pytest.mark.parametrize("fonts", ["its fonts", "typewriter"])
 def test_in_a_browser_nothing_runs_and_nothing_sticks_out(
-    tmp_path: Path, width: int, spacing: float
+    tmp_path: Path, width: int, spacing: float, fonts: str
 ) -> None:
     """In headless Chromium no script of a text runs, and nothing is wider than its cell."""
+    (tmp_path / "fonts").mkdir()
+    env = typewriter(tmp_path / "fonts") if fonts == "typewriter" else None
     page = tmp_path / "page.html"
     html = hostile_result()._repr_html_()
     page.write_text(PAGE.format(html=html, width=width, spacing=spacing), encoding="utf-8")
     done = subprocess.run(
         [str(CHROMIUM), *QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1000,900",
          "--virtual-time-budget=2000", "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, check=True, encoding="utf-8",
+        capture_output=True, text=True, check=True, encoding="utf-8", env=env,
     )  # fmt: skip
     dom = done.stdout
     found = re.search(r'data-seen="([^"]*)"', dom)

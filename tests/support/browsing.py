@@ -15,6 +15,7 @@ from langchain_core.outputs import ChatGenerationChunk
 from langchain_pos.results.data import Block, BranchResult
 from langchain_pos.results.result import ReasoningChunk, ReasoningResult
 from langchain_pos.server.responses import AnswerWriter
+from tests.support.fonts import installed
 from tests.support.serving import MODEL, URL, Running
 
 playwright = pytest.importorskip(
@@ -26,8 +27,8 @@ playwright.expect.set_options(timeout=60_000)  # milliseconds; a busy machine is
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None,
-    reason="no Chromium is found; install it (apt-get install chromium, or Google Chrome)",
+    CHROMIUM is None or installed() == [],  # without a font it ends as soon as it draws
+    reason="no Chromium or no font is found; apt-get install chromium fonts-dejavu-core",
 )
 WATCH = """
 // What the tests want to know of a page that they do not steer.

@@ -38,7 +38,8 @@ export class Answer {
   take(chunk) {
     const news = chunk.reasoning_delta;
     const { content, reasoning_content: thought } = chunk.choices?.[0]?.delta ?? {};
-    if (thought && !news) this.#think(thought);
+    // Later it repeats, for other clients, what `reasoning_delta` has said.
+    if (thought && ["", "think"].includes(this.#stage)) this.#think(thought);
     if (news?.titles) this.#planned(news.block, news.titles);
     else if (news?.stage === "plan") this.#plan(news.text);
     else if (news?.stage === "expand") this.#branch(news);
@@ -141,6 +142,7 @@ export class Answer {
     this.reply.finish();
     this.thoughts.finish();
     drawAll();
+    if (this.result) for (const text of this.place.querySelectorAll(".text")) text.scrollTop = 0; // to be read
     this.#say(status ?? summary(this.result));
     makeScrollable(this.place.querySelectorAll(".text, .note, .remarks, .timeline > div, pre, .table"));
   }

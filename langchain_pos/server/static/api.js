@@ -13,13 +13,10 @@ async function refused(response) {
   const said = await response.json().catch(() => null);
   const after = response.headers.get("Retry-After");
   const again = after ? ` (try again in ${after} s)` : "";
-  if (response.status === 401) {
-    $("key-field").hidden = false;
-    $("key").focus();
-  }
+  if (response.status === 401) $("key-field").hidden = false;
   const busy = response.status === 503 ? "The server is busy: " : "";
   const message = said?.error?.message ?? `the server answered ${response.status}`;
-  return new Error(busy + message + again);
+  return Object.assign(new Error(busy + message + again), { status: response.status });
 }
 
 async function request(path, options) {

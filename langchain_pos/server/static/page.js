@@ -54,6 +54,7 @@ async function underWay(place, work) {
     await work();
   } catch (error) {
     if (!signal.aborted) $("error").textContent = clean(error.message);
+    if (error.status === 401) $("key").focus(); // not where `introduced` fails: somebody may be writing
   } finally {
     running.abort(); // frees the slots where it was this page that failed
     running = null;
@@ -90,7 +91,7 @@ async function run(answer, body, clock) {
 function switchTo(on, off) {
   const stood = document.activeElement === $(off);
   $(on).hidden = false;
-  if (stood) $(on).focus();
+  if (stood) $(on).focus({ preventScroll: true }); // both are always in sight; the answer is to stay so
   $(off).hidden = true;
 }
 
@@ -135,6 +136,11 @@ $("stop").addEventListener("click", () => running?.abort());
 $("new").addEventListener("click", startAnew);
 $("save").addEventListener("click", () => save(turns.filter((turn) => turn.whole)));
 $("key").addEventListener("change", introduced);
+
+// What gets the focus is scrolled clear of the form, whose height depends on fonts and messages.
+new ResizeObserver(([form]) => {
+  document.documentElement.style.scrollPaddingBottom = `${form.target.offsetHeight + 16}px`;
+}).observe($("ask"));
 
 if (document.documentElement.dataset.wantsKey === "yes") {
   $("key-field").hidden = false; // until there is one, the server does not say what it serves

@@ -38,6 +38,7 @@ def test_the_answer_stands_first_and_its_branches_fold_away(browser: Any, server
         page.done()
         assert page.cards() == shown(result)
         expect(page.reply()).to_have_text(result.conclusion)
+        expect(page.tab.locator(".thoughts")).to_be_hidden()  # the model had none
         expect(page.tab.locator(".card").first).to_be_hidden()
         page.tab.get_by_text("The plan and its 2 branches").click()
         expect(page.tab.locator(".card").first).to_be_visible()

@@ -133,6 +133,25 @@ def test_the_key_is_asked_for_and_kept_nowhere(browser: Any) -> None:
         assert key.input_value() == ""
 
 
+def test_a_key_refused_late_leaves_those_alone_who_write(browser: Any) -> None:
+    """The focus stays in the question; else the rest of it would go into the key."""
+    chat, _ = scripted_chat(RULES)
+    with (
+        running(chat, api_key="secret") as server,
+        opened(browser, server, complains=True) as page,
+    ):
+        held: list[Any] = []
+        page.tab.route("**/v1/models", lambda route: held.append(route))
+        question = page.tab.get_by_label("Question")
+        page.tab.get_by_label("API key").fill("wrong")
+        question.focus()  # the key is tried as soon as it is left
+        while not held:
+            page.tab.wait_for_timeout(10)
+        held.pop().continue_()
+        expect(page.tab.get_by_role("alert")).to_contain_text("the API key is missing or wrong")
+        expect(question).to_be_focused()
+
+
 def test_without_a_key_none_is_asked_for(browser: Any, server: Running) -> None:
     """There is no field for what the server does not want."""
     with opened(browser, server) as page:
@@ -160,16 +179,16 @@ DEEP = (">" * 20_000 + " deep", "- " * 5_000 + "deep", "[" * 5_000 + "deep", "*a
 
 
 @pytest.mark.parametrize("width", [320, 1280])
-def test_hostile_text_in_every_place(browser: Any, server: Running, width: int) -> None:
+def test_hostile_text_in_every_place(browser_in_any_font: Any, server: Running, width: int) -> None:
     """Only elements of markdown are made; every text is shown; nothing sticks out."""
     hostile = hostile_result((*HTML, *WIDE, *MARKDOWN, *DEEP))
     made = "() => [...document.querySelectorAll('.answer .markdown *')]"
-    with opened(browser, server, viewport={"width": width, "height": 800}) as page:
+    with opened(browser_in_any_font, server, viewport={"width": width, "height": 800}) as page:
         page.answer_with(streamed(hostile, size=20_000))
         page.ask("\n".join(HTML))
         page.done()
         page.unfold()
-        for spacing in ("0", ".3em"):  # stands for fonts that are wider than the one here
+        for spacing in ("0", ".3em"):  # the latter for fonts that are wider still
             page.tab.evaluate(f"() => (document.body.style.letterSpacing = '{spacing}')")
             assert page.fits()
         assert set(page.tab.evaluate(f"{made}.map(e => e.tagName)")) <= ELEMENTS

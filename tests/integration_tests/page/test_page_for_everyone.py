@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from langchain_pos.results.data import Block, Plan
 from tests.support.browsing import needs_chromium, opened, playwright, streamed
 from tests.support.page_questions import halted, many
 from tests.support.scripted import Script
@@ -166,10 +167,10 @@ def test_reduced_motion(browser: Any, server: Running, script: Script, motion: A
 @pytest.mark.parametrize("branches", [2, 10, 64])
 @pytest.mark.parametrize("width", [320, 768, 1280, 2560])
 def test_any_number_of_branches_fits_any_screen(
-    browser: Any, server: Running, branches: int, width: int
+    browser_in_any_font: Any, server: Running, branches: int, width: int
 ) -> None:
     """No horizontal scrolling; on wide screens cards stand beside each other."""
-    with opened(browser, server, viewport={"width": width, "height": 800}) as page:
+    with opened(browser_in_any_font, server, viewport={"width": width, "height": 800}) as page:
         page.answer_with(streamed(many(branches)))
         page.ask("Who?")
         page.done()
@@ -186,10 +187,63 @@ def test_any_number_of_branches_fits_any_screen(
             assert columns >= min(branches, 5)
 
 
-def test_on_a_narrow_screen_the_answer_comes_into_sight(browser: Any, server: Running) -> None:
+@pytest.mark.parametrize("width", [320, 1280])
+def test_nothing_on_a_card_is_cut(browser_in_any_font: Any, server: Running, width: int) -> None:
+    """Long titles take no room from how a branch ended; only its text has to be scrolled."""
+    cut = """() => [...document.querySelectorAll(".card, .card h4, .card bdi, .card .note")]
+      .filter((e) => e.scrollHeight > e.clientHeight + 1 && e.clientHeight)
+      .map((e) => `${e.className} ${e.textContent}`)"""
+    result = many(24, "word " * 200)
+    branches = tuple(
+        branch.model_copy(
+            update={"title": f"A title of some length {n}", "finish_reason": "length"}
+        )
+        for n, branch in enumerate(result.branches)
+    )
+    plan = Plan.of([branch.title for branch in branches])
+    result = result.model_copy(update={"blocks": (Block(plan=plan, branches=branches),)})
+    with opened(browser_in_any_font, server, viewport={"width": width, "height": 800}) as page:
+        page.answer_with(streamed(result, size=100))
+        page.ask("Who?")
+        page.done()
+        page.unfold()
+        assert page.tab.locator(".card .note").first.is_visible()
+        assert page.tab.evaluate(cut) == []
+        texts = page.tab.locator(".card .text")
+        scrolled = texts.evaluate_all("all => all.map(e => [e.scrollTop, e.clientHeight > 40])")
+        assert scrolled == [[0, True]] * 24, "each is read from its beginning"
+
+
+@pytest.mark.parametrize("spacing", ["0", ".3em"])  # the latter for fonts that are wider still
+def test_on_a_narrow_screen_the_answer_comes_into_sight(
+    browser_in_any_font: Any, server: Running, spacing: str
+) -> None:
     """Once the branches are folded it stands right below its question; the status is seen too."""
-    with opened(browser, server, viewport={"width": 320, "height": 640}) as page:
+    with opened(browser_in_any_font, server, viewport={"width": 320, "height": 640}) as page:
+        page.tab.evaluate(f"() => (document.body.style.letterSpacing = '{spacing}')")
         page.ask("Who?")
         page.done()
         expect(page.tab.get_by_role("status")).to_be_in_viewport()
-        expect(page.reply()).to_be_in_viewport()
+        expect(page.tab.locator(".question")).to_be_in_viewport(ratio=1)
+        expect(page.reply()).to_be_in_viewport(ratio=1)
+
+
+def test_what_has_the_focus_is_not_behind_the_form(
+    browser_in_any_font: Any, server: Running
+) -> None:
+    """However high the form is, with its messages and in any font."""
+    hidden = """() => {
+      const box = document.activeElement.getBoundingClientRect();
+      return box.bottom > document.getElementById("ask").getBoundingClientRect().top;
+    }"""
+    size = {"width": 320, "height": 640}
+    with opened(browser_in_any_font, server, viewport=size, complains=True) as page:
+        page.ask("Who? " * 5000)
+        expect(page.tab.get_by_role("alert")).not_to_be_empty()
+        page.tab.get_by_role("button", name="New", exact=True).click()
+        page.tab.locator("#error").evaluate("e => (e.textContent = 'no '.repeat(200))")
+        page.tab.locator("#open-settings").focus()
+        for _ in range(6):  # the examples
+            page.tab.keyboard.press("Tab")
+            assert page.tab.evaluate("() => document.activeElement.className") == "example"
+            assert not page.tab.evaluate(hidden)
