@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from langchain_pos.runnables.parallel_reasoning import ParallelReasoningLLM
 
 HELP = "/new forgets the conversation, /exit or Ctrl+D ends it, Ctrl+C stops an answer"
+COMMANDS = "/new, /help and /exit"
+_COMMAND = re.compile(r"/\w*(\s|$)")  # a path such as /etc/hosts may begin a question
 
 
 def chat(
@@ -81,6 +84,8 @@ def chat(
                 talk.forget()
             elif line == "/help":
                 say(HELP)
+            elif _COMMAND.match(line):
+                say(f"unknown command {line!r}; use {COMMANDS}, on a line of its own")
             elif line:
                 talk.ask(line)
 
