@@ -215,7 +215,7 @@ class ModelSource(BaseModel):
     def _known_names(cls, fields: Any) -> Any:
         if not isinstance(fields, dict):
             return fields
-        return known_names(fields, {*cls.model_fields, *_aliases(cls)})
+        return known_names(fields, [*cls.model_fields, *_aliases(cls)])
 
     @field_validator("remote", mode="before")
     @classmethod

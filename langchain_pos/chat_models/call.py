@@ -33,6 +33,7 @@ from langchain_pos.chat_models.tool_calling import (
     unique,
 )
 from langchain_pos.errors import AnswerTimeoutError, InvalidRequestError
+from langchain_pos.field_names import known_names
 from langchain_pos.reasoning.branch_schema import BranchSchema
 from langchain_pos.reasoning.question import NO_OPTIONS, AnswerOptions
 from langchain_pos.reasoning.settings import ReasoningSettings
@@ -50,6 +51,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("langchain_pos")
 MODES = ("auto", "parallel", "sequential")
 MOST_TOP_LOGPROBS = 20
+_OF_A_CALL = (
+    "continue_final_message logprobs max_retries model parallel_tool_calls response_format steps "
+    "stream strict timeout tool_choice tools top_logprobs"
+).split()
+"""What a call takes besides `ReasoningSettings`."""
 _RETRY_TEMPERATURE = 0.7
 """Of further attempts, where the first one was greedy: it would only come again."""
 
@@ -87,7 +93,7 @@ class ChatCall:
         self._attempts = 1
         self._fault: str | None = None
         self._usage: UsageMetadata | None = None  # of all attempts
-        given = dict(kwargs)
+        given = known_names(kwargs, [*ReasoningSettings.model_fields, *_OF_A_CALL])
         for ignored in ("stream", "strict"):  # langchain-core's; answers are strict either way
             given.pop(ignored, None)
         self._model = given.pop("model", None) or chat.model

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.json_schema import SkipJsonSchema
 
 from langchain_pos.errors import InvalidRequestError
+from langchain_pos.field_names import known_names
 from langchain_pos.results.data import Mode
 
 Visibility = Literal["isolated", "titles"]
@@ -131,13 +132,8 @@ class ReasoningSettings(BaseModel):
         Raises:
             InvalidRequestError: an unknown name or a value that is not allowed.
         """
-        known = ReasoningSettings.model_fields
-        unknown = sorted(set(overrides) - set(known))
-        if unknown:
-            raise InvalidRequestError(
-                f"unknown setting {', '.join(map(repr, unknown))}; allowed are {', '.join(known)}"
-            )
-        values = {name: getattr(source, name) for name in known} | overrides
+        known = list(ReasoningSettings.model_fields)
+        values = {name: getattr(source, name) for name in known} | known_names(overrides, known)
         try:
             return ReasoningSettings(**values)
         except ValidationError as error:

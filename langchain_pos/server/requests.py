@@ -7,7 +7,6 @@ unknown fields, because a misspelt one would change the answer in silence.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -16,6 +15,7 @@ from langchain_core.messages.tool import invalid_tool_call
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import from_json
 
+from langchain_pos.field_names import did_you_mean
 from langchain_pos.results.data import GivenStep
 from langchain_pos.server.errors import ApiError
 
@@ -394,10 +394,11 @@ def _wrong(error: ValidationError, fields: Iterable[str]) -> ApiError:
             return ApiError(400, f"the body is not valid JSON: {first['msg']}", "invalid_json")
         case "extra_forbidden":
             last = str(first["loc"][-1])
-            near = difflib.get_close_matches(last, fields, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "leave it out"
             return ApiError(
-                400, f"unknown field {param!r}; {hint}", "unknown_parameter", param=param
+                400,
+                f"unknown field {param!r}; {did_you_mean(last, fields) or 'leave it out'}",
+                "unknown_parameter",
+                param=param,
             )
         case "missing":
             return ApiError(

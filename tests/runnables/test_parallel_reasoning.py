@@ -272,7 +272,8 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("settings", "said"),
         [
-            ({"max_length": 5}, "unknown setting 'max_length'; allowed are mode, max_branches"),
+            ({"verbose": 5}, "unknown setting 'verbose'; leave it out; allowed are mode, max_branches"),
+            ({"steps": ["a", "b"]}, "steps belong to the question"),
             ({"max_branch_tokens": -1}, "max_branch_tokens=-1: .*greater than or equal to 1"),
             ({"max_branches": 1}, "max_branches=1"),
             ({"temperature": -0.5}, "temperature=-0.5"),
