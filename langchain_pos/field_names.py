@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from pydantic import ValidationError
+
 from langchain_pos.errors import InvalidRequestError
 
 _ELSEWHERE = {
@@ -50,6 +52,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """A question with the known name that is like an unknown one, if there is one."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}?" if near else None
+
+
+def wrong_fields(error: ValidationError) -> str:
+    """What is wrong with which field, in one line."""
+    return "; ".join(
+        f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}"
+        for each in error.errors(include_url=False)
+    )
 
 
 def _for_transformers(found: dict[str, Any], name: str, value: Any) -> None:

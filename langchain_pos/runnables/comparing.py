@@ -179,6 +179,9 @@ def compare_modes(
     Raises:
         InvalidRequestError: there is no question, or not one expected answer for each.
     """
+    for name, given in (("questions", questions), ("expected", expected)):
+        if isinstance(given, str):
+            raise InvalidRequestError(f"{name}={given!r} is a text, not a list; write [{given!r}]")
     if not questions:
         raise InvalidRequestError("there are no questions to compare; give at least one")
     if expected is not None and len(expected) != len(questions):

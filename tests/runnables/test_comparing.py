@@ -83,6 +83,10 @@ def test_nothing_to_compare_is_refused() -> None:
     llm: Any = Canned()
     with pytest.raises(InvalidRequestError, match="no questions"):
         compare_modes(llm, [])
+    with pytest.raises(InvalidRequestError, match=r"write \['Who'\]"):
+        compare_modes(llm, "Who")
+    with pytest.raises(InvalidRequestError, match=r"write \['no'\]"):
+        compare_modes(llm, list(llm.answers), expected="no")
     with pytest.raises(InvalidRequestError, match="1 expected answers are given for 2 questions"):
         compare_modes(llm, list(llm.answers), expected=["Ann"])
 
