@@ -303,9 +303,11 @@ def test_one_part_of_several_is_refused(file: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_path_that_is_not_there_is_no_hub_name(tmp_path: Path) -> None:
     """A missing file says so, and how a file on the hub is named."""
-    with pytest.raises(ModelLoadError, match=r"there is none at .*nothing.gguf.*hub-name:file"):
+    with pytest.raises(
+        ModelLoadError, match=r"there is no such file at .*nothing.gguf.*hub-name:file"
+    ):
         load(str(tmp_path / "nothing.gguf"), device="cpu")
-    with pytest.raises(ModelLoadError, match=r"there is none at .*nothing.gguf"):
+    with pytest.raises(ModelLoadError, match=r"there is no such file at .*nothing.gguf"):
         load("some/nothing.gguf", device="cpu")
 
 

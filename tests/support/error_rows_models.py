@@ -67,7 +67,7 @@ def _(folder: Path) -> Outcome:
 
 @row("unknown-model")
 def _(folder: Path) -> Outcome:
-    return not_loaded("is no folder", model=str(folder / "nothing" / "here"))
+    return not_loaded("no such folder", model=str(folder / "nothing" / "here"))
 
 
 @row("unknown-hub-name")
@@ -78,7 +78,7 @@ def _(folder: Path, patch: pytest.MonkeyPatch) -> Outcome:
 
 @row("gguf-not-there")
 def _(folder: Path) -> Outcome:
-    return not_loaded("there is none at", model=str(folder / "x.gguf"))
+    return not_loaded("there is no such file at", model=str(folder / "x.gguf"))
 
 
 @row("gguf-several")
