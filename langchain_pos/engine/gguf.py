@@ -82,6 +82,11 @@ def unpack(file: Path, *, beside: bool, check: Callable[[Any], None]) -> Unpacke
         if _is_whole(place, file):
             return Unpacked(_origin(file, header, place), place)
     _require_packages()
+    # A warning, so that it is seen without any set-up where there is no loading bar.
+    size = file.stat().st_size / 1e9
+    logger.warning(
+        "unpacking %s (%.1f GB) for this and later loads; it may take minutes", file, size
+    )
     began = time.monotonic()
     model, tokenizer = _convert(file, header, check)
     logger.info("unpacked %s in %.0f s", file, time.monotonic() - began)

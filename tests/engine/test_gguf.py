@@ -76,6 +76,14 @@ def test_the_second_load_takes_what_is_kept(file: Path, conversions: list[Path])
     assert {path.name for path in file.parent.iterdir()} == {file.name, f"{file.name}.unpacked"}
 
 
+def test_unpacking_is_announced_once(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As a warning, which is seen where logging is not set up; a later load has nothing to say."""
+    for _ in range(2):
+        load(str(file), device="cpu")
+    [said] = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    assert f"unpacking {file}" in said
+
+
 def test_quantised_weights_become_bfloat16(tmp_path: Path) -> None:
     """Q8_0 is unpacked to bfloat16, near what was packed, and the description says all of it."""
     file = write_gguf(tmp_path / "tiny.gguf", quantised=True)
