@@ -361,8 +361,8 @@ def _refuse_over_http(asked: Sequence[str], turns: Sequence[Turn]) -> None:
     )
     if refused := [*asked, *history]:
         raise InvalidRequestError(
-            f"{', '.join(refused)}: over a server, only plain answers can be asked for. Take a "
-            "local model, or ask the server's own chat endpoint, by ChatOpenAI(base_url=…)"
+            f"{', '.join(refused)}: a server can only be asked for plain answers. Use a local "
+            "model, or the server's own chat endpoint through ChatOpenAI(base_url=…)"
         )
 
 

@@ -44,7 +44,9 @@ _COMMAND = re.compile(r"/\w*(\s|$)")  # a path such as /etc/hosts may begin a qu
 
 def chat(
     model: ModelOption = None,
-    system: Annotated[str | None, typer.Option(help="What the model should always heed.")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="Instructions that the model should always follow.")
+    ] = None,
     sequential: SequentialOption = False,
     max_branch_tokens: BudgetOption = None,
     max_conclusion_tokens: ConclusionBudget = None,
@@ -112,7 +114,7 @@ class Conversation:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Start again."""
         self.messages = [] if self.system is None else [("system", self.system)]
 
     def ask(self, question: str) -> None:

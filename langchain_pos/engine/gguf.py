@@ -68,7 +68,7 @@ def unpack(file: Path, *, beside: bool, check: Callable[[Any], None]) -> Unpacke
 
     Raises:
         MissingExtraError: it must be unpacked, and a package is missing.
-        ModelLoadError: the file is damaged, no GGUF, or nothing that transformers can unpack.
+        ModelLoadError: the file is damaged, not GGUF, or nothing that transformers can unpack.
         UnsupportedModelError: `check` refuses it.
     """
     header = read_header(file)
@@ -143,7 +143,7 @@ def _convert(file: Path, header: Header, check: Callable[[Any], None]) -> tuple[
     if missing := sorted(report["missing_keys"]):
         raise ModelLoadError(
             f"{file} lacks {', '.join(missing[:3])} ({len(missing)} tensors in all), without which "
-            "the model would answer at random; get the file anew, or the model as safetensors"
+            "the model would answer at random; get the file again, or the model as safetensors"
         )
     return model, tokenizer
 
@@ -240,5 +240,5 @@ def _origin(file: Path, header: Header, place: Path | None) -> str:
     size = 0
     if place is not None:
         size = sum(path.stat().st_size for path in place.glob("*.safetensors"))
-    kept = f"unpacked to {size / 1e9:.2f} GB in {place}" if place else "unpacked, kept nowhere"
+    kept = f"unpacked to {size / 1e9:.2f} GB in {place}" if place else "unpacked, not saved"
     return f"{file} ({header.architecture}, {header.quantisation}), {kept}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers.utils.hub import cached_file
 
 from langchain_pos.errors import ModelLoadError
@@ -130,7 +130,7 @@ def explain(source: Source, error: Exception) -> str:
     reason = " ".join(str(error).split())
     kind = f"the folder {source.name}" if source.is_folder else f"the hub name {source.name!r}"
     remedy = (
-        "check that config.json, tokenizer.json and *.safetensors are there and whole"
+        "check that config.json, tokenizer.json and *.safetensors are present and complete"
         if source.is_folder
         else _hub_remedy(source.name, error)
     )
@@ -149,16 +149,15 @@ def _hub_remedy(name: str, error: Exception) -> str:
         return "the model is gated: accept its terms on the hub and log in with `hf auth login`"
     if "RepositoryNotFoundError" in kinds:
         return (
-            "the hub was reached and knows no such model: check the spelling, or log in with "
+            "the hub has no such model: check the spelling, or log in with "
             "`hf auth login` if it is private"
         )
     if "RevisionNotFoundError" in kinds:
         return "the hub knows the model, but not this revision: check its spelling"
     if kinds & _NOT_REACHED:
         return (
-            "the hub was not reached, so nobody knows whether it has such a model, and none lies "
-            "in the local cache: check the spelling and the network (HF_HUB_OFFLINE cuts it off), "
-            "or give a local folder"
+            "the hub could not be reached, and the model is not in the local cache: check the "
+            "spelling and the network (HF_HUB_OFFLINE cuts it off), or give a local folder"
         )
     if "EntryNotFoundError" in kinds:
         return "the hub knows the model, but it has no such file: check the file's spelling"

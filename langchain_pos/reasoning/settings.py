@@ -24,7 +24,7 @@ class ReasoningSettings(BaseModel):
     mode: Mode = "parallel"
     """"parallel", or "sequential": one text, as any model answers."""
     max_branches: int = Field(default=64, ge=2)
-    """Most steps of one plan."""
+    """Maximum number of steps in one plan."""
     max_parallel_branches: int = Field(default=32, ge=1)
     """Branches decoded at the same time; further ones wait and follow."""
     max_blocks: int = Field(default=3, ge=1)

@@ -24,7 +24,7 @@ def as_request(input: ReasoningInput) -> ReasoningRequest:
     """Any input that LangChain accepts, as a request.
 
     Raises:
-        InvalidRequestError: it is no valid input, does not end with a question, or that is blank.
+        InvalidRequestError: it is not a valid input, or its question is missing or blank.
     """
     ask = _as_request(input)
     if not ask.question.strip():  # here too: the reasoner's own check comes after the loading

@@ -27,15 +27,15 @@ Neutral = tuple[tuple[Any, ...], str]
 """What a field that is not to be had may hold besides null, and what to do instead."""
 
 _NEUTRAL: dict[str, Neutral] = {
-    "n": ((1,), "one answer a request; send several requests, they share forward passes"),
-    "frequency_penalty": ((0,), "repetition_penalty is what this model has"),
-    "presence_penalty": ((0,), "repetition_penalty is what this model has"),
+    "n": ((1,), "one answer per request; send several requests, they share forward passes"),
+    "frequency_penalty": ((0,), "use repetition_penalty instead"),
+    "presence_penalty": ((0,), "use repetition_penalty instead"),
     "logit_bias": (({},), "tokens cannot be weighted"),
     "functions": (([],), "use tools"),
     "function_call": ((), "use tool_choice"),
-    "modalities": ((["text"],), "text is all that the model writes"),
-    "audio": ((), "text is all that the model writes"),
-    "reasoning_effort": ((), "reasoning_mode says whether branches come first"),
+    "modalities": ((["text"],), "the model writes text only"),
+    "audio": ((), "the model writes text only"),
+    "reasoning_effort": ((), "use reasoning_mode, which says whether branches come first"),
     "verbosity": ((), "say it in the prompt"),
     "web_search_options": ((), "give the model a tool"),
 }
@@ -239,7 +239,7 @@ class ChatRequest(Body):
         if asked.top_logprobs is not None and not asked.logprobs:
             raise ApiError(
                 400,
-                "top_logprobs needs logprobs=true beside it",
+                "top_logprobs needs logprobs=true as well",
                 "invalid_value",
                 param="top_logprobs",
             )

@@ -232,8 +232,8 @@ def aged(file: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (pickled, r"is no GGUF file: it begins with b'PK\\x03\\x04'"),
-        (emptied, "is no GGUF file"),
+        (pickled, r"is not a GGUF file: it begins with b'PK\\x03\\x04'"),
+        (emptied, "is not a GGUF file"),
         (stub, "damaged or cut off: it ends inside its own header"),
         (beheaded, "damaged or cut off: its header cannot be read"),
         (halved, "damaged or cut off: it has .* bytes, its tensors need"),
@@ -339,11 +339,11 @@ def test_a_file_on_the_hub(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("RepositoryNotFoundError", "the hub was reached and knows no such model"),
+        ("RepositoryNotFoundError", "the hub has no such model"),
         ("GatedRepoError", "the model is gated"),
         ("RevisionNotFoundError", "not this revision"),
-        ("LocalEntryNotFoundError", "the hub was not reached"),
-        ("OfflineModeIsEnabled", "the hub was not reached"),
+        ("LocalEntryNotFoundError", "the hub could not be reached"),
+        ("OfflineModeIsEnabled", "the hub could not be reached"),
         ("RemoteEntryNotFoundError", "has no such file"),
     ],
 )

@@ -92,7 +92,7 @@ def _(folder: Path) -> Outcome:
 def _(folder: Path) -> Outcome:
     file = folder / "x.gguf"
     file.write_bytes(b"not at all")
-    not_loaded("is no GGUF file", model=str(file))
+    not_loaded("is not a GGUF file", model=str(file))
     file.write_bytes(b"GGUF\3\0\0\0" + bytes(16))
     return not_loaded("damaged or cut off", model=str(file))
 
