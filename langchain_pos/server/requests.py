@@ -394,11 +394,9 @@ def _wrong(error: ValidationError, fields: Iterable[str]) -> ApiError:
             return ApiError(400, f"the body is not valid JSON: {first['msg']}", "invalid_json")
         case "extra_forbidden":
             last = str(first["loc"][-1])
+            hint = did_you_mean(last, fields) or "leave it out"
             return ApiError(
-                400,
-                f"unknown field {param!r}; {did_you_mean(last, fields) or 'leave it out'}",
-                "unknown_parameter",
-                param=param,
+                400, f"unknown field {param!r}; {hint}", "unknown_parameter", param=param
             )
         case "missing":
             return ApiError(

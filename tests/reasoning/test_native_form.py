@@ -271,8 +271,7 @@ class TestDeclined:
         ]
 
     @pytest.mark.parametrize(
-        ("title", "reason"),
-        [("Step 2", "build on one another"), ("Step", "not the title of an entry")],
+        ("title", "reason"), [("Step 2", "build on one another"), ("Step", "not the title of an")]
     )
     def test_an_outline_ends_where_it_is_of_no_use(self, title: str, reason: str) -> None:
         """The head that shows it is the last that is written."""
