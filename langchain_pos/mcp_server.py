@@ -88,7 +88,7 @@ def make_mcp_server(tool: ParallelSubtasksTool) -> Server[Any, Any]:
     async def call_tool(request: types.CallToolRequest) -> types.ServerResult:
         asked = request.params
         if asked.name != tool.name:
-            wrong = f"there is no tool {asked.name!r} here; there is {tool.name!r}"
+            wrong = f"the tool {asked.name!r} does not exist; the only one here is {tool.name!r}"
             return _result(wrong, is_error=True)
         context = server.request_context
         token = None if context.meta is None else context.meta.progressToken

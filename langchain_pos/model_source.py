@@ -215,7 +215,7 @@ class ModelSource(BaseModel):
     def _known_names(cls, fields: Any) -> Any:
         if not isinstance(fields, dict):
             return fields
-        return known_names(fields, {*cls.model_fields, *_aliases(cls)})
+        return known_names(fields, [*cls.model_fields, *_aliases(cls)])
 
     @field_validator("remote", mode="before")
     @classmethod
@@ -223,7 +223,7 @@ class ModelSource(BaseModel):
         if engine is None or isinstance(engine, OpenAICompletionsEngine | dict):
             return engine
         raise ValueError(
-            f"engine={type(engine).__name__} is no server; allowed is an OpenAICompletionsEngine. "
+            f"engine={type(engine).__name__} is not a server; give an OpenAICompletionsEngine. "
             "A local Engine goes through from_engine, a loaded model through from_model"
         )
 

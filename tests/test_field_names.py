@@ -9,6 +9,7 @@ import torch
 
 from langchain_pos import ChatParallelReasoning, OpenAICompletionsEngine, ParallelReasoningLLM
 from langchain_pos.chat_models.fields import ChatFields
+from langchain_pos.errors import InvalidRequestError
 from langchain_pos.model_source import ModelSource
 from langchain_pos.reasoning.settings import ReasoningSettings
 
@@ -63,6 +64,41 @@ def test_a_name_that_is_unknown(kind: Any, name: str, hint: str) -> None:
     """The error has the one that is like it."""
     with pytest.raises(ValueError, match=hint):
         kind(**{name: 1})
+
+
+def test_a_name_that_is_unknown_to_an_engine() -> None:
+    """A server's fields are looked up as well."""
+    with pytest.raises(ValueError, match="did you mean 'base_url'"):
+        OpenAICompletionsEngine(base_uri="http://127.0.0.1/v1")  # type: ignore[call-arg]
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("max_branch_token", "did you mean 'max_branch_tokens'"),
+        ("max_length", "did you mean 'max_tokens'"),
+        ("of_no_meaning_at_all", "leave it out; allowed are mode, max_branches, "),
+        ("dtype", "unknown setting 'dtype'"),
+    ],
+)
+def test_a_name_that_is_unknown_to_a_call(kind: Any, name: str, hint: str) -> None:
+    """The same, for what is set for one call; before the model is loaded."""
+    with pytest.raises(InvalidRequestError, match=hint):
+        kind("not/there").invoke("Who?", **{name: 1})
+
+
+def test_the_chat_model_has_further_names_at_a_call() -> None:
+    """They are suggested, too."""
+    with pytest.raises(InvalidRequestError, match="did you mean 'timeout'"):
+        ChatParallelReasoning("not/there").invoke("Who?", timout=1)
+
+
+@BOTH
+def test_a_call_takes_names_of_other_libraries(kind: Any) -> None:
+    """As the constructor does."""
+    with pytest.raises(InvalidRequestError, match="max_tokens=0"):
+        kind("not/there").invoke("Who?", max_new_tokens=0)
 
 
 @pytest.mark.parametrize("kind", [ParallelReasoningLLM, ChatParallelReasoning])

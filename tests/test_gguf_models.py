@@ -82,7 +82,7 @@ def test_ask_takes_a_gguf_file(file: Path) -> None:
     assert done.exit_code == 0
     missing = CliRunner().invoke(app, [*args, "--model", str(file.with_name("no.gguf"))])
     assert missing.exit_code == 3
-    assert "there is none at" in missing.stderr
+    assert "there is no such file at" in missing.stderr
 
 
 @pytest.mark.parametrize("question", ["", "  \n", {"question": " ", "steps": ["Ann"]}])

@@ -92,7 +92,7 @@ class TestOfficialClient:
             (NAME, {}, "subtasks: Field required"),
             (NAME, {"subtasks": [SUBTASKS[0], SUBTASKS[0]]}, "the same title: 'Ann'"),
             (NAME, {"subtasks": SUBTASKS, "context": "word " * 5000}, "2048 positions"),
-            ("other", ARGS, "there is no tool 'other' here"),
+            ("other", ARGS, "the tool 'other' does not exist"),
         ],
     )
     async def test_what_fails_is_a_tool_error(self, name: str, args: Any, said: str) -> None:

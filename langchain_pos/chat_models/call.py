@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from pydantic import ValidationError
 
 from langchain_pos.chat_models.batch import belongs_to_batch, current_batch
 from langchain_pos.chat_models.fields import sampling_off
@@ -33,6 +34,7 @@ from langchain_pos.chat_models.tool_calling import (
     unique,
 )
 from langchain_pos.errors import AnswerTimeoutError, InvalidRequestError
+from langchain_pos.field_names import known_names, wrong_fields
 from langchain_pos.reasoning.branch_schema import BranchSchema
 from langchain_pos.reasoning.question import NO_OPTIONS, AnswerOptions
 from langchain_pos.reasoning.settings import ReasoningSettings
@@ -50,6 +52,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("langchain_pos")
 MODES = ("auto", "parallel", "sequential")
 MOST_TOP_LOGPROBS = 20
+_OF_A_CALL = (
+    "continue_final_message logprobs max_retries model parallel_tool_calls response_format steps "
+    "stream strict timeout tool_choice tools top_logprobs"
+).split()
+"""What a call takes besides `ReasoningSettings`."""
 _RETRY_TEMPERATURE = 0.7
 """Of further attempts, where the first one was greedy: it would only come again."""
 
@@ -87,7 +94,7 @@ class ChatCall:
         self._attempts = 1
         self._fault: str | None = None
         self._usage: UsageMetadata | None = None  # of all attempts
-        given = dict(kwargs)
+        given = known_names(kwargs, [*ReasoningSettings.model_fields, *_OF_A_CALL])
         for ignored in ("stream", "strict"):  # langchain-core's; answers are strict either way
             given.pop(ignored, None)
         self._model = given.pop("model", None) or chat.model
@@ -129,10 +136,9 @@ class ChatCall:
         form = bool(tools or schema)
         asks = asks and prefill is None
         mode = self._mode(given.pop("mode", chat.mode), asks=asks, form=form)
-        settings = ReasoningSettings.of(
-            chat, **{"mode": mode, "stop": _stops(chat, stop), **_budgets(chat, given), **given}
-        )
-
+        if stop is not None:
+            given["stop"] = stop
+        settings = ReasoningSettings.of(chat, **{"mode": mode, **_budgets(chat, given), **given})
         if not settings.conclude:
             raise InvalidRequestError(
                 "a chat model's text is the conclusion, so conclude=False leaves nothing to say; "
@@ -172,11 +178,14 @@ class ChatCall:
 
             constraint = constraint_for(tools, choice, tool_form, several=several, schema=schema)
             options = AnswerOptions(encode, constraint, self._logprobs, prefill is not None)
-        request = ReasoningRequest(
-            question=turns[users[-1]]["content"] if users else turns[-1]["content"],
-            messages=tuple((turn["role"], turn["content"]) for turn in turns),
-            steps=None if steps is None else tuple(steps),
-        )
+        try:
+            request = ReasoningRequest(
+                question=turns[users[-1]]["content"] if users else turns[-1]["content"],
+                messages=tuple((turn["role"], turn["content"]) for turn in turns),
+                steps=steps,
+            )
+        except ValidationError as error:
+            raise InvalidRequestError(wrong_fields(error)) from error
 
         def prepare(settings: ReasoningSettings) -> None:
             self._reasoning = reasoner.prepare(request, settings, deltas=deltas, options=options)
@@ -352,15 +361,9 @@ def _refuse_over_http(asked: Sequence[str], turns: Sequence[Turn]) -> None:
     )
     if refused := [*asked, *history]:
         raise InvalidRequestError(
-            f"{', '.join(refused)}: over a server, only plain answers can be asked for. Take a "
-            "local model, or ask the server's own chat endpoint, by ChatOpenAI(base_url=…)"
+            f"{', '.join(refused)}: a server can only be asked for plain answers. Use a local "
+            "model, or the server's own chat endpoint through ChatOpenAI(base_url=…)"
         )
-
-
-def _stops(chat: ChatFields, stop: Sequence[str] | None) -> tuple[str, ...]:
-    if stop is None:
-        return chat.stop
-    return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
 def _budgets(chat: ChatFields, given: dict[str, Any]) -> dict[str, Any]:

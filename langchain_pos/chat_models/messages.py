@@ -106,7 +106,7 @@ def encode_chat(
     roles = ", ".join(turn["role"] for turn in turns)
     raise InvalidRequestError(
         f"the model's chat template leaves some of these messages out ({roles}); give a history in "
-        "which user and assistant alternate, or mend the template"
+        "which user and assistant alternate, or fix the template"
     )
 
 
@@ -122,7 +122,7 @@ def take_prefill(turns: list[Turn]) -> str:
     """The beginning of the answer, which stands last; taken out of the turns.
 
     Raises:
-        InvalidRequestError: the last message is no text of the model's.
+        InvalidRequestError: the last message is not a text of the model's.
     """
     last = turns[-1] if turns else {"role": "nothing"}
     if last["role"] != "assistant" or "tool_calls" in last or not last["content"]:
@@ -161,7 +161,7 @@ def _role(message: BaseMessage) -> str:
 
 
 def _text(message: BaseMessage) -> str:
-    """The text of a message; what is no text is refused, except thoughts and tool calls."""
+    """The text of a message; what is not text is refused, except thoughts and tool calls."""
     if isinstance(message.content, str):
         return message.content
     parts: list[str] = []

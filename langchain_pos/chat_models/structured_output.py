@@ -38,7 +38,7 @@ def json_schema_of(schema: Schema) -> dict[str, Any]:
         return convert_to_json_schema(schema)
     except (TypeError, ValueError) as error:
         raise InvalidRequestError(
-            f"{schema!r} cannot be made a JSON schema ({error}); give a pydantic model, a "
+            f"{schema!r} cannot be turned into a JSON schema ({error}); give a pydantic model, a "
             "TypedDict or a JSON schema with a title"
         ) from error
 
@@ -107,9 +107,9 @@ class StructuredOutputParser(BaseCumulativeTransformOutputParser[Any]):
         except (ValueError, ValidationError, ValidationErrorV1) as error:
             if partial:
                 return None
-            name = getattr(self.schema_type, "__name__", "the schema")
+            name = getattr(self.schema_type, "__name__", "object of the schema")
             raise OutputParserException(
-                f"the answer is no {name}: {error}", llm_output=generation.text
+                f"the answer is not a valid {name}: {error}", llm_output=generation.text
             ) from error
 
     def _data(self, generation: Generation, message: Any, *, partial: bool) -> Any:
@@ -120,7 +120,7 @@ class StructuredOutputParser(BaseCumulativeTransformOutputParser[Any]):
         calls = getattr(message, "tool_calls", [])
         if not calls and not partial:
             invalid = getattr(message, "invalid_tool_calls", [])
-            raise ValueError((invalid and invalid[0]["error"]) or "it holds no tool call")
+            raise ValueError((invalid and invalid[0]["error"]) or "it contains no tool call")
         return calls[0]["args"] if calls else None
 
     def _object(self, data: Any) -> Any:
@@ -146,5 +146,5 @@ def _refuse_unfinished(metadata: dict[str, Any], text: str) -> None:
         )
     if reason == "error":
         raise OutputParserException(
-            f"there is no answer that fits: {metadata.get('error')}", llm_output=text
+            f"no answer fits the schema: {metadata.get('error')}", llm_output=text
         )

@@ -212,7 +212,7 @@ def constraint_for(
         choice: as `read_choice` gives it.
         form: how calls are written.
         several: whether one answer may hold several calls.
-        schema: of an answer that is no call; None leaves that text free.
+        schema: of an answer that is not a call; None leaves that text free.
 
     Returns:
         None where every text is allowed.
@@ -326,7 +326,7 @@ class ToolCallReader:
         self._held = ""
 
     def _text(self, text: str) -> Iterator[str]:
-        if self._called:  # white space between calls is no text
+        if self._called:  # white space between calls is not text
             text = text.lstrip()
         if text:
             self._called = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -37,11 +38,15 @@ if TYPE_CHECKING:
     from langchain_pos.runnables.parallel_reasoning import ParallelReasoningLLM
 
 HELP = "/new forgets the conversation, /exit or Ctrl+D ends it, Ctrl+C stops an answer"
+COMMANDS = "/new, /help and /exit"
+_COMMAND = re.compile(r"/\w*(\s|$)")  # a path such as /etc/hosts may begin a question
 
 
 def chat(
     model: ModelOption = None,
-    system: Annotated[str | None, typer.Option(help="What the model should always heed.")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="Instructions that the model should always follow.")
+    ] = None,
     sequential: SequentialOption = False,
     max_branch_tokens: BudgetOption = None,
     max_conclusion_tokens: ConclusionBudget = None,
@@ -81,6 +86,8 @@ def chat(
                 talk.forget()
             elif line == "/help":
                 say(HELP)
+            elif _COMMAND.match(line):
+                say(f"unknown command {line!r}; use {COMMANDS}, on a line of its own")
             elif line:
                 talk.ask(line)
 
@@ -107,7 +114,7 @@ class Conversation:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Start again."""
         self.messages = [] if self.system is None else [("system", self.system)]
 
     def ask(self, question: str) -> None:

@@ -117,7 +117,7 @@ def verdict(results: Sequence[ReasoningResult], width: int) -> list[str]:
     passes = [result.forward_passes.total for result in results]
     with_drafts = f", {speed(parallel, drafted)} that with drafts ({passes[2]})."
     if passes[1] == passes[2]:
-        with_drafts = ". Drafts bring nothing here: a pass of more rows takes longer."
+        with_drafts = ". Drafts gain nothing here: a pass of more rows takes longer."
     said = f"{speed(parallel, plain)} one after another ({passes[0]} passes against {passes[1]})"
     return [_wrapped(said + with_drafts, width)]
 

@@ -28,31 +28,43 @@ DtypeOption = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16; chosen if omitted.")
 ]
 QuantizationOption = Annotated[
-    str | None, typer.Option(help="int8: weights of eight bits, on a CPU; none if omitted.")
+    str | None, typer.Option(help="int8: eight-bit weights, on a CPU; off if omitted.")
 ]
-BudgetOption = Annotated[int | None, typer.Option(min=1, help="Most tokens of a branch.")]
-ConclusionBudget = Annotated[int | None, typer.Option(min=1, help="Most tokens of the conclusion.")]
+BudgetOption = Annotated[
+    int | None, typer.Option(min=1, help="Maximum number of tokens in a branch.")
+]
+ConclusionBudget = Annotated[
+    int | None, typer.Option(min=1, help="Maximum number of tokens in the conclusion.")
+]
 SequentialBudget = Annotated[
-    int | None, typer.Option(min=1, help="Most tokens of a sequential answer.")
+    int | None, typer.Option(min=1, help="Maximum number of tokens in a sequential answer.")
 ]
-PlanBudget = Annotated[int | None, typer.Option(min=64, help="Most tokens of a plan.")]
+PlanBudget = Annotated[int | None, typer.Option(min=64, help="Maximum number of tokens in a plan.")]
 PreambleBudget = Annotated[
-    int | None, typer.Option(min=8, help="Most tokens before a plan's first step.")
+    int | None, typer.Option(min=8, help="Maximum number of tokens before a plan's first step.")
 ]
-TitleBudget = Annotated[int | None, typer.Option(min=4, help="Most tokens of a title.")]
-BranchesOption = Annotated[int | None, typer.Option(min=2, help="Most steps of one plan.")]
+TitleBudget = Annotated[
+    int | None, typer.Option(min=4, help="Maximum number of tokens in a title.")
+]
+BranchesOption = Annotated[
+    int | None, typer.Option(min=2, help="Maximum number of steps in one plan.")
+]
 TogetherOption = Annotated[
-    int | None, typer.Option(min=1, help="Most branches written at the same time.")
+    int | None, typer.Option(min=1, help="Maximum number of branches written at the same time.")
 ]
-WholeBudget = Annotated[int | None, typer.Option(min=1, help="Most tokens of the whole answer.")]
+WholeBudget = Annotated[
+    int | None, typer.Option(min=1, help="Maximum number of tokens in the whole answer.")
+]
 ThinkingBudget = Annotated[
-    int | None, typer.Option(min=1, help="Most tokens that a model thinks before it answers.")
+    int | None,
+    typer.Option(min=1, help="Maximum number of tokens that a model may think before it answers."),
 ]
 BranchThinkingBudget = Annotated[
-    int | None, typer.Option(min=0, help="Most tokens that each branch may think. [0]")
+    int | None, typer.Option(min=0, help="Maximum number of tokens that each branch may think. [0]")
 ]
 BlocksOption = Annotated[
-    int | None, typer.Option(min=1, help="Most rounds of plan and branches in one answer.")
+    int | None,
+    typer.Option(min=1, help="Maximum number of rounds of plan and branches in one answer."),
 ]
 TemperatureOption = Annotated[
     float | None, typer.Option(min=0.0, help="0, the default, always takes the most likely token.")

@@ -42,9 +42,11 @@ def serve(
     max_concurrency: Annotated[
         int, typer.Option(min=1, help="Requests answered at once; others wait.")
     ] = 16,
-    max_queue: Annotated[int, typer.Option(min=0, help="Most requests that may wait.")] = 64,
+    max_queue: Annotated[
+        int, typer.Option(min=0, help="Maximum number of requests that may wait.")
+    ] = 64,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Most tokens of text that a request may ask for.")
+        int, typer.Option(min=1, help="Maximum number of tokens that a request may ask for.")
     ] = 4096,
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="Largest request, in bytes.")] = 2
     * 2**20,
@@ -57,7 +59,9 @@ def serve(
     drain_seconds: Annotated[
         float, typer.Option(min=0, help="Seconds to finish running answers on shutdown.")
     ] = 30,
-    max_branches: Annotated[int, typer.Option(min=2, help="Most steps of one plan.")] = 64,
+    max_branches: Annotated[
+        int, typer.Option(min=2, help="Maximum number of steps in one plan.")
+    ] = 64,
     max_branch_tokens: BudgetOption = None,
     max_slots: Annotated[
         int | None, typer.Option(min=1, help="KV-cache slots; half of the free memory if omitted.")

@@ -158,7 +158,7 @@ def folded_attention_forward(
     """
     for extra in ("s_aux", "softcap", "position_bias"):
         if kwargs.get(extra) is not None:
-            raise ValueError(f"{FOLDED} attention knows no `{extra}`")
+            raise ValueError(f"{FOLDED} attention does not support `{extra}`")
     _, heads, rows, _ = query.shape
     plan: MaskedPlan | None = getattr(attention_mask, "plan", None)
     if plan is not None:

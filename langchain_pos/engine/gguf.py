@@ -69,7 +69,7 @@ def unpack(file: Path, *, beside: bool, check: Callable[[Any], None]) -> Unpacke
 
     Raises:
         MissingExtraError: it must be unpacked, and a package is missing.
-        ModelLoadError: the file is damaged, no GGUF, or nothing that transformers can unpack.
+        ModelLoadError: the file is damaged, not GGUF, or nothing that transformers can unpack.
         UnsupportedModelError: `check` refuses it.
     """
     header = read_header(file)
@@ -84,6 +84,11 @@ def unpack(file: Path, *, beside: bool, check: Callable[[Any], None]) -> Unpacke
         if _is_whole(place, file):
             return Unpacked(_origin(file, header, place), is_quantised, place)
     _require_packages()
+    # A warning, so that it is seen without any set-up where there is no loading bar.
+    size = file.stat().st_size / 1e9
+    logger.warning(
+        "unpacking %s (%.1f GB) for this and later loads; it may take minutes", file, size
+    )
     began = time.monotonic()
     model, tokenizer = _convert(file, header, check)
     logger.info("unpacked %s in %.0f s", file, time.monotonic() - began)
@@ -140,7 +145,7 @@ def _convert(file: Path, header: Header, check: Callable[[Any], None]) -> tuple[
     if missing := sorted(report["missing_keys"]):
         raise ModelLoadError(
             f"{file} lacks {', '.join(missing[:3])} ({len(missing)} tensors in all), without which "
-            "the model would answer at random; get the file anew, or the model as safetensors"
+            "the model would answer at random; get the file again, or the model as safetensors"
         )
     return model, tokenizer
 
@@ -226,5 +231,5 @@ def _origin(file: Path, header: Header, place: Path | None) -> str:
     size = 0
     if place is not None:
         size = sum(path.stat().st_size for path in place.glob("*.safetensors"))
-    kept = f"unpacked to {size / 1e9:.2f} GB in {place}" if place else "unpacked, kept nowhere"
+    kept = f"unpacked to {size / 1e9:.2f} GB in {place}" if place else "unpacked, not saved"
     return f"{file} ({header.architecture}, {header.quantisation}), {kept}"

@@ -98,14 +98,14 @@ def read_header(file: Path) -> Header:
     """Read what a GGUF file says of itself, and check that its data is all there.
 
     Raises:
-        ModelLoadError: it cannot be read, is no GGUF file, or is damaged.
+        ModelLoadError: it cannot be read, is not a GGUF file, or is damaged.
     """
     try:
         with file.open("rb") as opened:
             magic = opened.read(24)
             if magic[:4] != _MAGIC:
                 raise ModelLoadError(
-                    f"{file} is no GGUF file: it begins with {magic[:4]!r}, a GGUF file with "
+                    f"{file} is not a GGUF file: it begins with {magic[:4]!r}, a GGUF file with "
                     f"{_MAGIC!r}. Give a GGUF file, or a folder with config.json and *.safetensors"
                 )
             if len(magic) < 24:
@@ -140,7 +140,7 @@ class _Reader:
         return text
 
     def value(self, kind: int) -> str | int | None:
-        """A value, where it is a string or an integer; others are passed over."""
+        """A value, where it is a string or an integer; others are skipped."""
         if kind == _STRING:
             return self.string()
         if kind in _INTEGERS:
@@ -182,7 +182,7 @@ class _Reader:
             number, offset = self.take("<I"), self.take("<Q")
             if number not in _TYPES:
                 raise ModelLoadError(
-                    f"{file} stores {name} in ggml's type {number}, which is not known here; get "
+                    f"{file} stores {name} in ggml's type {number}, which is not supported; get "
                     "the model in another quantisation, such as Q4_K_M or Q8_0"
                 )
             kind, block, size = _TYPES[number]

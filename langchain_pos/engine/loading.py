@@ -154,7 +154,7 @@ def load(
     wanted = getattr(torch, dtype, None) if dtype else None
     if dtype != "auto" and not (isinstance(wanted, torch.dtype) and wanted.is_floating_point):
         raise ModelLoadError(
-            f"dtype={dtype!r} is none that a model can have; allowed are 'auto', 'float32', "
+            f"dtype={dtype!r} is not one that a model can have; allowed are 'auto', 'float32', "
             "'bfloat16' and 'float16'"
         )
     placed = None if "device_map" in model_kwargs else choose_device(device)
@@ -164,8 +164,8 @@ def load(
         if unpacked.folder is None and model_kwargs:
             raise ModelLoadError(
                 f"{', '.join(model_kwargs)} cannot be used on {source.gguf}, whose unpacked form "
-                "could be kept nowhere; make room on the disk, or set XDG_CACHE_HOME to a folder "
-                "that can be written"
+                "could not be saved anywhere; make room on the disk, or set XDG_CACHE_HOME to a "
+                "writable folder"
             )
         source, revision = Source(str(unpacked.folder or source.gguf), is_folder=True), None
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -219,7 +219,7 @@ def refuse_state(config: Any) -> None:
     """Refuse what cannot be isolated, as far as the configuration says.
 
     Raises:
-        UnsupportedModelError: some layer is of another kind, or it is no decoder.
+        UnsupportedModelError: some layer is of another kind, or it is not a decoder.
     """
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(

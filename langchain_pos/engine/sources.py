@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers.utils.hub import cached_file
 
 from langchain_pos.errors import ModelLoadError
 
 _HUB_FILE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+|[\w.-]{2,}):(?P<file>[^:]+\.gguf)", re.IGNORECASE)
+_ALLOWED = (
+    "give a folder with config.json, a .gguf file, or a hub name such as 'Qwen/Qwen2.5-7B-Instruct'"
+)
 _NOT_REACHED = {
     "ConnectionError",
     "LocalEntryNotFoundError",
@@ -48,6 +54,13 @@ def locate(name: str, revision: str | None = None) -> Source:
     Raises:
         ModelLoadError: it can be none of them.
     """
+    try:
+        return _located(name, revision)
+    except (OSError, RuntimeError) as error:  # no permission, too long a name, no such user's home
+        raise ModelLoadError(f"model={name!r} cannot be looked up ({error}); {_ALLOWED}") from error
+
+
+def _located(name: str, revision: str | None) -> Source:
     where = Path(name).expanduser()
     is_gguf = where.suffix.lower() == ".gguf"
     if name and where.is_dir():
@@ -60,17 +73,32 @@ def locate(name: str, revision: str | None = None) -> Source:
         )
     if is_gguf:
         raise ModelLoadError(
-            f"model={name!r} names a GGUF file, and there is none at {where.absolute()}; check the "
-            "path. One on the hub is given as 'hub-name:file.gguf', such as "
+            f"model={name!r}: there is no such file at {where.absolute()}; {_near(where)}check the "
+            "path. A file on the hub is given as 'hub-name:file.gguf', such as "
             "'Qwen/Qwen2.5-0.5B-Instruct-GGUF:qwen2.5-0.5b-instruct-q4_k_m.gguf'"
         )
-    is_path = name.startswith((".", "~")) or name.count("/") > 1 or where.is_absolute()
-    if not name or where.is_file() or is_path:
+    if where.is_file():
+        raise ModelLoadError(f"model={name!r} is a file, but not a GGUF file; {_ALLOWED}")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:  # so it can only be meant as a path
         raise ModelLoadError(
-            f"model={name!r} is no folder; give a folder with config.json, a .gguf file, or a hub "
-            "name such as 'Qwen/Qwen2.5-7B-Instruct'"
-        )
+            f"model={name!r}: there is no such folder; {_near(where)}{_ALLOWED}"
+        ) from None
     return Source(name)
+
+
+def _near(where: Path) -> str:
+    """A question with the folder or GGUF file of a similar name beside it, if there is one."""
+    if not where.parent.is_dir():
+        return ""
+    beside = {
+        path.name: str(path)
+        for path in where.parent.iterdir()
+        if path.suffix.lower() == ".gguf" or path.is_dir()
+    }
+    near = difflib.get_close_matches(where.name, beside, n=1)
+    return f"did you mean {beside[near[0]]!r}? Otherwise " if near else ""
 
 
 def _in_folder(folder: Path) -> Source:
@@ -102,7 +130,7 @@ def explain(source: Source, error: Exception) -> str:
     reason = " ".join(str(error).split())
     kind = f"the folder {source.name}" if source.is_folder else f"the hub name {source.name!r}"
     remedy = (
-        "check that config.json, tokenizer.json and *.safetensors are there and whole"
+        "check that config.json, tokenizer.json and *.safetensors are present and complete"
         if source.is_folder
         else _hub_remedy(source.name, error)
     )
@@ -121,16 +149,15 @@ def _hub_remedy(name: str, error: Exception) -> str:
         return "the model is gated: accept its terms on the hub and log in with `hf auth login`"
     if "RepositoryNotFoundError" in kinds:
         return (
-            "the hub was reached and knows no such model: check the spelling, or log in with "
+            "the hub has no such model: check the spelling, or log in with "
             "`hf auth login` if it is private"
         )
     if "RevisionNotFoundError" in kinds:
         return "the hub knows the model, but not this revision: check its spelling"
     if kinds & _NOT_REACHED:
         return (
-            "the hub was not reached, so nobody knows whether it has such a model, and none lies "
-            "in the local cache: check the spelling and the network (HF_HUB_OFFLINE cuts it off), "
-            "or give a local folder"
+            "the hub could not be reached, and the model is not in the local cache: check the "
+            "spelling and the network (HF_HUB_OFFLINE cuts it off), or give a local folder"
         )
     if "EntryNotFoundError" in kinds:
         return "the hub knows the model, but it has no such file: check the file's spelling"

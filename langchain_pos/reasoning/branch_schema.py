@@ -117,7 +117,7 @@ class BranchSchema:
             raise ValueError("it is nested too deeply") from None
         except ValueError as error:
             raise ValueError(f"it cannot be read as JSON: {error}") from error
-        # Half of a surrogate pair, which an escape can spell, is no character.
+        # Half of a surrogate pair, which an escape can spell, is not a character.
         clean = _HALF.sub("\ufffd", json.dumps(data, ensure_ascii=False))
         try:
             if self._adapter is not None:
@@ -143,7 +143,7 @@ class BranchSchema:
         try:
             return self.parse(text), None
         except ValueError as error:
-            return None, f"the branch's text is no valid {self.name}: {error}"
+            return None, f"the branch's text is not a valid {self.name}: {error}"
 
 
 def branch_schema_of(

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 LEAST_ROOM = 64
 """Tokens that must remain after the prompt; with fewer, no answer is attempted."""
+LEAST_BRANCH = 16
+"""Tokens that each branch of the model's own plan must get. A list's entries take some 24 to 60;
+with much less nearly all would be cut, where a sequential answer has at least the first ones whole.
+"""
 UNLIMITED = 1 << 40
 """Positions where the limit is unknown."""
 
@@ -99,7 +103,13 @@ class Budget:
         return min(self.plan, room // 3) if room >= LEAST_ROOM else 0
 
     def branches(
-        self, base: int, openings: Sequence[int], most: Sequence[int], written: int = 0
+        self,
+        base: int,
+        openings: Sequence[int],
+        most: Sequence[int],
+        written: int = 0,
+        *,
+        least: int = 1,
     ) -> list[int]:
         """Tokens of each branch, so that all of them and the conclusion fit after `base`.
 
@@ -108,27 +118,30 @@ class Budget:
             openings: tokens of each branch's opening.
             most: the upper bound of each branch, in tokens.
             written: tokens of the answer so far.
+            least: tokens that each must get, unless `most` is less.
 
         Raises:
-            ContextLengthError: less than one token remains for each.
+            ContextLengthError: less remains for each.
         """
+        count, least = len(openings), min(least, *most)
         room = self.limit - base - self.conclusion - sum(openings)
-        share = room // len(openings) - 2  # the join writes a line break after each body
+        fits = room // count - 2  # the join writes a line break after each body
         left = self.answer - written
         kept = min(self.conclusion, left // 3)
-        if left - kept < len(openings):
+        allowed = (left - kept) // count
+        if allowed < least:
             raise ContextLengthError(
-                f"{len(openings)} steps do not fit: {left} of max_tokens={self.answer} tokens are "
-                f"left after the plan, {kept} of them for the conclusion. Allow more (max_tokens), "
-                "or ask for fewer branches (max_branches)"
+                f"{count} steps do not fit: {left} of max_tokens={self.answer} tokens are left "
+                f"after the plan, {kept} of them for the conclusion; each step needs {least}. "
+                "Allow more (max_tokens), or ask for fewer branches (max_branches)"
             )
-        share = min(share, (left - kept) // len(openings))
-        if share < 1:
+        if fits < least:
             raise ContextLengthError(
-                f"{len(openings)} steps do not fit: {self.limit - base} tokens are left after "
-                f"the plan, {self.conclusion} of them for the conclusion. Ask for fewer branches "
-                "(max_branches) or a shorter conclusion (max_conclusion_tokens)"
+                f"{count} steps do not fit: {self.limit - base} tokens are left after the plan, "
+                f"{self.conclusion} of them for the conclusion; each step needs {least}. Ask for "
+                "fewer branches (max_branches) or a shorter conclusion (max_conclusion_tokens)"
             )
+        share = min(fits, allowed)
         return [min(tokens, share) for tokens in most]
 
     def parallel(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from langchain_pos.engine.seeds import derive_seed
 from langchain_pos.errors import ServerError
+from langchain_pos.reasoning.budget import LEAST_BRANCH
 from langchain_pos.reasoning.chat_template import THOUGHT, THOUGHT_END
 from langchain_pos.reasoning.decoder import BranchTask
 from langchain_pos.reasoning.stage import StageWriter
@@ -51,7 +52,9 @@ def lay_out(decoder: Decoder, question: Question, trunk: Trunk, plan: Plan) -> L
     lengths = [decoder.tokens(trunk, opening, after=seen) + thinking for opening in openings]
     most = [step.max_tokens or settings.max_branch_tokens for step in plan.steps]
     written = question.progress.output_tokens + thinking * len(openings)
-    budgets = decoder.budget.branches(trunk.count(seen), lengths, most, written)
+    # The caller's own steps are written in any case, however short they get.
+    least = 1 if plan is question.given else LEAST_BRANCH
+    budgets = decoder.budget.branches(trunk.count(seen), lengths, most, written, least=least)
     return Layout(seen, openings, budgets)
 
 

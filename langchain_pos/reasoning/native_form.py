@@ -83,7 +83,7 @@ class NativeSkeleton(Skeleton):
 
         A second entry there must be, so that the model cannot end where only the ellipsis puts it
         off; but one entry may be all that is left of a list that goes on. Then the model says that
-        the list is over, by EOS or by a line that is no entry.
+        the list is over, by EOS or by a line that is not an entry.
         """
         mark = self._mark
         closed = _literal(mark.after + self._elided)
@@ -110,7 +110,7 @@ class NativeSkeleton(Skeleton):
         return NativeBounds(self, self._mark.after, self._settings)
 
     def close(self, text: str) -> str:
-        """See `Skeleton`: an unfinished title is no step."""
+        """See `Skeleton`: an unfinished title is not a step."""
         return ""
 
     def is_plan(self, text: str) -> bool:
@@ -170,7 +170,7 @@ def _fault(titles: Sequence[str]) -> str | None:
         return "its steps build on one another"
     for title in titles:
         if len(title) > LONGEST_TITLE or _EMPTY_TITLE.fullmatch(title):
-            return f"{title!r} is no title of an entry"
+            return f"{title!r} is not the title of an entry"
     return None
 
 

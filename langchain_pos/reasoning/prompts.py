@@ -200,14 +200,14 @@ def load_prompts(folder: Path) -> ReasoningPrompts | None:
         None when the folder has no such file.
 
     Raises:
-        ModelLoadError: the file cannot be read, is no JSON, or a template is missing or wrong.
+        ModelLoadError: the file cannot be read, is not JSON, or a template is missing or wrong.
     """
     path = Path(folder) / PROMPTS_FILE
     if not path.is_file():
         return None
     remedy = (
         "it must be a JSON object with the strings 'plan', 'sequential' and 'retry', each with "
-        "{question} in it; mend the file or remove it to use the default prompts"
+        "{question} in it; fix the file, or remove it to use the default prompts"
     )
     try:
         return ReasoningPrompts.model_validate(json.loads(path.read_text(encoding="utf-8")))

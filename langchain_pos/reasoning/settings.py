@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from langchain_pos.errors import InvalidRequestError
-from langchain_pos.results.data import Mode
+from langchain_pos.field_names import known_names
+from langchain_pos.results.data import Mode, StopTexts
 
 Visibility = Literal["isolated", "titles"]
 Join = Literal["reprefill", "reuse"]
@@ -23,7 +24,7 @@ class ReasoningSettings(BaseModel):
     mode: Mode = "parallel"
     """"parallel", or "sequential": one text, as any model answers."""
     max_branches: int = Field(default=64, ge=2)
-    """Most steps of one plan."""
+    """Maximum number of steps in one plan."""
     max_parallel_branches: int = Field(default=32, ge=1)
     """Branches decoded at the same time; further ones wait and follow."""
     max_blocks: int = Field(default=3, ge=1)
@@ -79,8 +80,9 @@ class ReasoningSettings(BaseModel):
     branch_schema: SkipJsonSchema[type[Any] | dict[str, Any] | None] = None
     """Every branch writes one JSON object of this pydantic model, dataclass, TypedDict or JSON
     schema; `branch.parsed` is it."""
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Texts that end a branch or the conclusion, besides `####` and EOS."""
+    stop: StopTexts = ()
+    """Texts that end a branch or the conclusion, besides `####` and EOS; one may stand without a
+    list."""
     temperature: float = Field(default=0.0, ge=0, le=100)
     """0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -131,13 +133,8 @@ class ReasoningSettings(BaseModel):
         Raises:
             InvalidRequestError: an unknown name or a value that is not allowed.
         """
-        known = ReasoningSettings.model_fields
-        unknown = sorted(set(overrides) - set(known))
-        if unknown:
-            raise InvalidRequestError(
-                f"unknown setting {', '.join(map(repr, unknown))}; allowed are {', '.join(known)}"
-            )
-        values = {name: getattr(source, name) for name in known} | overrides
+        known = list(ReasoningSettings.model_fields)
+        values = {name: getattr(source, name) for name in known} | known_names(overrides, known)
         try:
             return ReasoningSettings(**values)
         except ValidationError as error:

@@ -100,7 +100,7 @@ def _whole_words(start: str) -> str:
 
 
 def _common_start(left: str, right: str) -> str:
-    """The common beginning, a few characters, before the first digit: digits are no pattern."""
+    """The common beginning, a few characters, before the first digit: digits are not a pattern."""
     pairs = zip(left[:_AROUND], right[:_AROUND], strict=False)
     same = takewhile(lambda pair: pair[0] == pair[1] and not pair[0].isdigit(), pairs)
     return "".join(character for character, _ in same)

@@ -111,7 +111,7 @@ class CompletionsClient:
                 return list((await self._client.models.list()).data)
             except openai.APIStatusError as error:
                 # The list helps but is not required: `transformers serve` fails with 500 if there
-                # is no hub cache, and gateways may lack it.
+                # is not a hub cache, and gateways may lack it.
                 if error.status_code in _AGAIN or error.status_code in (401, 403):
                     raise
                 return []
@@ -211,8 +211,8 @@ def _refused(at: str, status: int, said: str) -> ParallelReasoningError:
         return ServerError(f"{answered}; give the engine a valid api_key", status=status)
     if status == 429 or status >= 500:
         return ServerError(
-            f"{answered}; it is overloaded or has failed. Ask less at once (max_concurrency), "
-            "retry longer (max_retries), or see its log",
+            f"{answered}; it is overloaded or has failed. Send fewer requests at once "
+            "(max_concurrency), retry more often (max_retries), or see its log",
             status=status,
         )
     if _TOO_LONG.search(said):

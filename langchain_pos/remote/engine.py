@@ -11,9 +11,18 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 from langchain_pos.errors import InvalidRequestError, ModelLoadError
+from langchain_pos.field_names import known_names
 from langchain_pos.reasoning.prompts import ReasoningPrompts, load_prompts
 from langchain_pos.remote.dialects import Dialect, dialect_of
 from langchain_pos.remote.scheduler import RemoteScheduler
@@ -73,6 +82,11 @@ class OpenAICompletionsEngine(BaseModel):
     """Further fields of every completion request, under the server's own names."""
 
     _shared: _Shared = PrivateAttr(default_factory=lambda: _Shared())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_names(cls, fields: Any) -> Any:
+        return known_names(fields, cls.model_fields) if isinstance(fields, dict) else fields
 
     @field_validator("base_url")
     @classmethod

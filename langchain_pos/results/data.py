@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from langchain_pos.engine.completion import DraftUsage, FinishReason, TokenUsage
 
@@ -29,6 +29,16 @@ END_MARK = "####%%%%"
 """Closes a block of steps."""
 BODY_PLACEHOLDER = "......"
 """Stands for a body in the skeleton."""
+
+
+def _one_or_more(stop: Any) -> Any:
+    return (stop,) if isinstance(stop, str) else stop
+
+
+StopTexts = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_one_or_more)
+]
+"""Texts that end what is written; a bare text is one of them, as in OpenAI's API."""
 
 
 class _Frozen(BaseModel):
@@ -64,7 +74,7 @@ class Step(_Frozen):
     max_tokens: int | None = Field(default=None, ge=1, exclude_if=_unset)
     temperature: float | None = Field(default=None, ge=0, le=100, exclude_if=_unset)
     seed: int | None = Field(default=None, exclude_if=_unset)
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), exclude_if=_unset)
+    stop: StopTexts = Field(default=(), exclude_if=_unset)
 
     @field_validator("title")
     @classmethod
@@ -228,6 +238,15 @@ class ReasoningRequest(_Frozen):
     question: str
     messages: tuple[tuple[str, str], ...] = ()
     steps: tuple[GivenStep, ...] | None = None
+
+    @field_validator("steps", "messages", mode="before")
+    @classmethod
+    def _is_a_list(cls, given: Any, info: ValidationInfo) -> Any:
+        if not isinstance(given, str):
+            return given
+        titles = [title for part in given.split(",") if (title := part.strip())]
+        meant = titles if info.field_name == "steps" else [("user", given)]
+        raise ValueError(f"{given!r} is a text, not a list; write {info.field_name}={meant!r}")
 
 
 class ResultData(_Frozen):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,20 @@ if TYPE_CHECKING:
 
 _LONGEST = 48
 """Characters of a text in a cell of the table."""
+# A letter or digit of a script that sets words apart by spaces: Thai, Lao, Burmese, Khmer, Japanese
+# and Chinese do not, and Korean joins particles to its words.
+_WORDLY = (
+    "[^\\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 
 
 def last_line(result: ReasoningResult) -> str:
-    """The last line of an answer, where one that is asked for in a form of its own stands."""
-    return (result.text.strip().splitlines() or [""])[-1].strip()
+    """The last line of the conclusion, where an answer in a form of its own stands.
+
+    Without a conclusion, that of the whole text.
+    """
+    return ((result.conclusion or result.text).strip().splitlines() or [""])[-1].strip()
 
 
 def same_words(one: str, other: str) -> bool:
@@ -35,8 +45,14 @@ def same_words(one: str, other: str) -> bool:
 
 
 def holds(answer: str, expected: str) -> bool:
-    """Whether an answer contains what is expected, whatever its case and white space."""
-    return _bare(expected) in _bare(answer)
+    """Whether an answer has what is expected as whole words, whatever its case and white space.
+
+    "no" is not in "another", nor 3 in 13 or 3.5.
+    """
+    wanted = _bare(expected)
+    start = rf"(?:(?<!{_WORDLY})|(?!{_WORDLY}))" + (r"(?<!\d[.,])" if wanted[:1].isdigit() else "")
+    end = rf"(?:(?!{_WORDLY})|(?<!{_WORDLY}))" + (r"(?![.,]\d)" if wanted[-1:].isdigit() else "")
+    return re.search(start + re.escape(wanted) + end, _bare(answer)) is not None
 
 
 @dataclass(frozen=True)
@@ -168,9 +184,11 @@ def compare_modes(
     Args:
         llm: answers, in both modes with the same settings.
         questions: in any form that `llm` takes.
-        expected: what a correct answer to each question contains.
-        answer: the part of a result that is compared. By default its last line, which suits
-            questions that ask for their answer in a form; give `attrgetter("text")` or your own.
+        expected: what a correct answer to each question contains, as whole words, in the part that
+            is compared.
+        answer: the part of a result that is compared. By default the last line of its conclusion,
+            or of its text where it has none, which suits questions that ask for their answer in a
+            form; give `attrgetter("text")` or your own.
         agree: whether two such parts mean the same. By default equal words; for free text give a
             judge of your own, such as a call of another model.
         config: for LangChain's callbacks and tags.
@@ -179,6 +197,9 @@ def compare_modes(
     Raises:
         InvalidRequestError: there is no question, or not one expected answer for each.
     """
+    for name, given in (("questions", questions), ("expected", expected)):
+        if isinstance(given, str):
+            raise InvalidRequestError(f"{name}={given!r} is a text, not a list; write [{given!r}]")
     if not questions:
         raise InvalidRequestError("there are no questions to compare; give at least one")
     if expected is not None and len(expected) != len(questions):

@@ -13,6 +13,7 @@ from langchain_core.prompt_values import PromptValue
 from pydantic import ValidationError
 
 from langchain_pos.errors import InvalidRequestError
+from langchain_pos.field_names import wrong_fields
 from langchain_pos.results.data import ReasoningRequest
 
 ReasoningInput = LanguageModelInput | ReasoningRequest | dict[str, Any]
@@ -23,7 +24,7 @@ def as_request(input: ReasoningInput) -> ReasoningRequest:
     """Any input that LangChain accepts, as a request.
 
     Raises:
-        InvalidRequestError: it is no valid input, does not end with a question, or that is blank.
+        InvalidRequestError: it is not a valid input, or its question is missing or blank.
     """
     ask = _as_request(input)
     if not ask.question.strip():  # here too: the reasoner's own check comes after the loading
@@ -37,19 +38,12 @@ def _as_request(input: ReasoningInput) -> ReasoningRequest:
         return input
     if isinstance(input, dict):
         try:
-            fields = dict(input)
-            if isinstance(fields.get("steps"), list):
-                fields["steps"] = tuple(fields["steps"])
-            return ReasoningRequest.model_validate(fields)
+            return ReasoningRequest.model_validate(input)
         except ValidationError as error:
-            wrong = "; ".join(
-                f"{'.'.join(map(str, e['loc']))}: {e['msg']}"
-                for e in error.errors(include_url=False)
-            )
             raise InvalidRequestError(
-                f"this dict is not a request: {wrong}. Allowed are 'question' (required), 'steps' "
-                "(titles, or dicts with 'title', 'prompt', 'max_tokens', 'temperature', 'seed', "
-                "'stop') and 'messages'"
+                f"this dict is not a request: {wrong_fields(error)}. Allowed are 'question' "
+                "(required), 'steps' (titles, or dicts with 'title', 'prompt', 'max_tokens', "
+                "'temperature', 'seed', 'stop') and 'messages'"
             ) from error
     if isinstance(input, str):
         return ReasoningRequest(question=input, messages=(("user", input),))

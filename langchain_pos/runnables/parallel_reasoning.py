@@ -23,6 +23,7 @@ from langchain_core.runnables.config import (
 from langchain_core.runnables.graph import Graph
 from pydantic import ConfigDict
 
+from langchain_pos.errors import InvalidRequestError
 from langchain_pos.model_source import ModelSource
 from langchain_pos.reasoning.settings import ReasoningSettings
 from langchain_pos.results.result import ReasoningChunk, ReasoningResult
@@ -224,6 +225,10 @@ class ParallelReasoningLLM(
     ) -> tuple[Reasoning, RunTracer | None]:
         """Everything that a question needs before it is queued: model, prompt, checks."""
         ask = as_request(input)
+        if "steps" in kwargs:
+            raise InvalidRequestError(
+                "steps belong to the question: llm.invoke({'question': …, 'steps': […]})"
+            )
         settings = ReasoningSettings.of(self, **kwargs)
         reasoner, tracer = self.reasoner, None
         if RunTracer.listens(manager):

@@ -258,8 +258,8 @@ def read_deadline(request: Request) -> float | None:
     if not 0 < seconds < math.inf:
         raise ApiError(
             400,
-            f"{DEADLINE}: {given[:80]!r} is no number of seconds above 0; give one such as 30, or "
-            "leave it out",
+            f"{DEADLINE}: {given[:80]!r} is not a number of seconds above 0; give one such as "
+            "30, or leave it out",
             "invalid_value",
             param=DEADLINE,
         )

@@ -93,7 +93,7 @@ def app_of(service: Served, *, api_keys: Sequence[str] = (), page: bool = True) 
         return error_response(
             ApiError(
                 status,
-                f"{request.method} {request.url.path} is not possible; there are POST {ANSWERS} "
+                f"{request.method} {request.url.path} does not exist; available are POST {ANSWERS} "
                 f"and {RESPONSES}, GET /v1/models, /health and /metrics"
                 + (", and a page at /" if page else ""),
                 "not_found" if status == 404 else "method_not_allowed",

@@ -107,10 +107,10 @@ def keys_of(api_key: str | Sequence[str] | None, host: str = "127.0.0.1") -> lis
     """
     keys = [api_key] if isinstance(api_key, str) else list(api_key or ())
     if api_key is not None and not (keys and all(key.strip() for key in keys)):
-        raise InvalidRequestError("the API key is empty; give one, or none at all")
+        raise InvalidRequestError("the API key is empty; give one, or leave it out")
     if not keys and not is_loopback(host):
         raise InvalidRequestError(
-            f"host={host!r} can be reached from elsewhere, and no API key is given; give one "
+            f"host={host!r} can be reached from other machines, and no API key is given; give one "
             "(--api-key, or LANGCHAIN_POS_API_KEY), or listen on 127.0.0.1"
         )
     return keys

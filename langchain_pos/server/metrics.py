@@ -27,13 +27,13 @@ class DoorMetrics:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "langchain_pos_requests",
-            "Requests for an answer, by HTTP status; 499: the client went before there was one.",
+            "Requests for an answer, by HTTP status; 499: the client left before then.",
             ["status"],
             registry=self.registry,
         )
         self.broken = Counter(
             "langchain_pos_broken_streams",
-            "Streams that ended before the answer did: client (it went), error, or replica_lost.",
+            "Streams that ended before the answer did: client (it left), error, or replica_lost.",
             ["reason"],
             registry=self.registry,
         )

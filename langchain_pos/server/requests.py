@@ -7,7 +7,6 @@ unknown fields, because a misspelt one would change the answer in silence.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -16,6 +15,7 @@ from langchain_core.messages.tool import invalid_tool_call
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import from_json
 
+from langchain_pos.field_names import did_you_mean
 from langchain_pos.results.data import GivenStep
 from langchain_pos.server.errors import ApiError
 
@@ -27,15 +27,15 @@ Neutral = tuple[tuple[Any, ...], str]
 """What a field that is not to be had may hold besides null, and what to do instead."""
 
 _NEUTRAL: dict[str, Neutral] = {
-    "n": ((1,), "one answer a request; send several requests, they share forward passes"),
-    "frequency_penalty": ((0,), "repetition_penalty is what this model has"),
-    "presence_penalty": ((0,), "repetition_penalty is what this model has"),
+    "n": ((1,), "one answer per request; send several requests, they share forward passes"),
+    "frequency_penalty": ((0,), "use repetition_penalty instead"),
+    "presence_penalty": ((0,), "use repetition_penalty instead"),
     "logit_bias": (({},), "tokens cannot be weighted"),
     "functions": (([],), "use tools"),
     "function_call": ((), "use tool_choice"),
-    "modalities": ((["text"],), "text is all that the model writes"),
-    "audio": ((), "text is all that the model writes"),
-    "reasoning_effort": ((), "reasoning_mode says whether branches come first"),
+    "modalities": ((["text"],), "the model writes text only"),
+    "audio": ((), "the model writes text only"),
+    "reasoning_effort": ((), "use reasoning_mode, which says whether branches come first"),
     "verbosity": ((), "say it in the prompt"),
     "web_search_options": ((), "give the model a tool"),
 }
@@ -239,7 +239,7 @@ class ChatRequest(Body):
         if asked.top_logprobs is not None and not asked.logprobs:
             raise ApiError(
                 400,
-                "top_logprobs needs logprobs=true beside it",
+                "top_logprobs needs logprobs=true as well",
                 "invalid_value",
                 param="top_logprobs",
             )
@@ -394,8 +394,7 @@ def _wrong(error: ValidationError, fields: Iterable[str]) -> ApiError:
             return ApiError(400, f"the body is not valid JSON: {first['msg']}", "invalid_json")
         case "extra_forbidden":
             last = str(first["loc"][-1])
-            near = difflib.get_close_matches(last, fields, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "leave it out"
+            hint = did_you_mean(last, fields) or "leave it out"
             return ApiError(
                 400, f"unknown field {param!r}; {hint}", "unknown_parameter", param=param
             )

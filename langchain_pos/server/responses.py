@@ -168,7 +168,8 @@ class AnswerWriter:
         if "error" in metadata:
             raise ApiError(
                 500,
-                f"there is no answer: {metadata['error']}; ask otherwise, or with a temperature",
+                f"there is no answer: {metadata['error']}; rephrase the question, or set a "
+                "temperature",
                 "no_answer",
                 reasoning=metadata["reasoning"],
             )

@@ -155,6 +155,9 @@ class TestSequential:
         )
         assert stopped.invoke("Who?").content == "one two"
         assert stopped.invoke("Who?", stop=["two"]).content == "one"
+        assert stopped.invoke("Who?", stop="two").content == "one"  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequestError, match="stop=5"):
+            chat.invoke("Who?", stop=5)  # type: ignore[arg-type]
 
     def test_max_tokens(self) -> None:
         """The text is cut there, and the finish reason says so."""

@@ -269,3 +269,18 @@ def test_a_cut_call_goes_back_into_a_history() -> None:
     assert cut.invalid_tool_calls
     assert isinstance(chat, ChatParallelReasoning)
     assert chat.invoke([HumanMessage("?"), cut, HumanMessage("Go on.")], max_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ("abc", r"write steps=\['abc'\]"),
+        (["Ann", " "], "title is empty"),
+        ({"title": "Ann"}, "valid tuple"),
+    ],
+)
+def test_wrong_steps(steps: Any, said: str) -> None:
+    """A text is not taken for a list of its letters."""
+    chat, _ = scripted_chat({})
+    with pytest.raises(InvalidRequestError, match=said):
+        chat.invoke("Who?", steps=steps)

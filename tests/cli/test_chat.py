@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.fake_runnable import FakeLLM, llm, run
 
 __all__ = ["llm"]  # a fixture
@@ -36,3 +38,17 @@ def test_an_interrupted_answer_stays_in_the_conversation(llm: FakeLLM) -> None:
     assert "what was written stays" in done.stderr
     assert [role for role, _ in llm.asked[-1][0]["messages"]] == ["user", "assistant", "user"]
     assert "####Ben: GPA 2.40" in llm.asked[-1][0]["messages"][1][1]
+
+
+@pytest.mark.parametrize("line", ["/foo", "/foo bar", "/new please", "/"])
+def test_an_unknown_command_is_not_asked(llm: FakeLLM, line: str) -> None:
+    """The message names those that exist, and the conversation goes on."""
+    done = run("chat", "--model", "m", stdin=f"{line}\nWho?\n")
+    assert f"unknown command {line!r}; use /new, /help and /exit" in done.stderr
+    assert turns(llm) == [[("user", "Who?")]]
+
+
+def test_a_path_may_begin_a_question(llm: FakeLLM) -> None:
+    """Only a word after the slash is a command."""
+    run("chat", "--model", "m", stdin="/etc/hosts: what is it?\n")
+    assert turns(llm) == [[("user", "/etc/hosts: what is it?")]]

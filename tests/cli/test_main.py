@@ -368,7 +368,7 @@ def test_demo_says_where_drafts_bring_nothing(llm: FakeLLM) -> None:
     parallel = llm.invoke("Who?")
     plain = llm.invoke("Who?", mode="sequential", drafts=False)
     said = " ".join(" ".join(verdict([parallel, plain, plain], 80)).split())
-    assert said.endswith("Drafts bring nothing here: a pass of more rows takes longer.")
+    assert said.endswith("Drafts gain nothing here: a pass of more rows takes longer.")
     assert "one after another (" in said
 
 

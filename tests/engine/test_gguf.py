@@ -76,6 +76,14 @@ def test_the_second_load_takes_what_is_kept(file: Path, conversions: list[Path])
     assert {path.name for path in file.parent.iterdir()} == {file.name, f"{file.name}.unpacked"}
 
 
+def test_unpacking_is_announced_once(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As a warning, which is seen where logging is not set up; a later load has nothing to say."""
+    for _ in range(2):
+        load(str(file), device="cpu")
+    [said] = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    assert f"unpacking {file}" in said
+
+
 def test_quantised_weights_become_bfloat16(tmp_path: Path) -> None:
     """Q8_0 is unpacked to bfloat16, near what was packed, and the description says all of it."""
     file = write_gguf(tmp_path / "tiny.gguf", quantised=True)
@@ -224,8 +232,8 @@ def aged(file: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (pickled, r"is no GGUF file: it begins with b'PK\\x03\\x04'"),
-        (emptied, "is no GGUF file"),
+        (pickled, r"is not a GGUF file: it begins with b'PK\\x03\\x04'"),
+        (emptied, "is not a GGUF file"),
         (stub, "damaged or cut off: it ends inside its own header"),
         (beheaded, "damaged or cut off: its header cannot be read"),
         (halved, "damaged or cut off: it has .* bytes, its tensors need"),
@@ -303,9 +311,11 @@ def test_one_part_of_several_is_refused(file: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_path_that_is_not_there_is_no_hub_name(tmp_path: Path) -> None:
     """A missing file says so, and how a file on the hub is named."""
-    with pytest.raises(ModelLoadError, match=r"there is none at .*nothing.gguf.*hub-name:file"):
+    with pytest.raises(
+        ModelLoadError, match=r"there is no such file at .*nothing.gguf.*hub-name:file"
+    ):
         load(str(tmp_path / "nothing.gguf"), device="cpu")
-    with pytest.raises(ModelLoadError, match=r"there is none at .*nothing.gguf"):
+    with pytest.raises(ModelLoadError, match=r"there is no such file at .*nothing.gguf"):
         load("some/nothing.gguf", device="cpu")
 
 
@@ -329,11 +339,11 @@ def test_a_file_on_the_hub(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("RepositoryNotFoundError", "the hub was reached and knows no such model"),
+        ("RepositoryNotFoundError", "the hub has no such model"),
         ("GatedRepoError", "the model is gated"),
         ("RevisionNotFoundError", "not this revision"),
-        ("LocalEntryNotFoundError", "the hub was not reached"),
-        ("OfflineModeIsEnabled", "the hub was not reached"),
+        ("LocalEntryNotFoundError", "the hub could not be reached"),
+        ("OfflineModeIsEnabled", "the hub could not be reached"),
         ("RemoteEntryNotFoundError", "has no such file"),
     ],
 )

@@ -187,19 +187,38 @@ def test_spoilt_folders_are_refused(
     [
         ("no-such-org/no-such-model", "hub name 'no-such-org/no-such-model'.*check the spelling"),
         ("no-such-model", "hub name 'no-such-model'.*or give a local folder"),
-        ("no such/model!", "hub name 'no such/model!'"),
-        ("/no/such/folder", "is no folder"),
-        ("./no-such-folder", "is no folder"),
-        ("~/no-such-folder", "is no folder"),
-        ("pyproject.toml", "is no folder"),
-        ("https://example.com/model", "is no folder"),
-        ("", "is no folder"),
+        ("no such/model!", "no such folder"),
+        ("no--such/model", "no such folder"),
+        ("no-such/model.git", "no such folder"),
+        ("/no/such/folder", "no such folder"),
+        ("./no-such-folder", "no such folder"),
+        ("~/no-such-folder", "no such folder"),
+        ("pyproject.toml", "is a file, but not a GGUF file"),
+        ("https://example.com/model", "no such folder"),
+        ("", "no such folder"),
+        ("~nobody-here/model", "cannot be looked up"),
+        ("x" * 5000, "cannot be looked up"),
     ],
 )
 def test_unknown_names_are_refused(name: str, said: str) -> None:
     """What is neither a folder nor to be had from the hub is named, without a network."""
     with pytest.raises(ModelLoadError, match=said):
         Engine.load(name, device="cpu")
+
+
+def test_a_similar_name_beside_it_is_suggested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a folder and for a GGUF file; what cannot be a model is not."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "small").mkdir(parents=True)
+    (tmp_path / "models" / "smell.txt").touch()
+    (tmp_path / "models" / "small-q4.gguf").touch()
+    for name, meant in (("./models/smal", "small"), (f"{tmp_path}/models/smll/", "small")):
+        with pytest.raises(ModelLoadError, match=f"no such folder; did you mean '.*{meant}'"):
+            Engine.load(name, device="cpu")
+    with pytest.raises(ModelLoadError, match=r"did you mean 'models/small-q4\.gguf'"):
+        Engine.load("models/smal-q4.gguf", device="cpu")
 
 
 @pytest.mark.parametrize("dtype", ["float7", "int64", "no dtype", "torch.float32", "Tensor", ""])

@@ -256,7 +256,7 @@ class TestGuarantee:
         good, bad = result.branches
         assert good.parsed == Strict(gpa=3.1, inside=False)
         assert (bad.finish_reason, bad.parsed) == ("error", None)
-        assert "no valid Strict: gpa: Value error, too low" in str(bad.error)
+        assert "not a valid Strict: gpa: Value error, too low" in str(bad.error)
         assert result.conclusion == "name: Ben"
 
 

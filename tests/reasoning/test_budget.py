@@ -113,6 +113,17 @@ class TestWholeAnswer:
         assert result.usage.output_tokens == 300
         assert result.conclusion.startswith("x" * 100)
 
+    def test_a_plan_that_leaves_each_branch_a_few_tokens_is_none(self) -> None:
+        """Nearly all branches would be cut; the caller's own steps get what there is."""
+        llm, _ = scripted_llm({**STUDENTS, "see.": " So.…"})
+        result = llm.invoke("Who?", max_tokens=72)
+        assert result.mode == "sequential"
+        assert "3 steps do not fit: 45 of max_tokens=72" in (result.fallback_reason or "")
+        assert "each step needs 16" in (result.fallback_reason or "")
+        given = llm.invoke({"question": "Who?", "steps": ["Ann", "Ben"]}, max_tokens=20)
+        assert [branch.usage.output_tokens for branch in given.branches] == [7, 7]
+        assert llm.invoke("Who?", max_tokens=72, max_branch_tokens=5).mode == "parallel"
+
     def test_steps_that_cannot_fit_are_refused(self) -> None:
         """The caller's, with the number that is too small."""
         llm, _ = scripted_llm(STUDENTS)

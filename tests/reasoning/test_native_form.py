@@ -227,7 +227,7 @@ class TestDeclined:
         ]
 
     def test_without_branches_there_are_no_objects(self) -> None:
-        """A schema for branches is not passed over in silence."""
+        """A schema for branches is not ignored in silence."""
         llm, _ = native_llm({ASKED: "Ben, I think."})
         schema = {"type": "object", "properties": {"tall": {"type": "boolean"}}}
         reason = str(llm.invoke("Who?", branch_schema=schema).fallback_reason)
@@ -271,7 +271,7 @@ class TestDeclined:
         ]
 
     @pytest.mark.parametrize(
-        ("title", "reason"), [("Step 2", "build on one another"), ("Step", "no title of an entry")]
+        ("title", "reason"), [("Step 2", "build on one another"), ("Step", "not the title of an")]
     )
     def test_an_outline_ends_where_it_is_of_no_use(self, title: str, reason: str) -> None:
         """The head that shows it is the last that is written."""

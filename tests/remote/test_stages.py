@@ -309,7 +309,7 @@ class TestDialects:
         ann, ben = whole.branches
         assert (ann.parsed, ann.text, ann.error) == (Gpa(gpa=3), '{"gpa": 3}', None)
         assert (ben.finish_reason, ben.text) == ("error", "never JSON")
-        assert "no valid Gpa" in str(ben.error)
+        assert "not a valid Gpa" in str(ben.error)
         tries = [body for body in server.asked if body["prompt"].endswith("Ann:")]
         assert [body["temperature"] for body in tries] == [0, 0.7]
         assert len({body["seed"] for body in tries}) == 2

@@ -10,8 +10,9 @@ import pytest
 from langchain_pos import ParallelReasoningLLM, compare_modes, demo_question
 from langchain_pos.embedded.demo import DEMO_ANSWER
 from langchain_pos.errors import InvalidRequestError
-from langchain_pos.results.data import Block, Plan, StagePasses, StageTimings
+from langchain_pos.results.data import Block, BranchResult, Plan, StagePasses, StageTimings
 from langchain_pos.results.result import ReasoningResult
+from langchain_pos.runnables.comparing import holds, last_line
 
 
 class Canned:
@@ -78,11 +79,50 @@ def test_what_is_compared_can_be_chosen() -> None:
     assert judged.agreement == 1
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected", "right"),
+    [
+        ("Another one", "no", False),
+        ("No.", "no", True),
+        ("name: ANN  Lee!", "ann lee", True),
+        ("Annabel", "Ann", False),
+        ("答案是北京。", "北京", True),
+        ("答案是Ann。", "Ann", True),
+        ("答案是13个", "13", True),
+        ("答えは東京です", "東京", True),
+        ("서울입니다", "서울", True),
+        ("13", "3", False),
+        ("3.5", "3", False),
+        ("1,300", "300", False),
+        ("It is 3.", "3", True),
+        ("3, 4", "3", True),
+        ("1.Ann", "Ann", True),
+        ("US$5", "$5", True),
+        ("C++11", "C++", True),
+    ],
+)
+def test_what_is_expected_counts_as_whole_words(answer: str, expected: str, right: bool) -> None:
+    """Where a script has spaces between words, and for numbers."""
+    assert holds(answer, expected) is right
+
+
+def test_the_last_line_is_that_of_the_conclusion() -> None:
+    """Else that of the text."""
+    branch = BranchResult(index=0, title="a", text="one")
+    block = Block(plan=Plan.of(["a"]), branches=(branch,))
+    assert last_line(ReasoningResult(blocks=(block,), conclusion="So:\n two \n")) == "two"
+    assert last_line(ReasoningResult(blocks=(block,))) == "####%%%%"
+
+
 def test_nothing_to_compare_is_refused() -> None:
     """No question, or a wrong number of expected answers, is an error that says so."""
     llm: Any = Canned()
     with pytest.raises(InvalidRequestError, match="no questions"):
         compare_modes(llm, [])
+    with pytest.raises(InvalidRequestError, match=r"write \['Who'\]"):
+        compare_modes(llm, "Who")
+    with pytest.raises(InvalidRequestError, match=r"write \['no'\]"):
+        compare_modes(llm, list(llm.answers), expected="no")
     with pytest.raises(InvalidRequestError, match="1 expected answers are given for 2 questions"):
         compare_modes(llm, list(llm.answers), expected=["Ann"])
 

@@ -16,7 +16,7 @@ from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 from pydantic import ValidationError
 
-from langchain_pos import ParallelReasoningLLM, ReasoningRequest, ReasoningResult
+from langchain_pos import ParallelReasoningLLM, ReasoningRequest, ReasoningResult, Step
 from langchain_pos.errors import InvalidRequestError, ModelLoadError, NonFiniteLogitsError
 from langchain_pos.reasoning.settings import ReasoningSettings
 from tests.support.run_events import Recorder
@@ -130,7 +130,11 @@ class TestInputs:
             ([HumanMessage([{"type": "image_url", "image_url": {"url": "x"}}])], "only text"),
             ({"query": "Who?"}, "question: Field required"),
             ({"question": "Who?", "topic": "x"}, "topic: Extra inputs"),
-            ({"question": "Who?", "steps": "Ann"}, "steps: "),
+            (
+                {"question": "Who?", "steps": "Ann, Ben"},
+                r"'Ann, Ben' is a text, not a list; write steps=\['Ann', 'Ben'\]",
+            ),
+            ({"question": "Who?", "messages": "Who?"}, r"write messages=\[\('user', 'Who\?'\)\]"),
             ({"question": None}, "question: "),
         ],
     )
@@ -272,7 +276,11 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("settings", "said"),
         [
-            ({"max_length": 5}, "unknown setting 'max_length'; allowed are mode, max_branches"),
+            (
+                {"verbose": 5},
+                "unknown setting 'verbose'; leave it out; allowed are mode, max_branches",
+            ),
+            ({"steps": ["a", "b"]}, "steps belong to the question"),
             ({"max_branch_tokens": -1}, "max_branch_tokens=-1: .*greater than or equal to 1"),
             ({"max_branches": 1}, "max_branches=1"),
             ({"temperature": -0.5}, "temperature=-0.5"),
@@ -292,6 +300,16 @@ class TestSettings:
         with pytest.raises(InvalidRequestError, match=said):
             llm.invoke("Who?", **settings)
         assert script.passes == []
+
+    def test_one_stop_may_be_a_bare_text(self) -> None:
+        """For a call, for the constructor and for a step."""
+        llm, _ = scripted_llm(STUDENTS, stop="GPA")
+        assert llm.stop == ("GPA",)
+        one, listed = llm.invoke("Who?", stop="GPA"), llm.invoke("Who?", stop=["GPA"])
+        assert without_clocks(one) == without_clocks(listed)
+        assert Step(title="Ann", stop="GPA").stop == ("GPA",)
+        with pytest.raises(InvalidRequestError, match="stop=5"):
+            llm.invoke("Who?", stop=5)
 
     @pytest.mark.parametrize(
         "fields",

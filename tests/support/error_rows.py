@@ -223,7 +223,8 @@ def _() -> Outcome:
 
 @row("unknown-setting")
 def _() -> Outcome:
-    return refused(InvalidRequestError, "Who?", "allowed are mode, .*seed", max_words=5)
+    refused(InvalidRequestError, "Who?", "did you mean 'max_tokens'", max_words=5)
+    return refused(InvalidRequestError, "Who?", "allowed are mode, .*seed", verbose=5)
 
 
 @row("negative-budget")

@@ -67,7 +67,7 @@ def _(folder: Path) -> Outcome:
 
 @row("unknown-model")
 def _(folder: Path) -> Outcome:
-    return not_loaded("is no folder", model=str(folder / "nothing" / "here"))
+    return not_loaded("no such folder", model=str(folder / "nothing" / "here"))
 
 
 @row("unknown-hub-name")
@@ -78,7 +78,7 @@ def _(folder: Path, patch: pytest.MonkeyPatch) -> Outcome:
 
 @row("gguf-not-there")
 def _(folder: Path) -> Outcome:
-    return not_loaded("there is none at", model=str(folder / "x.gguf"))
+    return not_loaded("there is no such file at", model=str(folder / "x.gguf"))
 
 
 @row("gguf-several")
@@ -92,7 +92,7 @@ def _(folder: Path) -> Outcome:
 def _(folder: Path) -> Outcome:
     file = folder / "x.gguf"
     file.write_bytes(b"not at all")
-    not_loaded("is no GGUF file", model=str(file))
+    not_loaded("is not a GGUF file", model=str(file))
     file.write_bytes(b"GGUF\3\0\0\0" + bytes(16))
     return not_loaded("damaged or cut off", model=str(file))
 
@@ -123,9 +123,9 @@ def _(folder: Path) -> Outcome:
     weights = save(folder) / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(b"not at all")
-    not_loaded("model.safetensors|whole", model=str(folder))
+    not_loaded("present and complete", model=str(folder))
     weights.write_bytes(whole[: len(whole) // 2])
-    return not_loaded("whole", model=str(folder))
+    return not_loaded("present and complete", model=str(folder))
 
 
 @row("missing-weights")

@@ -143,7 +143,7 @@ def _() -> Outcome:
     with serving(dict(STUDENTS)) as server:
         chat = ChatParallelReasoning(engine=server.engine(), prompts=BARE, **SMALL)
         tool = {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}
-        with pytest.raises(InvalidRequestError, match="tools: over a server") as caught:
+        with pytest.raises(InvalidRequestError, match="tools: a server can only") as caught:
             chat.bind_tools([tool]).invoke("Who?")
         assert not server.asked
     return caught.value

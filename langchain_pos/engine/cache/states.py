@@ -252,7 +252,7 @@ def _sources(pieces: Sequence[Piece]) -> list[tuple[StateBatch, list[int]]]:
         if state is None:
             continue
         if not isinstance(state, TextState):
-            raise TypeError(f"a {type(state).__name__} is no state of this cache")
+            raise TypeError(f"a {type(state).__name__} is not a state of this cache")
         if not found or found[-1][0] is not state.batch:
             found.append((state.batch, []))
         found[-1][1].append(state.row)

@@ -2,7 +2,7 @@
 
 xgrammar writes the structure; strings with a pattern are ours, put in where a mark stands. Of the
 rules that xgrammar 0.2 writes, three are narrowed. A string may hold no half of a surrogate pair,
-neither as an escape nor as bytes: it is no character. An escape is one letter: the characters
+neither as an escape nor as bytes: it is not a character. An escape is one letter: the characters
 themselves need no other. Numbers are bounded where Python's end: an integer has 200 digits, an
 exponent two. Lengths are not in the grammar at all: `lengths.py` counts them.
 """

@@ -97,7 +97,9 @@ class _Reader:
         if schema is False:
             raise Impossible("it is `false`")
         if not isinstance(schema, dict):
-            raise ValueError(f"{str(schema)[:60]!r} is no schema; it must be an object or a bool")
+            raise ValueError(
+                f"{str(schema)[:60]!r} is not a schema; it must be an object or a bool"
+            )
         if "$ref" in schema or "$dynamicRef" in schema or schema.get("allOf"):
             return self._named(schema)
         for keyword in ("anyOf", "oneOf"):

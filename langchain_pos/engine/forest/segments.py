@@ -384,7 +384,7 @@ class SegmentForest:
         return bool(self.slot_broken.index_select(0, where).any())
 
     def fill_in(self, segment: Segment, slots: Sequence[int]) -> None:
-        """Label the slots of all of a segment's tokens, whose keys and values are at hand."""
+        """Label the slots of all of a segment's tokens, whose keys and values are available."""
         where = torch.tensor(slots, dtype=torch.int64).to(self.device)
         positions = torch.arange(segment.start, segment.end, dtype=torch.int32, device=self.device)
         # A slot that was freed before must not lose its new label again.

@@ -383,6 +383,6 @@ class ForwardPass:
         for token_id in token_ids:
             if not 0 <= token_id < self.vocabulary:
                 raise InvalidRequestError(
-                    f"token id {token_id} is none of the model's {self.vocabulary}; does the "
+                    f"token id {token_id} is not one of the model's {self.vocabulary}; does the "
                     "tokenizer belong to this model?"
                 )

@@ -182,7 +182,7 @@ class Forwarded(HeldResponse):
                 for message in messages:
                     await self._pass_on(message, send)
                 if self._ended:
-                    return  # what happens to the replica now is no matter of the client's
+                    return  # what happens to the replica now does not concern the client
 
     async def _pass_on(self, message: Message, send: Send) -> None:
         metrics = self._front.metrics
@@ -210,13 +210,12 @@ class Forwarded(HeldResponse):
         if self._started:
             return ApiError(
                 503,
-                "the replica that wrote this answer is lost, and what it had not sent with it; ask "
-                "again",
+                "the replica that was writing this answer has been lost; ask again",
                 REPLICA_LOST,
             )
         return ApiError(
             503,
-            f"{ATTEMPTS} replicas in a row were lost with this request; it may be what ends them "
+            f"{ATTEMPTS} replicas in a row were lost with this request; it may be what kills them "
             "(the server's log says more): ask for less, or give the replicas more memory",
             REPLICA_LOST,
         )

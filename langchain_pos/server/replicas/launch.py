@@ -96,7 +96,7 @@ class RayReplicas:
         except DeploymentUnavailableError as error:
             raise ApiError(
                 503,
-                "there is no replica, and none can be started; the server's log says why",
+                "no replica is running, and none can be started; the server's log says why",
                 "no_replica",
                 retry_after=30,
             ) from error
@@ -261,8 +261,8 @@ def _cluster(address: str | None) -> Iterator[bool]:
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise InvalidRequestError(
-                f"Ray cannot be reached at {address!r} ({error}); give the address of a cluster "
-                "that runs, or none to start one here"
+                f"Ray cannot be reached at {address!r} ({error}); give the address of a running "
+                "cluster, or none to start one here"
             ) from error
         try:
             yield address is None

@@ -16,8 +16,8 @@ _NEUTRAL: dict[str, Neutral] = {
     "background": ((False,), "wait for the answer, or stream it"),
     "context_management": (([],), "send a shorter history"),
     "conversation": ((), "use previous_response_id"),
-    "max_tool_calls": ((), "the tools are called by the client, which can count"),
-    "moderation": ((), "there is none here"),
+    "max_tool_calls": ((), "the client runs the tools, and can count the calls"),
+    "moderation": ((), "it is not available here"),
     "prompt": ((), "templates are not kept here; send the text"),
     "truncation": (("disabled",), "send a shorter history"),
 }

@@ -178,8 +178,8 @@ def _renamed(error: Json) -> dict[str, Any]:
 def _no_previous(response_id: str) -> ApiError:
     return ApiError(
         400,
-        f"there is no response {response_id[:80]!r} to go on from: it was never stored, or is "
-        "forgotten by now; send the whole history as the input",
+        f"the response {response_id[:80]!r} does not exist: it was never stored, or has been "
+        "dropped since; send the whole history as the input",
         "previous_response_not_found",
         param="previous_response_id",
     )
@@ -188,7 +188,8 @@ def _no_previous(response_id: str) -> ApiError:
 def _not_found(response_id: str) -> ApiError:
     return ApiError(
         404,
-        f"there is no response {response_id[:80]!r}: it was never stored, or is forgotten by now",
+        f"the response {response_id[:80]!r} does not exist: it was never stored, or has been "
+        "dropped since",
         "not_found",
         param="response_id",
     )

@@ -70,7 +70,7 @@ async function run(answer, body, clock) {
   const seconds = () => (performance.now() - began) / 1000;
   const tick = () => (clock.textContent = `${seconds().toFixed(1)} s`);
   const ticking = setInterval(tick, 100);
-  let status = signal.aborted ? "Stopped" : "There is no whole answer";
+  let status = signal.aborted ? "Stopped" : "The answer is incomplete";
   say("Asked; waiting for the first token");
   tick();
   try {

@@ -72,7 +72,7 @@ def test_errors_are_told_in_the_servers_words(
         alert = page.tab.get_by_role("alert")
         page.ask("Who? " * 5000)
         expect(alert).to_contain_text("Shorten the question")
-        expect(page.tab.get_by_role("status")).to_have_text("There is no whole answer")
+        expect(page.tab.get_by_role("status")).to_have_text("The answer is incomplete")
 
         def broken() -> None:
             if len(script.passes) == 20:
