@@ -1,8 +1,8 @@
 """The matrix product of eight bits in `int8.c`: compiled on this machine, run by PyTorch's threads.
 
-A wheel for all machines holds no machine code, so the C file is compiled when it is first needed, in
-a second or two, and kept in the user's cache. It needs a C compiler: the system's, or the one that
-the package `ziglang` brings (`pip install "langchain-pos[int8]"`).
+A wheel for all machines holds no machine code, so the C file is compiled when it is first needed,
+in a second or two, and kept in the user's cache. It needs a C compiler: the system's, or the one
+that the package `ziglang` brings (`pip install "langchain-pos[int8]"`).
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def give_back_workers() -> None:
 
 
 def team() -> int | None:
-    """Address of `GOMP_parallel`, which runs a C function in the threads that PyTorch computes with.
+    """Address of `GOMP_parallel`, which runs a C function in PyTorch's own threads.
 
     A library of our own would bring a second team, which would take turns with the first.
 
