@@ -54,6 +54,7 @@ class Answering:
         device: as for `Engine.load`.
         dtype: as for `Engine.load`.
         settings: budgets, for all ways alike.
+        quantization: of ours alone.
 
     Attributes:
         engine: ours.
@@ -68,14 +69,17 @@ class Answering:
         device: str = "auto",
         dtype: str = "auto",
         settings: ReasoningSettings | None = None,
+        quantization: str | None = None,
     ) -> None:
         model, tokenizer = load(name, device=device, dtype=dtype)
         self.settings = settings or ReasoningSettings()
         self._peer = twin(model)
         self._weights = sum(weights.nbytes for weights in model.parameters())
         try:
-            self.engine = engine_for(model, tokenizer)
+            self.engine = engine_for(model, tokenizer, quantization=quantization)
         except PackedModelError:  # as `Engine.load` does
+            if quantization is not None:
+                raise
             self.engine = engine_for(twin(self._peer), tokenizer, pack_weights=False)
         prompts = load_prompts(Path(name)) if Path(name).is_dir() else None
         self._reasoner = Reasoner(LocalDecoding(self.engine), prompts=prompts, model_name=name)

@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--peers", nargs="*", default=["copied", "paper", "continuous"])
     parser.add_argument("--continuous-runs", type=int, default=1)
     parser.add_argument("--dtype", default="auto", help="of the weights (%(default)s)")
+    parser.add_argument("--quantization", help="of ours: int8; none if omitted")
     args = parse(parser, argv)
     if args.quick:
         args.branches, args.prefixes, args.tokens = [1, 3], [32], 4
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     model = random_model(args.model, args.device, dtype=args.dtype)
     peer_model = twin(model)
-    engine = endless_engine(model)
+    engine = endless_engine(model, args.quantization)
     # A GPU's passes are recorded when their shape first comes, so there all of them come once.
     warm = 2 if model.device.type == "cpu" else args.tokens
     rows, details = [], []

@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="*", default=["retrieval_10", "retrieval_30"])
     parser.add_argument("--questions", type=int, default=20, help="of each task (%(default)s)")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--quantization", help="of ours: int8; none if omitted")
     parser.add_argument("--join", choices=["reprefill", "reuse"], default="reprefill")
     parser.add_argument("--data", type=Path, help="folder with the paper's tasks")
     args = parse(parser, argv, tiny=False)
@@ -41,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     shipped = args.model == "the shipped model"
     name = str(embedded_model_path()) if shipped else args.model
-    both = Answering(name, args.device, args.dtype, ReasoningSettings(join=args.join))
+    both = Answering(
+        name, args.device, args.dtype, ReasoningSettings(join=args.join), args.quantization
+    )
     both.warm_up()
     rows, details = [], []
     for task in args.tasks:

@@ -188,20 +188,29 @@ def shipped_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def engine_for(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, pack_weights: bool = True
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    pack_weights: bool = True,
+    quantization: str | None = None,
 ) -> Engine:
     """An engine set up as `Engine.load` does by default, but that no prefill is spared.
 
     Every run asks the same again; with prompts kept for later, only the first would prefill.
     """
     return Engine(
-        model, tokenizer, pack_weights=pack_weights, draft_rows=None, prefix_cache_tokens=0
+        model,
+        tokenizer,
+        pack_weights=pack_weights,
+        quantization=quantization,
+        draft_rows=None,
+        prefix_cache_tokens=0,
     )
 
 
-def endless_engine(model: PreTrainedModel) -> Engine:
+def endless_engine(model: PreTrainedModel, quantization: str | None = None) -> Engine:
     """An engine in which only budgets end a sequence."""
-    engine = engine_for(model, shipped_tokenizer())
+    engine = engine_for(model, shipped_tokenizer(), quantization=quantization)
     engine.eos_token_ids = frozenset()
     return engine
 

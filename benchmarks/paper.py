@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="*", default=["retrieval_10", "retrieval_30"])
     parser.add_argument("--questions", type=int, default=50, help="of each task (%(default)s)")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--quantization", help="of ours: int8; none if omitted")
     parser.add_argument("--join", choices=["reprefill", "reuse"], default="reprefill")
     parser.add_argument("--chain-of-draft", action="store_true", help="two ways more")
     parser.add_argument("--data", type=Path, help="folder with the paper's tasks")
@@ -58,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     shipped = args.model == "the shipped model"
     name = str(embedded_model_path()) if shipped else args.model
-    model = Answering(name, args.device, args.dtype, ReasoningSettings(join=args.join))
+    model = Answering(
+        name, args.device, args.dtype, ReasoningSettings(join=args.join), args.quantization
+    )
     model.warm_up()
     ways: dict[str, Way] = {
         "sequential": model.sequential,

@@ -25,13 +25,20 @@ def main(
     rows: Annotated[int, typer.Option(help="questions of each task")] = 50,
     data: Annotated[Path | None, typer.Option(help="folder with the paper's tasks")] = None,
     dtype: str = "auto",
+    quantization: str | None = None,
     outline: Annotated[str, typer.Option(help="auto, native, ask or paper")] = "auto",
     name: Annotated[str, typer.Option(help="name of the JSON file")] = "quality",
 ) -> None:
     """Answer the paper's retrieval questions both ways, alternating, greedily."""
     folder = data_folder(data)
     # Both ways begin alike, and each shall pay for its own prefill.
-    llm = ParallelReasoningLLM(model=model, dtype=dtype, outline=outline, prefix_cache_tokens=0)
+    llm = ParallelReasoningLLM(
+        model=model,
+        dtype=dtype,
+        quantization=quantization,
+        outline=outline,
+        prefix_cache_tokens=0,
+    )
     llm.invoke({"question": "warm-up", "steps": ["a", "b"]}, max_branch_tokens=4)
     table, details = [], []
     for stem in task or ["retrieval_10", "retrieval_30"]:

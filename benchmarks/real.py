@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--sequential-tokens", type=int, default=1200, help="of a sequential answer (%(default)s)"
     )
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--quantization", help="of ours: int8; none if omitted")
     parser.add_argument("--outline", default="native", choices=["native", "ask", "paper"])
     parser.add_argument("--data", type=Path, help="folder with everyday.jsonl")
     args = parse(parser, argv, tiny=False)
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model=args.model,
         device=args.device,
         dtype=args.dtype,
+        quantization=args.quantization,
         outline=args.outline,
         max_sequential_tokens=args.sequential_tokens,
         max_branch_tokens=args.tokens,

@@ -91,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--data", type=Path, help="folder with the paper's recorded runs")
     parser.add_argument("--dtype", default="auto", help="of the weights (%(default)s)")
+    parser.add_argument("--quantization", help="of ours: int8; none if omitted")
     args = parse(parser, argv)
     if args.quick:
         args.answers, args.sequential_runs = 1, 1
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = tokenizer_for(text for some in answers.values() for a in some for text in _texts(a))
     model = random_model(args.model, args.device, dtype=args.dtype)
     peer_model = twin(model)
-    engine = engine_for(model, tokenizer)
+    engine = engine_for(model, tokenizer, quantization=args.quantization)
     settings = SETTINGS.model_copy(update={"drafts": not args.no_drafts, "join": args.join})
     fewer = {SEQUENTIAL: args.sequential_runs, LOOKUP: args.sequential_runs}
     rows, details = [], []

@@ -103,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--requests", type=int, default=200, help="in each arm (%(default)s)")
     parser.add_argument("--at-once", type=int, default=16, help="in company (%(default)s)")
     parser.add_argument("--dtype", default="float32", help="(%(default)s)")
+    parser.add_argument("--quantization", help="int8; none if omitted")
     parser.add_argument("--seed", type=int, default=0, help="of the mix (%(default)s)")
     parser.add_argument("--data", type=Path, help="folder with the paper's tasks")
     args = parse(parser, argv, tiny=False)
@@ -117,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     size = -(-len(asked) // args.runs)
     blocks = [asked[start : start + size] for start in range(0, len(asked), size)]
     told = ["--device", args.device, "--dtype", args.dtype]
+    told += ["--quantization", args.quantization] if args.quantization else []
     told += ["--max-concurrency", str(args.at_once)]
     if args.model != "the shipped model":
         told += ["--model", args.model]
