@@ -12,8 +12,6 @@ from langchain_pos.engine.forest.segments import Segment
 from langchain_pos.engine.forest.slots import SlotPool
 from langchain_pos.engine.scheduler.request import Part, Request
 
-_RIGHT = 0.4
-"""Assumed lower bound of the acceptance rate; the paper's tasks reach two thirds."""
 _MOST_SLOWER = 0.5
 """Share by which drafts may slow a pass down."""
 _SHORT = 32
@@ -39,8 +37,8 @@ class PassBudget:
         max_rows: most tokens fed in one pass; a longer prompt is fed in chunks.
         draft_rows: rows up to which drafts may fill a pass: as many as cost little more than one.
             Sequences take theirs first, drafts share the rest.
-        row_seconds: cost of a further row once rows are no longer free; None allows no more than
-            `draft_rows`.
+        row_seconds: cost of a further row once rows are no longer free; None if unknown: then
+            drafts take no more than `draft_rows`.
         pass_seconds: recent duration of passes without a prompt.
     """
 
@@ -89,7 +87,9 @@ class PassBudget:
                 if count < rest:
                     break  # a request's later feeds may build on this one
         rows = sum(len(part.token_ids) for part in parts)
-        left = min(self.rows_for_drafts(rows, len(live)), pool.free - slots_for(parts, pool))
+        right = [part.request._right for part in parts if part.feed.draft]
+        worth = self.rows_for_drafts(rows, sum(right) / len(right)) if right else 0
+        left = min(worth, pool.free - slots_for(parts, pool))
         self._add_drafts(parts, left)
         if slots_for(parts, pool) > pool.free:  # they would need a further state on the way
             for part in parts:
@@ -104,23 +104,24 @@ class PassBudget:
             part.draft = part.feed.draft.shortened(max(left // waiting, 0))
             left -= len(part.draft)
 
-    def rows_for_drafts(self, rows: int, live: int) -> int:
-        """How many rows drafts may add to a pass of `live` requests that has `rows` without them.
+    def rows_for_drafts(self, rows: int, right: float) -> int:
+        """How many rows drafts may add to a pass that has `rows` without them.
 
-        The free ones. With several requests a pass takes longer, because it reads the keys and
-        values of all: then d guesses, of which a share p is right, raise the tokens per second
+        The free ones; and as d guesses, of which a share p is right, raise the tokens per second
 
             (rows + p * d) / (pass_seconds + d * row_seconds)
 
-        as long as p * pass_seconds > rows * row_seconds.
+        as long as p * pass_seconds > rows * row_seconds, then those that make the pass half as long
+        again: the more there are, the fewer are right.
+
+        Args:
+            rows: tokens that are fed in any case.
+            right: p, the share of recent guesses that were right.
         """
         free = self.draft_rows - rows
-        if self.row_seconds is None or live < 2:
+        if self.row_seconds is None or right * self.pass_seconds <= rows * self.row_seconds:
             return free
-        if _RIGHT * self.pass_seconds <= rows * self.row_seconds:
-            return free
-        worth = int(_MOST_SLOWER * self.pass_seconds / self.row_seconds)
-        return max(free, min(worth, self.draft_rows * live))
+        return max(free, int(_MOST_SLOWER * self.pass_seconds / self.row_seconds))
 
     def took(self, parts: Sequence[Part], seconds: float) -> None:
         """Record how many seconds a pass of `parts` took."""

@@ -302,6 +302,7 @@ class Scheduler:
                 mine, at = tokens[at : at + len(wish)], at + len(wish)
                 accepted = part.draft.accepted(mine)
                 part.request._sampled[part.index] = _verified(part, mine, accepted)
+                part.request._learn(len(part.draft), accepted)
             if accepted < len(part.draft):  # the slots of wrong guesses are free again
                 segment = part.feed.segment
                 forest.truncate(segment, segment.end - len(part.draft) + accepted)

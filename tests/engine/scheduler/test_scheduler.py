@@ -340,26 +340,40 @@ def test_waiters_that_are_cancelled_leave_the_queue() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pass_seconds", "row_seconds", "live", "rows", "expected"),
+    ("pass_seconds", "row_seconds", "right", "rows", "expected"),
     [
-        (1.0, None, 4, 10, 22),  # set by hand: never more
-        (1.0, 0.001, 1, 10, 22),  # alone: what is free
-        (1.0, 0.001, 4, 10, 128),  # in company: what makes the pass half as long again, bounded
-        (1.0, 0.005, 4, 10, 100),
-        (1.0, 0.05, 4, 10, 22),  # rows are most of the pass: a wrong guess is lost time
-        (0.0, 0.001, 4, 40, -8),  # nothing is known of passes yet
+        (1.0, None, 0.9, 10, 22),  # set by hand: never more
+        (1.0, 0.005, 0.4, 10, 100),  # what makes the pass half as long again
+        (1.0, 0.005, 0.04, 10, 22),  # what is free: too few guesses are right
+        (1.0, 0.05, 0.4, 10, 22),  # rows are most of the pass: a wrong guess is lost time
+        (1.0, 0.03, 0.4, 10, 22),  # never fewer than what is free
+        (0.0, 0.001, 0.4, 40, -8),  # nothing is known of passes yet
     ],
 )
-def test_drafts_in_company_follow_what_they_cost(
+def test_drafts_follow_what_they_cost_and_how_often_they_are_right(
     pass_seconds: float,
     row_seconds: float | None,
-    live: int,
+    right: float,
     rows: int,
     expected: int,
 ) -> None:
-    """Where passes are long for other reasons than their rows, requests guess together."""
+    """A row that is not free may still be worth its price."""
     budget = PassBudget(1024, 32, row_seconds, pass_seconds)
-    assert budget.rows_for_drafts(rows, live) == expected
+    assert budget.rows_for_drafts(rows, right) == expected
+
+
+def test_a_request_knows_how_often_its_guesses_are_right() -> None:
+    """Lately: what it copied long ago says little of what it writes now."""
+    request: Request[Any] = Request(lambda _: iter(()), 1, 1)  # type: ignore[arg-type, return-value]
+    before = request._right
+    request._learn(0, 0)
+    assert request._right == before
+    for _ in range(60):
+        request._learn(4, 4)
+    assert request._right > 0.95
+    for _ in range(60):
+        request._learn(4, 1)
+    assert 0.25 < request._right < 0.3
 
 
 def test_guesses_in_company_change_no_token() -> None:
