@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ from langchain_pos.errors import (
     OutOfSlotsError,
 )
 from langchain_pos.local.joining import reuse
+from langchain_pos.local.own_text import OwnText
 from langchain_pos.local.trunk import LocalTrunk
 from langchain_pos.reasoning.branch_schema import Closer
 from langchain_pos.reasoning.chat_template import encode_prompt, may_think, thinks
@@ -51,8 +53,10 @@ if TYPE_CHECKING:
 _END_TOKENS = 16
 """Of a prompt, in which the mark that opens a thought lies if there is one."""
 
-_NEW_LINE = Constraint("ebnf", 'root ::= "" | "\\n" [^\\0]*')
-"""The text ends at once, or goes on with a line of its own."""
+_NEW_LINE = 'root ::= {lead} [ \\t]* ("\\n" {line})?'
+"""After the lead the text ends at once, or goes on with a line of its own."""
+_ANY = "[^\\0]*"
+_OTHER = "[ \\t\\n]* [^{not_first} \\t\\n\\0] [^\\0]*"
 
 
 class LocalDecoding:
@@ -374,7 +378,15 @@ class LocalDecoder:
 
     async def write(self, trunk: Trunk, passage: Passage) -> Written:
         """See `Decoder`."""
-        trunk = _local(trunk)
+        trunk, constraint = _local(trunk), passage.options.constraint
+        lead = ""
+        if passage.new_line and constraint is None:
+            lead = trunk.hold_back()
+            literal, line = json.dumps(lead, ensure_ascii=False), _ANY
+            if passage.not_first:
+                line = _OTHER.format(not_first=passage.not_first)
+            constraint = Constraint("ebnf", _NEW_LINE.format(lead=literal, line=line))
+        own = OwnText(lead, passage.on_text, strip=passage.strip) if lead else None
         where, unfed = len(trunk.token_ids), self._to_feed(trunk)
         context = trunk.fed
         sequence = self._engine.sequence(
@@ -384,11 +396,11 @@ class LocalDecoder:
             sampling=self._sampling,
             seed=passage.seed,
             stop=passage.stop,
-            strip=passage.strip,
+            strip=passage.strip and own is None,
             first_step=passage.first_token,
-            constraint=passage.options.constraint or (_NEW_LINE if passage.new_line else None),
+            constraint=constraint,
             context_ids=context,
-            on_text=passage.on_text,
+            on_text=passage.on_text if own is None else own.push,
             lookup=PromptLookup(context) if self._settings.drafts else None,
             logprobs=passage.options.logprobs,
         )
@@ -399,21 +411,24 @@ class LocalDecoder:
                 *_, sampled = await feed([*first, sequence.feed()])
                 first = []
                 sequence.accept(sampled)
+                text = sequence.text if own is None else own.of(sequence.text)
                 if passage.opened is not None and sequence.finish_reason is None:
-                    opened = passage.opened(sequence.text)
+                    opened = passage.opened(text)
         finally:
             self._count(sequence)
         self._engine.truncate(trunk.segment, sequence.end_of_seen)
         if opened is None:
-            return self._written(sequence, where)
+            written = self._written(sequence, where)
+            return written if own is None else replace(written, text=own.of(written.text))
         return Written(
-            text=sequence.text,
+            text=text,
             raw=self._raw(trunk, sequence.token_ids),
             finish_reason="stop",
             usage=_usage(sequence),
             passes=sequence.forward_passes,
             token_ids=tuple(sequence.token_ids),
             opened=opened,
+            own=len(lead),
             where=where,
         )
 

@@ -52,7 +52,9 @@ def reuse(
         kept, rest = _body(engine, body, sequence)
         token_ids = [*sequence.prompt_ids, *sequence.token_ids[:kept], *rest]
         if not tail and sequence is branches[-1]:
-            last = [token_ids.pop()]  # the conclusion's segment has to begin with something
+            # The conclusion's segment has to begin with something, and its last token is held back.
+            last = token_ids[-2:]
+            del token_ids[-2:]
         # A failed branch may have left NaN keys; it is fed once more.
         fed = 0 if sequence.error else segment.end - segment.start
         seen = min(fed, len(sequence.prompt_ids) + kept, len(token_ids))
@@ -64,7 +66,7 @@ def reuse(
     # Drafts are looked up in the text, so the trunk's tokens include the branches' text.
     trunk.settle(joined.removesuffix(tail))
     if last:
-        trunk.token_ids[-1:] = last
+        trunk.token_ids[-len(last) :] = last
     trunk.segment, trunk.shift = segment, len(trunk.token_ids) - len(last) - end
     trunk.settle(tail)
 

@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from langchain_pos.engine.tokenization.text import TextStream, encode_continuation
+from langchain_pos.engine.tokenization.text import (
+    CONTEXT_TOKENS,
+    TextStream,
+    encode_continuation,
+    whole_characters,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,6 +76,29 @@ class LocalTrunk:
         """See `Trunk`."""
         self.token_ids.extend(self.encode(text))
         self.lead = ""
+
+    def hold_back(self) -> str:
+        r"""Make the last token the lead: the model may write its text in a longer token.
+
+        To many tokenizers ".\n\n" is one token. We have settled ".", after which a model has learnt
+        that no empty line follows.
+
+        Returns:
+            the text; "" if the token stays, because there is nothing else to feed or it is not
+            whole characters.
+        """
+        if self.lead:
+            return self.lead
+        before = self.token_ids[-CONTEXT_TOKENS:-1]
+        if len(self.unfed) < 2 or whole_characters(self.tokenizer, before) != before:
+            return ""
+        stream = TextStream(self.tokenizer, before)
+        text = stream.decode(self.token_ids[-1])
+        if stream.unfinished or not text.strip():
+            return ""
+        self.token_ids.pop()
+        self.lead = text
+        return text
 
     def keep(self, written: Written, length: int) -> None:
         """See `Trunk`. A token that extends beyond `length` is dropped: its text is the lead."""

@@ -47,7 +47,13 @@ class Concluder(StageWriter):
         self._decoder.join(trunk, joined, self._form.tail(block.plan), bodies)
 
     async def conclude(
-        self, trunk: Trunk, so_far: Conclusion, *, blocks: Sequence[Block], may_open: bool
+        self,
+        trunk: Trunk,
+        so_far: Conclusion,
+        *,
+        blocks: Sequence[Block],
+        may_open: bool,
+        list_is_over: bool = False,
     ) -> Conclusion:
         """Write on after the trunk.
 
@@ -57,6 +63,7 @@ class Concluder(StageWriter):
                 all, that step was only text.
             blocks: those before; with none, this is how the answer begins.
             may_open: whether it may open a further block.
+            list_is_over: it may not begin with a further entry of the last block's list.
         """
         budget = self._decoder.budget
         block, after = len(blocks), [before.plan for before in blocks]
@@ -81,9 +88,9 @@ class Concluder(StageWriter):
         may_open = may_open and self._question.options.constraint is None
         opens = partial(self._form.opened, after=after)
         held = HeldText(self._progress.conclusion_text)
+        held.push(carried)
         if may_open:
             held.wait_for(opens, partial(self._form.may_open, after=after))
-        held.push(carried)
         before += carried
         seed = (
             derive_seed(self._seed, "conclusion", block) if block else _sequential_seed(self._seed)
@@ -100,12 +107,13 @@ class Concluder(StageWriter):
                 opened=opens if may_open else None,
                 options=self._question.options,
                 new_line=bool(block) and not before and not self._form.needs_conclusion,
+                not_first=self._form.entry_begins(after[-1]) if list_is_over else "",
             ),
         )
         tokens = so_far.tokens + written.usage.output_tokens
         if written.opened is not None:
-            step = opens(written.raw) or written.opened
-            trunk.keep(written, step.start)
+            step = opens(written.raw[written.own :]) or written.opened
+            trunk.keep(written, written.own + step.start)
             text = (before + written.text[: written.opened.start]).rstrip()
             return Conclusion(text, opened=step, written=written, tokens=tokens)
         held.flush()
@@ -116,6 +124,12 @@ class Concluder(StageWriter):
             error = f"the conclusion ended ({written.finish_reason}) without any text"
             return Conclusion("", "error", error, tokens=tokens)
         return Conclusion(text, written.finish_reason, tokens=tokens)
+
+    def drop(self, trunk: Trunk, so_far: Conclusion) -> Conclusion:
+        """Drop a step that the last block has already; the text before it was empty."""
+        if so_far.written is not None:
+            trunk.keep(so_far.written, so_far.written.own)
+        return Conclusion("", tokens=so_far.tokens)
 
     async def answer(self, trunk: Trunk) -> Conclusion:
         """Write a sequential answer, all of it.
@@ -148,7 +162,7 @@ class Concluder(StageWriter):
         """Settle a step that opened no block after all; what has been held back of the text."""
         if so_far.written is None or so_far.opened is None:
             return ""
-        raw, start = so_far.written.raw, so_far.opened.start
+        raw, start = so_far.written.raw, so_far.written.own + so_far.opened.start
         trunk.keep(so_far.written, len(raw))
         return raw[len(raw[:start].rstrip()) if so_far.text else start :]
 
@@ -174,24 +188,26 @@ class HeldText:
         self._may_open: Callable[[str], bool] = bool
         self._text = ""
         self._passed = 0
+        self._begin = 0
 
     def wait_for(
         self, opens: Callable[[str], OpenedStep | None], may_open: Callable[[str], bool]
     ) -> None:
-        """Hold back what opens a block; see `Form`. Without it nothing may open one."""
+        """Hold back what opens a block from here on; see `Form`. Without it nothing may."""
         self._opens, self._may_open = opens, may_open
+        self._begin = len(self._text)
 
     def push(self, piece: str) -> None:
         """Take a piece."""
         self._text += piece
         certain = len(self._text)
         if self._opens is not None:
-            line = self._text.rfind("\n") + 1
+            line = max(self._text.rfind("\n") + 1, self._begin)
             if self._may_open(self._text[line:]):
                 certain = line
-            opened = self._opens(self._text)
+            opened = self._opens(self._text[self._begin :])
             if opened is not None:
-                certain = min(certain, opened.start)
+                certain = min(certain, self._begin + opened.start)
         certain = len(self._text[:certain].rstrip())
         if certain > self._passed:
             self._pass_on(self._text[self._passed : certain])

@@ -91,6 +91,7 @@ class Passage:
         first_token: its first token's place in the text that it goes on with.
         options: constraint and log-probabilities of it.
         new_line: it begins with a line end, or there is none; where the decoder can see to that.
+        not_first: characters that do not begin that line, as a grammar writes them in brackets.
     """
 
     max_tokens: int
@@ -102,6 +103,7 @@ class Passage:
     first_token: int = 0
     options: AnswerOptions = NO_OPTIONS
     new_line: bool = False
+    not_first: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class Written:
         failure: what went wrong, as an error to be raised; `text` is what was there by then.
         pressure: of a skeleton; see `Plan`.
         closed: whether JSON was closed for the model because its budget was about to end.
+        own: where `raw` leaves what was settled before and is only written again.
     """
 
     text: str
@@ -131,6 +134,7 @@ class Written:
     failure: ParallelReasoningError | None = None
     pressure: float | None = None
     closed: bool = False
+    own: int = 0
     where: Any = field(default=None, repr=False)
     """Where the trunk stood when it was written; the decoder's own business."""
 

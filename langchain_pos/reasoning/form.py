@@ -26,11 +26,13 @@ class OpenedStep:
         title: of the step.
         start: where it begins in the text.
         marks: what the form knows of how it is written.
+        repeats: whether it goes on at once with the list before, which has such a step already.
     """
 
     title: str
     start: int
     marks: Any = None
+    repeats: bool = False
 
 
 class Bounds(Protocol):
@@ -171,6 +173,13 @@ class Form(ABC):
             text: it may break off anywhere.
             after: the plans of the blocks that come before the text.
         """
+
+    def entry_begins(self, plan: Plan) -> str:
+        """Characters of which one begins any entry that would follow the plan's last one.
+
+        As a grammar writes them between brackets. None by default: nothing follows the last entry.
+        """
+        return ""
 
     @abstractmethod
     def may_open(self, line: str, after: Sequence[Plan] = ()) -> bool:

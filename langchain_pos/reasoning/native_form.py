@@ -87,8 +87,7 @@ class NativeSkeleton(Skeleton):
         """
         mark = self._mark
         closed = _literal(mark.after + self._elided)
-        counted = mark.numbered and mark.kind != "heading"
-        first = "0-9" if counted else re.sub(r"([\\\]^-])", r"\\\1", mark.before.strip()[:1])
+        first = _first(mark)
         # A space before the title is the title's: as a rule the two are one token, and after a
         # space that stands alone the model goes on with what can follow one, such as a digit.
         space = " space" if mark.before.endswith(" ") else ""
@@ -307,13 +306,27 @@ class NativeForm(Form):
                 fits = _fault([head.title]) is None
                 return OpenedStep(head.title, head.start, (head, ())) if fits else None
             known = _titles_so_far(after)
-            if _goes_on(head, after[-1]) and not _same(head.title, known):
-                return OpenedStep(head.title, head.start, (head, known))
+            if not _goes_on(head, after[-1]):
+                continue
+            repeats = _same(head.title, known)
+            if not repeats or not text[: head.start].strip():
+                return OpenedStep(head.title, head.start, (head, known), repeats)
         return None
+
+    def entry_begins(self, plan: Plan) -> str:
+        """See `Form`."""
+        return _first(_mark_of(plan))
 
     def may_open(self, line: str, after: Sequence[Plan] = ()) -> bool:
         """See `Form`."""
         return may_be_head(line, _next_number(after))
+
+
+def _first(mark: Mark) -> str:
+    """The characters with which an entry begins, as a grammar writes them between brackets."""
+    if mark.numbered and mark.kind != "heading":
+        return "0-9"
+    return re.sub(r"([\\\]^-])", r"\\\1", mark.before.strip()[:1])
 
 
 def _mark_of(plan: Plan) -> Mark:

@@ -186,20 +186,27 @@ class Reasoning:
         where no block does.
         """
         text, may_open = Conclusion(""), len(blocks) < self.settings.max_blocks
+        list_is_over, failed = False, 0
         while True:
             with self.progress.stage("conclude"):
                 self.progress.open("conclude", blocks, text.text)
-                text = await self.concluder.conclude(trunk, text, blocks=blocks, may_open=may_open)
+                text = await self.concluder.conclude(
+                    trunk, text, blocks=blocks, may_open=may_open, list_is_over=list_is_over
+                )
                 self.progress.close(text)
             if text.opened is None:
                 return None, text
+            if text.opened.repeats and not text.text and not list_is_over:
+                text, list_is_over = self.concluder.drop(trunk, text), True
+                continue
             with self.progress.stage("plan"):
                 self.progress.open("plan", blocks, text.text)
                 plan = await self.planner.plan_further(trunk, text)
                 self.progress.close(plan)
             if plan is not None:
                 return plan, text
-            may_open = False
+            failed += 1
+            may_open = bool(blocks) and failed < self.settings.max_blocks
 
     async def answer_sequentially(
         self, reason: str | None, blocks: Sequence[Block] = ()

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from langchain_pos.engine.forest.segments import Ledger, SegmentForest
 from langchain_pos.engine.tokenization.text import encode_continuation
+from langchain_pos.local.own_text import OwnText
 from langchain_pos.local.trunk import LocalTrunk
 from langchain_pos.reasoning.decoder import Written
 from tests.support.scripted import TOKENIZERS
@@ -53,3 +54,41 @@ def test_a_character_that_is_cut_is_not_settled(name: str) -> None:
     trunk.keep(written_as("Hello ", written[:-1], before), len("Hello "))
     assert trunk.token_ids[before:] == whole
     assert trunk.lead == ""
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("text", ["is tall.", "汉字", "a"])
+def test_the_last_token_is_held_back_and_nothing_lost(name: str, text: str) -> None:
+    """It is the lead, which the next text begins with; an unfinished character stays settled."""
+    tokenizer = TOKENIZERS[name]()
+    trunk = a_trunk(tokenizer)
+    trunk.settle(text)
+    whole = list(trunk.token_ids)
+    lead = trunk.hold_back()
+    assert lead == trunk.lead
+    assert trunk.token_ids == (whole[:-1] if lead else whole)
+    assert tokenizer.decode(trunk.token_ids) + lead == tokenizer.decode(whole)
+    assert bool(lead) == text.isascii()
+
+
+def test_what_must_be_fed_is_not_held_back() -> None:
+    """The model has to read something before it writes; white space has nothing to grow into."""
+    tokenizer = TOKENIZERS["byte-level"]()
+    trunk = a_trunk(tokenizer)
+    trunk.token_ids = trunk.token_ids[:1]
+    assert trunk.hold_back() == ""
+    assert len(trunk.token_ids) == 1
+    trunk.settle("Hello\n")
+    assert trunk.hold_back() == ""
+
+
+@pytest.mark.parametrize("strip", [True, False])
+def test_a_lead_that_is_written_again_is_not_shown(strip: bool) -> None:
+    """Wherever the pieces are cut."""
+    whole, own = "end.\n\nThat is all.", "That is all." if strip else "\n\nThat is all."
+    for size in (1, 2, 3, 5, 50):
+        shown: list[str] = []
+        text = OwnText("end.", shown.append, strip=strip)
+        for at in range(0, len(whole), size):
+            text.push(whole[at : at + size])
+        assert "".join(shown) == text.of(whole) == own

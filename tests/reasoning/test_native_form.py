@@ -116,12 +116,10 @@ class TestAList:
 
     def test_every_title_of_a_list_is_remembered(self) -> None:
         """Also those of blocks before the last one."""
-        rules = {**GOES_ON, "is slow.": "\n\n5. **Ann**:", "5. **Ann**:": " was tall."}
-        rules["5. **Ann**: ...\n\n"] = "6. **Eve**: ...\n\nT"
-        llm, _ = native_llm(rules)
+        llm, _ = native_llm({**GOES_ON, "is slow.": "\n\n5. **Ann**:"})
         result = llm.invoke("Who?")
         assert len(result.blocks) == 2
-        assert result.conclusion == "5. **Ann**: was tall."
+        assert result.conclusion.isalpha()  # the script writes letters where it is not let
 
     @pytest.mark.parametrize(
         ("text", "title"),
@@ -134,7 +132,8 @@ class TestAList:
             ("\n   3. **nested**: x", None),
             ("\n\n### 3. Rest\n", None),
             ("\n\n3. **Summary**: x", None),
-            ("\n\n3. **Ben**: x\n\n1. **Rom**: y", "Rom"),
+            ("\n\n3. **Ben**: x\n\n1. **Rom**: y", "Ben"),
+            ("No.\n\n3. **Ben**: x\n\n1. **Rom**: y", "Rom"),
             ("\n\n1. **Ann**: anew", "Ann"),
         ],
     )
@@ -156,13 +155,29 @@ class TestAList:
         assert (result.error, result.finish_reason) == (None, "stop")
         assert result.text == native_llm(globals()[rules])[0].invoke("Who?").text
 
-    def test_what_was_listed_before_opens_no_further_block(self) -> None:
-        """A list that comes back to its first entries is written as the model writes it."""
-        rules = {**LIST, "is small.": "\n\n3. **Ann**:", "3. **Ann**:": " is tall, I said."}
-        llm, _ = native_llm(rules)
-        result = llm.invoke("Who?")
+    def test_a_list_that_comes_back_to_its_first_entries_is_over(self) -> None:
+        """Another try begins with something else, and nothing of the entry is streamed."""
+        rules = {**LIST, "is small.": "\n\n3. **Ann**:"}
+        llm, _ = native_llm(rules, max_conclusion_tokens=30)
+        chunks = list(llm.stream("Who?"))
+        result = reduce(add, chunks)
         assert len(result.blocks) == 1
-        assert result.conclusion == "3. **Ann**: is tall, I said."
+        assert result.conclusion.isalpha()  # the script goes on with letters where it may not
+        said = "".join(c.delta for c in chunks if c.stage == "conclude")
+        assert said.strip().endswith(result.conclusion)
+        assert "3. **Ann" not in said
+
+    def test_a_block_that_failed_forbids_no_other(self) -> None:
+        """What opens none is text, and a list after it is one."""
+        rules = {**LIST, "is small.": "\n\n1. **Only**:", "1. **Only**:": " one.\n\nT: "}
+        rules["1. **Only**: ...\n\n"] = "2. **Only**: ...\n\nThat is all."
+        rules["T: "] = "\n1. **Rom**:"
+        rules["1. **Rom**: ...\n\n"] = "2. **Oslo**: ...\n\nThat is all."
+        rules |= {"1. **Rom**:": " is warm.", "2. **Oslo**:": " is cold.", "is cold.": ""}
+        llm, _ = native_llm(rules, max_pressure=None, max_conclusion_tokens=120)
+        result = llm.invoke("Who?")
+        assert [block.plan.titles for block in result.blocks][1:] == [("Rom", "Oslo")]
+        assert "1. **Only**: one." in result.text
 
     @pytest.mark.parametrize(
         ("first", "second", "after"),
@@ -398,7 +413,7 @@ def test_after_a_list_comes_a_new_paragraph_or_nothing(monkeypatch: pytest.Monke
     assert rest != body
     assert rest
     assert not result.conclusion.startswith(rest[:3])
-    monkeypatch.setattr("langchain_pos.local.decoder._NEW_LINE", None)
+    monkeypatch.setattr("langchain_pos.local.decoder._NEW_LINE", "root ::= {lead} [^\\0]*")
     assert llm.invoke("Who?").conclusion.startswith(rest[:3])
     monkeypatch.undo()
     llm, _ = native_llm({**LIST, "2. **Ben**:": " is small.", "is small.": ""})

@@ -17,7 +17,7 @@ from langchain_pos.engine.scheduler.replay import FedTokens
 
 T = TypeVar("T")
 _RIGHT = 0.4
-"""Share of guesses assumed to be right before there were any; the paper's tasks reach two thirds."""
+"""Share of guesses assumed right before there were any; the paper's tasks reach two thirds."""
 _RECENT = 1 / 16
 """Weight of the latest draft in that share."""
 
