@@ -88,8 +88,9 @@ with the prompt cache that the server has by default. With fixed lengths all wri
 of tokens, greedily and past any EOS, ours without drafts. In the questions below them each writes
 its own answer, whose length is shown; llama.cpp's skeletons and points are asked for in
 Skeleton-of-Thought's words. llama.cpp computes with the file's weights as they are; ours unpacks
-them. The wheels of `xllamacpp` for Linux are built without AVX-512 and AMX; a `llama-server` built
-for the processor is measured with `--server URL`.""",
+them, and packs them again in eight bits unless a dtype was given. The wheels of `xllamacpp` for
+Linux are built without AVX-512 and AMX; a `llama-server` built for the processor is measured with
+`--server URL`.""",
     "roofline": """## Roofline
 
 `python -m benchmarks.roofline`: one decoding step of our engine, over the time that this
@@ -201,7 +202,9 @@ def section(result: dict[str, Any]) -> str:
     where += f", other processes used {others} cores meanwhile" if others >= NOTICED else ""
     shape = [result["model"]] if "device" in result else []  # the older ones name it in the text
     dtype = result.get("dtype", "auto")
-    shape += [result.get("engine", {}).get("dtype")] if dtype == "auto" else [dtype]
+    engine = result.get("engine", {})
+    shape += [engine.get("dtype")] if dtype == "auto" else [dtype]
+    shape += ["weights of eight bits"] if "packed in int8" in engine.get("weights", "") else []
     note = f". Note: {result['note']}" if "note" in result else ""
     about = ", ".join(filter(None, [*shape, where]))
     return f"{markdown(result['rows'])}\n\n<small>{about}{note}</small>"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from langchain_pos import ChatParallelReasoning, InvalidRequestError, ParallelReasoningLLM
@@ -55,7 +56,7 @@ def test_quantised_weights_stay_so_where_that_is_fast(
     """A dtype of the caller's, an unquantised file, or a processor that is faster without."""
     if not compiles_here():
         pytest.skip("nothing multiplies eight bits here")
-    monkeypatch.setattr("langchain_pos.engine.loading.computes_fast_in_int8", lambda: fast)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: not fast)
     file = write_gguf(tmp_path / "tiny.gguf", quantised=quantised)
     engine = Engine.load(str(file), device="cpu", **settings)
     assert engine.describe()["weights"].endswith(packed)

@@ -25,9 +25,8 @@ from langchain_pos.engine.cache.mixers import (
     wrap_mixers,
 )
 from langchain_pos.engine.cpu.dtypes import dtype_on_a_cpu
-from langchain_pos.engine.cpu.int8_kernel import computes_fast_in_int8
 from langchain_pos.engine.cpu.threads import limit_threads
-from langchain_pos.engine.cpu.weight_packing import check_quantization
+from langchain_pos.engine.cpu.weight_packing import check_quantization, require_quantization
 from langchain_pos.engine.forward.alibi import place_biases
 from langchain_pos.engine.forward.forward_pass import MaskForm
 from langchain_pos.engine.gguf import unpack
@@ -112,8 +111,13 @@ def quantization_as_stored(model: PreTrainedModel) -> str | None:
     Unpacked, such weights would take two to eight times the file's memory, and no more exact. With
     AMX, bfloat16 is as fast for many rows and faster for long prompts.
     """
-    is_quantised = getattr(model, "was_quantised", False) and model.device.type == "cpu"
-    return "int8" if is_quantised and computes_fast_in_int8() else None
+    if not getattr(model, "was_quantised", False) or torch.cpu._is_amx_tile_supported():
+        return None
+    try:
+        require_quantization("int8", model)
+    except ModelLoadError:  # nobody has asked for it
+        return None
+    return "int8"
 
 
 def load(

@@ -17,7 +17,10 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2,fma")))
+#if (defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11)
+#define HAS_AVXVNNI 1
 #define AVXVNNI __attribute__((target("avx2,fma,avxvnni")))
+#endif
 #define AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")))
 #endif
 #define INLINE static inline __attribute__((always_inline))
@@ -52,9 +55,11 @@ AVX2 INLINE __m256i add_avx2(__m256i sum, __m256i weights, __m256i states) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
+#ifdef HAS_AVXVNNI
 AVXVNNI INLINE __m256i add_avxvnni(__m256i sum, __m256i weights, __m256i states) {
     return _mm256_dpbusd_avx_epi32(sum, _mm256_abs_epi8(states), _mm256_sign_epi8(weights, states));
 }
+#endif
 
 /* `rows` rows, two at most, by one panel, into `out` [rows][PANEL]. Totals are kept in memory, as
  * there are no more than sixteen registers. */
@@ -95,7 +100,9 @@ AVXVNNI INLINE __m256i add_avxvnni(__m256i sum, __m256i weights, __m256i states)
         }                                                                                        \
     }
 TILE_256(tile_avx2, AVX2, add_avx2)
+#ifdef HAS_AVXVNNI
 TILE_256(tile_avxvnni, AVXVNNI, add_avxvnni)
+#endif
 
 /* The same with instructions that sum four products of an unsigned and a signed factor: 128 is
  * added to the weights (their upper bit is flipped), and taken off the sum beforehand. */
@@ -185,9 +192,11 @@ INLINE void store(const struct job *job, int64_t row, int64_t panel, const float
 #define REST case 1: TILE(1); break;
 PANEL_BY_ROWS(panel_avx2, AVX2, 2)
 #undef TILE
+#ifdef HAS_AVXVNNI
 #define TILE(rows) tile_avxvnni(rows, job, row, panel, sums)
 PANEL_BY_ROWS(panel_avxvnni, AVXVNNI, 2)
 #undef TILE
+#endif
 #undef REST
 #define TILE(rows) tile_avx512(rows, job, row, panel, sums)
 #define REST                                                                                    \
@@ -216,8 +225,10 @@ static void multiply(void *given) {
 #if defined(__x86_64__)
                 if (job->instructions == WITH_AVX512_VNNI)
                     panel_avx512(job, panel, row, end);
+#ifdef HAS_AVXVNNI
                 else if (job->instructions == WITH_AVX_VNNI)
                     panel_avxvnni(job, panel, row, end);
+#endif
                 else
                     panel_avx2(job, panel, row, end);
 #endif

@@ -111,22 +111,12 @@ def instructions() -> str | None:
         return None
     allowed = torch.backends.cpu.get_cpu_capability()  # follows ATEN_CPU_CAPABILITY
     if allowed == "AVX512":
-        known: Mapping[str, Any] = torch.cpu.get_capabilities()
-        if known.get("avx512_vnni"):
+        if torch.cpu._is_vnni_supported():
             return "AVX512-VNNI"
+        # Older versions of PyTorch do not say.
+        known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return "AVX-VNNI" if known.get("avx_vnni") else "AVX2"
     return "AVX2" if allowed == "AVX2" else None
-
-
-def computes_fast_in_int8() -> bool:
-    """Whether the product runs on this machine, and nothing is much faster."""
-    if torch.cpu.get_capabilities().get("amx_bf16"):
-        return False
-    try:
-        kernel()
-    except ModelLoadError:
-        return False
-    return True
 
 
 @cache
@@ -177,11 +167,16 @@ def _compile(library: Path) -> None:
         for compiler in _compilers():
             made = half / library.name
             command = [*compiler, *_FLAGS, str(_SOURCE), "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            try:
+                done = subprocess.run(command, capture_output=True, check=False)
+            except OSError as error:
+                failures.append(f"{' '.join(compiler)}: {error}")
+                continue
             if done.returncode == 0:
                 made.replace(library)
                 return
-            failures.append(f"{' '.join(compiler)}: {' '.join(done.stderr.split())[:300]}")
+            said = " ".join(done.stderr.decode(errors="replace").split())
+            failures.append(f"{' '.join(compiler)}: {said[:300]}")
     finally:
         shutil.rmtree(half, ignore_errors=True)
     tried = "; ".join(failures) or "no cc, gcc or clang was found"

@@ -50,7 +50,8 @@ def test_the_best_instructions_that_are_allowed(
     """On processors that are faked: by what PyTorch finds, and what its environment allows it."""
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: allowed)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: has.get("avx512_vnni", False))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
     assert instructions() == chosen
     if chosen is None:
         with pytest.raises(ModelLoadError, match="x86 processor with AVX2 and Linux"):
@@ -81,11 +82,12 @@ def test_a_compiler_that_fails_is_passed_over(
     bad = tmp_path / "cc"
     bad.write_text("#!/bin/sh\necho no headers are installed >&2\nexit 1\n")
     bad.chmod(bad.stat().st_mode | stat.S_IXUSR)
-    good = int8_kernel._compilers()
-    monkeypatch.setattr(int8_kernel, "_compilers", lambda: [[str(bad)]])
-    with pytest.raises(ModelLoadError, match=r"langchain-pos\[int8\].*no headers are installed"):
+    good, gone = int8_kernel._compilers(), [str(tmp_path / "gone")]
+    monkeypatch.setattr(int8_kernel, "_compilers", lambda: [[str(bad)], gone])
+    said = r"langchain-pos\[int8\].*no headers are installed; .*gone: .*No such file"
+    with pytest.raises(ModelLoadError, match=said):
         compiled()
-    monkeypatch.setattr(int8_kernel, "_compilers", lambda: [[str(bad)], *good])
+    monkeypatch.setattr(int8_kernel, "_compilers", lambda: [[str(bad)], gone, *good])
     assert compiled().is_file()
 
 
