@@ -6,6 +6,7 @@ import re
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,7 +40,15 @@ if TYPE_CHECKING:
 
 HELP = "/new forgets the conversation, /exit or Ctrl+D ends it, Ctrl+C stops an answer"
 COMMANDS = "/new, /help and /exit"
-_COMMAND = re.compile(r"/\w*(\s|$)")  # a path such as /etc/hosts may begin a question
+_COMMAND = re.compile(r"/\w*")
+
+
+def _is_command(line: str) -> bool:
+    """Whether a line is meant as a command: "/tmp is full" and "/etc/hosts …" are questions."""
+    word, _, rest = line.partition(" ")
+    known = COMMANDS.replace(" and", ",").split(", ")
+    is_word = _COMMAND.fullmatch(word) is not None
+    return is_word and (not rest.strip() or bool(get_close_matches(word, known)))
 
 
 def chat(
@@ -86,7 +95,7 @@ def chat(
                 talk.forget()
             elif line == "/help":
                 say(HELP)
-            elif _COMMAND.match(line):
+            elif _is_command(line):
                 say(f"unknown command {line!r}; use {COMMANDS}, on a line of its own")
             elif line:
                 talk.ask(line)

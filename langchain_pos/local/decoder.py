@@ -381,7 +381,7 @@ class LocalDecoder:
         trunk, constraint = _local(trunk), passage.options.constraint
         lead = ""
         if passage.new_line and constraint is None:
-            lead = trunk.hold_back()
+            lead = trunk.hold_back(passage.stop)
             literal, line = json.dumps(lead, ensure_ascii=False), _ANY
             if passage.not_first:
                 line = _OTHER.format(not_first=passage.not_first)
@@ -392,7 +392,7 @@ class LocalDecoder:
         sequence = self._engine.sequence(
             trunk.segment,
             unfed,
-            max_new_tokens=passage.max_tokens,
+            max_new_tokens=passage.max_tokens + bool(lead),
             sampling=self._sampling,
             seed=passage.seed,
             stop=passage.stop,
@@ -417,14 +417,18 @@ class LocalDecoder:
         finally:
             self._count(sequence)
         self._engine.truncate(trunk.segment, sequence.end_of_seen)
+        usage = _usage(sequence)
+        if lead and sequence.token_ids:  # counted when it was written first
+            self._progress.output_tokens -= 1
+            usage = replace(usage, output_tokens=usage.output_tokens - 1)
         if opened is None:
-            written = self._written(sequence, where)
+            written = replace(self._written(sequence, where), usage=usage)
             return written if own is None else replace(written, text=own.of(written.text))
         return Written(
             text=text,
             raw=self._raw(trunk, sequence.token_ids),
             finish_reason="stop",
-            usage=_usage(sequence),
+            usage=usage,
             passes=sequence.forward_passes,
             token_ids=tuple(sequence.token_ids),
             opened=opened,

@@ -77,15 +77,18 @@ class LocalTrunk:
         self.token_ids.extend(self.encode(text))
         self.lead = ""
 
-    def hold_back(self) -> str:
+    def hold_back(self, stop: Sequence[str] = ()) -> str:
         r"""Make the last token the lead: the model may write its text in a longer token.
 
         To many tokenizers ".\n\n" is one token. We have settled ".", after which a model has learnt
         that no empty line follows.
 
+        Args:
+            stop: texts that end what is written; they may not be found in the lead.
+
         Returns:
-            the text; "" if the token stays, because there is nothing else to feed or it is not
-            whole characters.
+            the text; "" if the token stays, because there is nothing else to feed, it is not whole
+            characters, it ends in a letter or a digit, or a stop text has one of its characters.
         """
         if self.lead:
             return self.lead
@@ -94,7 +97,9 @@ class LocalTrunk:
             return ""
         stream = TextStream(self.tokenizer, before)
         text = stream.decode(self.token_ids[-1])
-        if stream.unfinished or not text.strip():
+        if stream.unfinished or text[-1:].isalnum() or not text.strip():
+            return ""
+        if set(text) & set("".join(stop)):
             return ""
         self.token_ids.pop()
         self.lead = text

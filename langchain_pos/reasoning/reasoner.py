@@ -199,12 +199,13 @@ class Reasoning:
             if text.opened.repeats and not text.text and not list_is_over:
                 text, list_is_over = self.concluder.drop(trunk, text), True
                 continue
-            with self.progress.stage("plan"):
-                self.progress.open("plan", blocks, text.text)
-                plan = await self.planner.plan_further(trunk, text)
-                self.progress.close(plan)
-            if plan is not None:
-                return plan, text
+            if not text.opened.repeats:
+                with self.progress.stage("plan"):
+                    self.progress.open("plan", blocks, text.text)
+                    plan = await self.planner.plan_further(trunk, text)
+                    self.progress.close(plan)
+                if plan is not None:
+                    return plan, text
             failed += 1
             may_open = bool(blocks) and failed < self.settings.max_blocks
 

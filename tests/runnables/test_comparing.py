@@ -123,6 +123,8 @@ def test_nothing_to_compare_is_refused() -> None:
         compare_modes(llm, "Who")
     with pytest.raises(InvalidRequestError, match=r"write \['no'\]"):
         compare_modes(llm, list(llm.answers), expected="no")
+    with pytest.raises(InvalidRequestError, match=r"expected\[1\] is ' . '"):
+        compare_modes(llm, list(llm.answers), expected=["Ann", " . "])
     with pytest.raises(InvalidRequestError, match="1 expected answers are given for 2 questions"):
         compare_modes(llm, list(llm.answers), expected=["Ann"])
 

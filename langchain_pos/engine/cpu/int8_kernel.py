@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import platform
 import shutil
 import subprocess
@@ -32,6 +33,9 @@ PANEL = 32
 """Channels that lie together."""
 _SOURCE = Path(__file__).with_name("int8.c")
 _FLAGS = ("-O3", "-shared", "-fPIC")
+_PREFIX = "langchain_pos-"
+_PATIENCE = 120
+"""Seconds that a compiler may take."""
 _INSTRUCTIONS = ("AVX2", "AVX-VNNI", "AVX512-VNNI")
 """As `int8.c` numbers them."""
 
@@ -84,9 +88,15 @@ class Kernel:
             `[rows, channels]`, in the states' dtype.
         """
         rows, features = states.shape
+        if states.device.type != "cpu" or states.dtype not in (torch.float32, torch.bfloat16):
+            raise RuntimeError(
+                "weights of eight bits multiply states in float32 or bfloat16 on a CPU, and these "
+                f"are {states.dtype} on {states.device}; do not move or convert such a model"
+            )
         out = states.new_empty(rows, channels)
-        whole = torch.empty(rows, features, dtype=torch.int8)
-        units = torch.empty(rows, features // GROUP)
+        # Whatever the process's default dtype is: transformers sets it while it loads a model.
+        whole = states.new_empty(rows, features, dtype=torch.int8)
+        units = states.new_empty(rows, features // GROUP, dtype=torch.float32)
         job = _Job(
             states.data_ptr(),
             weights.data_ptr(),
@@ -110,13 +120,14 @@ def instructions() -> str | None:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return None
     allowed = torch.backends.cpu.get_cpu_capability()  # follows ATEN_CPU_CAPABILITY
-    if allowed == "AVX512":
-        if torch.cpu._is_vnni_supported():
-            return "AVX512-VNNI"
-        # Older versions of PyTorch do not say.
-        known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        return "AVX-VNNI" if known.get("avx_vnni") else "AVX2"
-    return "AVX2" if allowed == "AVX2" else None
+    if allowed == "AVX512" and torch.cpu._is_vnni_supported():
+        return "AVX512-VNNI"
+    if allowed not in ("AVX2", "AVX512"):
+        return None
+    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    # Laptops have it without AVX512, and PyTorch's levels do not tell.
+    has_vnni = known.get("avx_vnni") and "ATEN_CPU_CAPABILITY" not in os.environ
+    return "AVX-VNNI" if has_vnni else "AVX2"
 
 
 @cache
@@ -138,7 +149,17 @@ def kernel() -> Kernel:
             "weights of eight bits need the OpenMP library of PyTorch's wheels (libgomp, libomp or "
             "libiomp5), and this process has none; leave out quantization='int8'"
         )
-    return Kernel(compiled(), found)
+    try:
+        library = compiled()
+        try:
+            return Kernel(library, found)
+        except OSError:  # such as a cache from which nothing may be executed
+            return Kernel(_compile(Path(tempfile.mkdtemp(prefix=_PREFIX)) / library.name), found)
+    except (OSError, RuntimeError, AttributeError) as error:
+        raise ModelLoadError(
+            f"weights of eight bits cannot be used here ({error}); leave out quantization='int8', "
+            "or set XDG_CACHE_HOME to a folder whose files may be written and executed"
+        ) from error
 
 
 def compiled() -> Path:
@@ -149,16 +170,13 @@ def compiled() -> Path:
     """
     sign = hashlib.sha256(" ".join(_FLAGS).encode() + _SOURCE.read_bytes()).hexdigest()[:16]
     library = user_cache() / "compiled" / f"int8-{platform.machine()}-{sign}.so"
-    if not library.is_file():
-        try:
-            _compile(library)
-        except OSError:  # nothing may be written there
-            library = Path(tempfile.mkdtemp(prefix="langchain_pos-")) / library.name
-            _compile(library)
-    return library
+    try:
+        return library if library.is_file() else _compile(library)
+    except OSError:  # nothing may be read or written there
+        return _compile(Path(tempfile.mkdtemp(prefix=_PREFIX)) / library.name)
 
 
-def _compile(library: Path) -> None:
+def _compile(library: Path) -> Path:
     """Compile `int8.c` under another name, then give it this one: what is there is whole."""
     library.parent.mkdir(parents=True, exist_ok=True)
     half = Path(tempfile.mkdtemp(prefix=f"{library.stem}-", dir=library.parent))
@@ -168,13 +186,12 @@ def _compile(library: Path) -> None:
             made = half / library.name
             command = [*compiler, *_FLAGS, str(_SOURCE), "-o", str(made)]
             try:
-                done = subprocess.run(command, capture_output=True, check=False)
-            except OSError as error:
+                done = subprocess.run(command, capture_output=True, check=False, timeout=_PATIENCE)
+            except (OSError, subprocess.TimeoutExpired) as error:
                 failures.append(f"{' '.join(compiler)}: {error}")
                 continue
             if done.returncode == 0:
-                made.replace(library)
-                return
+                return made.replace(library)
             said = " ".join(done.stderr.decode(errors="replace").split())
             failures.append(f"{' '.join(compiler)}: {said[:300]}")
     finally:

@@ -90,8 +90,9 @@ class Int8Matrix(Matrix):
         shape = (sum(map(len, weights)), weights[0].shape[1])
         self._missing = -shape[1] % GROUP
         panels, features = -(-shape[0] // PANEL), shape[1] + self._missing
-        self._whole = torch.empty(panels, features // 4, PANEL, 4, dtype=torch.int8)
-        self._scales = torch.empty(panels, features // GROUP, PANEL)
+        new = weights[0].new_empty
+        self._whole = new(panels, features // 4, PANEL, 4, dtype=torch.int8)
+        self._scales = new(panels, features // GROUP, PANEL, dtype=torch.float32)
         if self.bias is not None:
             self.bias = self.bias.float()
         stacked = torch.cat(weights) if len(weights) > 1 else weights[0]
@@ -111,7 +112,7 @@ class Int8Matrix(Matrix):
             rows = nn.functional.pad(rows, (0, self._missing))
         channels = self.weight.shape[0]
         out = self._kernel(rows.contiguous(), self._whole, self._scales, self.bias, channels)
-        return out.view(*states.shape[:-1], -1)
+        return out.view(*states.shape[:-1], channels)
 
 
 class Missing(torch.Tensor):

@@ -13,7 +13,7 @@ from langchain_pos.engine.forest.slots import SlotPool
 from langchain_pos.engine.scheduler.request import Part, Request
 
 _MOST_SLOWER = 0.5
-"""Share by which drafts may slow a pass down."""
+"""Share of a recent pass's time that drafts may take."""
 _SHORT = 32
 """A request that feeds up to this many tokens is decoding; one that feeds more has a prompt."""
 _CHUNK = 256
@@ -111,8 +111,8 @@ class PassBudget:
 
             (rows + p * d) / (pass_seconds + d * row_seconds)
 
-        as long as p * pass_seconds > rows * row_seconds, then those that make the pass half as long
-        again: the more there are, the fewer are right.
+        as long as p * pass_seconds > rows * row_seconds, then as many as take half of the time that
+        recent passes took, drafts included: the more there are, the fewer are right.
 
         Args:
             rows: tokens that are fed in any case.

@@ -130,6 +130,30 @@ def test_any_instructions_give_the_same_bits() -> None:
 
 
 @runs_here
+def test_the_default_dtype_of_the_process_changes_nothing() -> None:
+    """For a moment it is another one while transformers loads a model in another thread."""
+    layers, states = two_layers(GROUP, torch.float32), torch.randn(3, GROUP)
+    expected = torch.cat(Int8Matrix(layers).of_all(states), dim=-1)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = torch.cat(Int8Matrix(layers).of_all(states), dim=-1)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found, expected)
+
+
+@runs_here
+def test_states_that_it_cannot_read_are_refused() -> None:
+    """Not read as something else, beyond their end; and no rows are no rows."""
+    matrix = Int8Matrix(two_layers(GROUP, torch.float32))
+    for states in (torch.randn(2, GROUP).half(), torch.randn(2, GROUP, device="meta")):
+        with pytest.raises(RuntimeError, match="do not move or convert"):
+            matrix.of_all(states)
+    assert matrix.of_all(torch.empty(1, 0, GROUP))[0].shape == (1, 0, 160)
+
+
+@runs_here
 def test_states_may_be_views() -> None:
     """The kernel reads row after row: it gets states that are in order."""
     matrix = Int8Matrix(two_layers(64, torch.bfloat16))

@@ -35,7 +35,8 @@ def forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         ("x86_64", "AVX512", {"avx512_vnni": True, "avx_vnni": True}, "AVX512-VNNI"),
         ("AMD64", "AVX512", {"avx_vnni": True}, "AVX-VNNI"),
         ("x86_64", "AVX512", {}, "AVX2"),
-        ("x86_64", "AVX2", {"avx512_vnni": True, "avx_vnni": True}, "AVX2"),
+        ("x86_64", "AVX2", {"avx_vnni": True}, "AVX-VNNI"),
+        ("x86_64", "AVX2", {"avx512_vnni": True}, "AVX2"),
         ("x86_64", "DEFAULT", {"avx2": True}, None),
         ("arm64", "NEON", {}, None),
     ],
@@ -48,6 +49,7 @@ def test_the_best_instructions_that_are_allowed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On processors that are faked: by what PyTorch finds, and what its environment allows it."""
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: allowed)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: has.get("avx512_vnni", False))
@@ -56,6 +58,8 @@ def test_the_best_instructions_that_are_allowed(
     if chosen is None:
         with pytest.raises(ModelLoadError, match="x86 processor with AVX2 and Linux"):
             kernel()
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")  # kept to less than it has
+    assert instructions() in (chosen, "AVX2")
 
 
 @runs_here
@@ -72,6 +76,28 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     """It is compiled for this process alone."""
     (tmp_path / "langchain_pos").write_text("a file where a folder is wanted")
     assert compiled().is_file()
+
+
+@runs_here
+def test_a_library_that_cannot_be_loaded(tmp_path: Path) -> None:
+    """Damaged, or where nothing may be executed: another one is compiled for this process."""
+    library = compiled()
+    library.write_bytes(b"no library")
+    assert kernel()
+
+
+def test_what_fails_is_a_reason_not_to_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else escapes: a GGUF file is loaded without, though nobody asked for this."""
+
+    def fails(*_: object, **__: object) -> Path:
+        raise PermissionError("nothing may be written anywhere")
+
+    monkeypatch.setattr(int8_kernel, "instructions", lambda: "AVX2")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(int8_kernel, "team", lambda: 1)
+    monkeypatch.setattr(int8_kernel, "_compile", fails)
+    with pytest.raises(ModelLoadError, match="nothing may be written anywhere"):
+        kernel()
 
 
 @runs_here
