@@ -205,7 +205,7 @@ def compare_modes(
     for place, answer in enumerate(expected or ()):
         if not _bare(answer):
             raise InvalidRequestError(
-                f"expected[{place}] is {answer!r}, which every answer contains; give the words that "
+                f"expected[{place}] is {answer!r}, which every answer contains; give words that "
                 "a correct one contains"
             )
     if expected is not None and len(expected) != len(questions):
