@@ -22,7 +22,7 @@ HEAD = """# Transcripts
 What real models wrote in native form, greedily: thirty questions of every day, all answers, as
 they came. `python -m benchmarks.transcripts` asks them again. The questions were written for this
 project, and no setting was chosen by them. A sequential answer is cut at {tokens} tokens, a branch
-and a conclusion at {branch}. In bfloat16 another run may differ in some words.
+and a conclusion at {branch}. The weights were in eight bits.
 
 A row of dots stands where the branches begin and where they end. Small models are often wrong; what
 to look for is whether the branches read as one answer, whether they repeat one another, and whether

@@ -56,7 +56,7 @@ _END_TOKENS = 16
 _NEW_LINE = 'root ::= {lead} [ \\t]* ("\\n" {line})?'
 """After the lead the text ends at once, or goes on with a line of its own."""
 _ANY = "[^\\0]*"
-_OTHER = "[ \\t\\n]* [^{not_first} \\t\\n\\0] [^\\0]*"
+_OTHER = "[\\n]* [^{not_first} \\t\\n\\0] [^\\0]*"
 
 
 class LocalDecoding:
