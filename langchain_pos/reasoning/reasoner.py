@@ -194,12 +194,13 @@ class Reasoning:
                     trunk, text, blocks=blocks, may_open=may_open, list_is_over=list_is_over
                 )
                 self.progress.close(text)
-            if text.opened is None:
+            opened = text.opened
+            if opened is None:
                 return None, text
-            if text.opened.repeats and not text.text and not list_is_over:
+            if opened.repeats and not text.text and not list_is_over:
                 text, list_is_over = self.concluder.drop(trunk, text), True
                 continue
-            if not text.opened.repeats:
+            if not opened.repeats:
                 with self.progress.stage("plan"):
                     self.progress.open("plan", blocks, text.text)
                     plan = await self.planner.plan_further(trunk, text)

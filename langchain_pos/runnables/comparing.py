@@ -202,10 +202,10 @@ def compare_modes(
             raise InvalidRequestError(f"{name}={given!r} is a text, not a list; write [{given!r}]")
     if not questions:
         raise InvalidRequestError("there are no questions to compare; give at least one")
-    for place, answer in enumerate(expected or ()):
-        if not _bare(answer):
+    for place, words in enumerate(expected or ()):
+        if not _bare(words):
             raise InvalidRequestError(
-                f"expected[{place}] is {answer!r}, which every answer contains; give words that "
+                f"expected[{place}] is {words!r}, which every answer contains; give words that "
                 "a correct one contains"
             )
     if expected is not None and len(expected) != len(questions):
