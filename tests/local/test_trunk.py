@@ -68,7 +68,8 @@ def test_the_last_token_is_held_back_and_nothing_lost(name: str, text: str) -> N
     assert lead == trunk.lead
     assert trunk.token_ids == (whole[:-1] if lead else whole)
     assert tokenizer.decode(trunk.token_ids) + lead == tokenizer.decode(whole)
-    assert bool(lead) == (text == "is tall.")  # 。 is several tokens here
+    one_token = ".。" if name != "metaspace" else "."
+    assert bool(lead) == (text[-1] in one_token)
 
 
 def test_what_must_be_fed_is_not_held_back() -> None:
