@@ -130,3 +130,19 @@ def test_a_real_gguf_file_answers_in_parallel(tmp_path: Path) -> None:
         written.append([(branch.title, branch.text) for branch in result.branches])
     assert [title for title, _ in written[0]] == ["Paris", "Tokyo"]
     assert written[0] == written[1]
+
+
+@pytest.mark.slow
+def test_what_a_real_model_writes_after_a_list_is_not_lost() -> None:
+    """Its tokenizer has a full stop with an empty line in one token, in which the join ends."""
+    pytest.importorskip("gguf")
+    llm = ParallelReasoningLLM(
+        model=str(real_model("qwen2.5-coder-0.5b-instruct") / "model.gguf"),
+        device="cpu",
+        max_branch_tokens=60,
+        max_conclusion_tokens=40,
+    )
+    asked = "How do I write a C++ program that counts the words of a text file?"
+    result = llm.invoke(f"{asked} List the steps, then show the program.")
+    assert result.mode == "parallel", result.fallback_reason
+    assert "```" in result.conclusion
