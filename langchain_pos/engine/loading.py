@@ -108,8 +108,8 @@ def check_int8_settings(
 def quantization_as_stored(model: PreTrainedModel) -> str | None:
     """For a model from a GGUF file of quantised weights: "int8", if that is fast on this machine.
 
-    Unpacked, such weights would take two to eight times the file's memory, and no more exact. With
-    AMX, bfloat16 is as fast for many rows and faster for long prompts.
+    Unpacked, such weights would take two to eight times the file's memory, and be no more exact.
+    Not with AMX, whose matrix units multiply bfloat16: which is faster there is not measured.
     """
     if not getattr(model, "was_quantised", False) or torch.cpu._is_amx_tile_supported():
         return None
