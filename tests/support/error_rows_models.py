@@ -34,6 +34,7 @@ from tests.support.scripted import (
     random_llm,
     scripted_llm,
     tiny_model,
+    wait_to_be_cancelled,
 )
 
 __all__ = ["ROWS"]
@@ -302,7 +303,8 @@ def _() -> Outcome:
 
 def cancelled_in(stage: str) -> Outcome:
     """The next question's answer after a stream was closed in a stage."""
-    llm, _ = scripted_llm(STUDENTS)
+    llm, script = scripted_llm(STUDENTS)
+    wait_to_be_cancelled(llm, script, stage)
     chunks = llm.stream("Who?")
     next(chunk for chunk in chunks if chunk.stage == stage and chunk.delta)
     assert llm.engine.slots_in_use > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from operator import itemgetter
@@ -248,6 +249,21 @@ class Halt:
             self.go_on.wait()
 
 
+def wait_to_be_cancelled(llm: ParallelReasoningLLM, script: Script, stage: str) -> None:
+    """Keep the next request in a late pass of a stage of `STUDENTS` until it is cancelled.
+
+    The engine runs ahead of its reader: a slow one would otherwise come when all is written.
+    """
+    live: list[Any] = []
+
+    def before() -> None:
+        live[:] = live or llm.engine.scheduler._live
+        while len(script.passes) == LATE_PASS[stage] and not live[0].cancelled:
+            time.sleep(0.001)
+
+    script.before = before
+
+
 def scripted_llm(
     rules: dict[str, str | list[str]],
     *,
@@ -277,6 +293,8 @@ STUDENTS = {
     "####%%%%\n": "name: Ben",
 }
 """The question "Who?" answered in two branches; for `scripted_llm` without a chat template."""
+LATE_PASS = {"plan": 15, "expand": 32, "conclude": 38}
+"""A pass that lies in the stage, when its first words are written, for that question."""
 STUDENTS_TEXT = "Let us see.\n####Ann: GPA 3.1, outside\n####Ben: GPA 2.4\n####%%%%\nname: Ben"
 """The text of that answer."""
 
