@@ -228,6 +228,14 @@ class LocalDecoder:
 
     async def write_outline(self, trunk: Trunk, outline: Outline) -> Written:
         """See `Decoder`. The grammar forces its form, the outline's bounds its length."""
+        if outline.list_began is not None:
+            aside = _local(outline.list_began).copy()
+            aside.segment = self._engine.fork(aside.segment, at=aside.end)
+            aside.settle(outline.skeleton.so_far)
+            try:
+                return await self.write_outline(aside, replace(outline, list_began=None))
+            finally:
+                self._engine.release(aside.segment)
         trunk, skeleton = _local(trunk), outline.skeleton
         bounds, logprobs = skeleton.bounds(outline.max_tokens), Logprobs()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from langchain_pos.engine.tokenization.text import (
@@ -71,6 +71,10 @@ class LocalTrunk:
     def count(self, text: str = "") -> int:
         """See `Trunk`."""
         return len(self.token_ids) + len(self.encode(text))
+
+    def copy(self) -> LocalTrunk:
+        """See `Trunk`. It is of the same segment; to write after it, fork that at `end`."""
+        return replace(self, token_ids=list(self.token_ids), feeds=[])
 
     def settle(self, text: str) -> None:
         """See `Trunk`."""

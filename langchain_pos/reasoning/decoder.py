@@ -41,6 +41,8 @@ class Outline:
         temperature: of its tokens.
         seed: of its tokens.
         on_text: called with every piece.
+        list_began: of a list that goes on, a copy of the trunk from before it began. The skeleton
+            is written there, after the steps so far (`Skeleton.so_far`).
     """
 
     skeleton: Skeleton
@@ -48,6 +50,7 @@ class Outline:
     temperature: float
     seed: int
     on_text: Callable[[str], None]
+    list_began: Trunk | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,9 @@ class Trunk(Protocol):
 
     def count(self, text: str = "") -> int:
         """Tokens of the trunk with a text after it; 0 where tokens cannot be counted."""
+
+    def copy(self) -> Trunk:
+        """The text as it stands now, whatever is settled later."""
 
     def settle(self, text: str) -> None:
         """Append text."""

@@ -67,11 +67,13 @@ class Skeleton(ABC):
         begin: what is written already of it: the first step, where text has opened a block.
         end: the text that closes it; empty where the grammar alone says when it is complete.
         grammar: the language of what follows `begin`, in xgrammar's EBNF.
+        so_far: steps of a list that goes on, which are written already, with their bodies left out.
     """
 
     begin: str
     end: str
     grammar: str
+    so_far: str = ""
 
     @abstractmethod
     def bounds(self, max_tokens: int) -> Bounds:

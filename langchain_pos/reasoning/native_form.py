@@ -71,6 +71,8 @@ class NativeSkeleton(Skeleton):
         self._mark = head.mark
         self.known = tuple(known)
         self.begin = f"{head.mark.head(1, head.title)}{self._elided}"
+        places = enumerate(self.known, 1 - len(self.known))
+        self.so_far = "".join(f"{head.mark.head(at, t)}{self._elided}" for at, t in places)
         self.grammar = self._grammar(settings.max_branches)
 
     @property
@@ -192,7 +194,7 @@ class NativeBounds:
 
     A list ends, too, before the first entry after its second whose head is less likely than
     `max_pressure` allows, or where the model might as well have ended: with the bodies left out, it
-    goes on listing for longer.
+    goes on listing for longer. Of a list that went on after such an end, the second is not asked.
 
     Args:
         skeleton: what is written.
@@ -238,7 +240,8 @@ class NativeBounds:
         """Whether the model would not have written an entry, by its own log-probabilities."""
         if self._max_pressure is None or not own:
             return False
-        return -sum(own) / len(own) > self._max_pressure or own[0] < math.log1p(-MAY_END)
+        might_end = own[0] < math.log1p(-MAY_END) and not self._skeleton.known
+        return -sum(own) / len(own) > self._max_pressure or might_end
 
     def kept(self, text: str) -> tuple[str, int | None]:
         """See `Bounds`."""

@@ -23,7 +23,7 @@ from langchain_pos.results.data import NO_LIST
 if TYPE_CHECKING:
     from langchain_pos.reasoning.concluding import Conclusion
     from langchain_pos.reasoning.decoder import Decoder, Trunk, Written
-    from langchain_pos.reasoning.form import OpenedStep, Skeleton
+    from langchain_pos.reasoning.form import Skeleton
     from langchain_pos.reasoning.prompts import Messages
     from langchain_pos.reasoning.question import Question
     from langchain_pos.results.data import Plan
@@ -45,6 +45,7 @@ class Planner(StageWriter):
         self.declined = NO_LIST
         self.unknown = False
         self._written = 0
+        self._list_began: Trunk | None = None
 
     async def plan(self) -> tuple[Plan | None, Trunk | None, str | None]:
         """The caller's steps or the model's plan, and the trunk that the branches grow on.
@@ -92,9 +93,13 @@ class Planner(StageWriter):
             trunk: everything before its first step.
             so_far: the text up to there, and that step.
         """
-        max_tokens = self._decoder.budget.further_plan(trunk.count(), self._progress.output_tokens)
         if so_far.opened is None:
             return None
+        skeleton = self._form.skeleton(
+            self._settings, self._question.request.question, so_far.opened
+        )
+        base, written = trunk.count(skeleton.so_far), self._progress.output_tokens
+        max_tokens = self._decoder.budget.further_plan(base, written)
         if not max_tokens:
             self.declined = (
                 f"declined: a list began, and less than the {LEAST_ROOM} tokens are left that "
@@ -102,7 +107,7 @@ class Planner(StageWriter):
             )
             return None
         try:
-            plan = await self._go_on(trunk, so_far.text, so_far.opened, max_tokens)
+            plan = await self._go_on(trunk, so_far.text, skeleton, max_tokens)
             if plan is not None:
                 lay_out(self._decoder, self._question, trunk, plan)
         except (PlanFormatError, ContextLengthError) as error:  # e.g. no room for all
@@ -171,14 +176,17 @@ class Planner(StageWriter):
         return again if fits else first
 
     async def _go_on(
-        self, trunk: Trunk, preamble: str, opened: OpenedStep, max_tokens: int
+        self, trunk: Trunk, preamble: str, skeleton: Skeleton, max_tokens: int
     ) -> Plan | None:
         """Write on the skeleton of a block that text has opened.
+
+        Of a list that goes on, it is written where the list began, as its first part was: after
+        bodies that are whole, "..." would be the last thing that the model expects.
 
         Args:
             trunk: everything before its first step; left as it is.
             preamble: the text so far.
-            opened: the first step, which is written already.
+            skeleton: its first step is written already.
             max_tokens: budget of the skeleton.
 
         Returns:
@@ -187,15 +195,26 @@ class Planner(StageWriter):
         Raises:
             PlanFormatError: the steps cannot be used, e.g. because a title occurs twice.
         """
-        skeleton = self._form.skeleton(self._settings, self._question.request.question, opened)
         self._progress.plan_text(skeleton.begin)
-        written = await self._write(trunk, skeleton, max_tokens, self._settings.temperature)
-        trunk.keep(written, 0)
+        temperature = self._settings.temperature
+        if skeleton.so_far:
+            written = await self._write(
+                trunk, skeleton, max_tokens, temperature, list_began=self._list_began
+            )
+        else:
+            self._list_began = trunk.copy()
+            written = await self._write(trunk, skeleton, max_tokens, temperature)
+            trunk.keep(written, 0)
         plan = self._read(skeleton, written, mend=True)
         return None if plan is None else plan.model_copy(update={"preamble": preamble.strip()})
 
     async def _write(
-        self, trunk: Trunk, skeleton: Skeleton, max_tokens: int, temperature: float
+        self,
+        trunk: Trunk,
+        skeleton: Skeleton,
+        max_tokens: int,
+        temperature: float,
+        list_began: Trunk | None = None,
     ) -> Written:
         self._written += 1
         outline = Outline(
@@ -204,6 +223,7 @@ class Planner(StageWriter):
             temperature=temperature,
             seed=derive_seed(self._seed, "plan", self._written),
             on_text=self._progress.plan_text,
+            list_began=list_began,
         )
         return await self._decoder.write_outline(trunk, outline)
 

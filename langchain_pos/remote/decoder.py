@@ -100,6 +100,10 @@ class TextTrunk:
         """See `Trunk`."""
         return self.decoder.length(self, text)
 
+    def copy(self) -> TextTrunk:
+        """See `Trunk`."""
+        return replace(self)
+
     def settle(self, text: str) -> None:
         """See `Trunk`."""
         self.text += text
@@ -234,6 +238,9 @@ class RemoteDecoder:
     async def write_outline(self, trunk: Trunk, outline: Outline) -> Written:
         """See `Decoder`. Without a grammar, the skeleton's terminator is a stop text."""
         trunk = _remote(trunk)
+        if outline.list_began is not None:
+            trunk = _remote(outline.list_began).copy()
+            trunk.settle(outline.skeleton.so_far)
         sink = SkeletonSink(outline, stop=self._outline_stop(outline))
         call = Call(
             max_tokens=outline.max_tokens,

@@ -17,21 +17,9 @@ from langchain_pos.reasoning.native_form import NATIVE as NATIVE_FORM
 from langchain_pos.reasoning.native_form import NativeSkeleton
 from langchain_pos.reasoning.settings import ReasoningSettings
 from langchain_pos.results.data import Step
-from tests.support.native_list import ASKED, LIST, NATIVE, UNWILLING, WRITTEN
+from tests.support.native_list import ASKED, GOES_ON, LIST, NATIVE, UNWILLING, WRITTEN
 from tests.support.scripted import TOKENIZERS, Script, random_llm, scripted_llm, without_clocks
 from tests.support.tokenizers import byte_level
-
-GOES_ON: dict[str, str | list[str]] = {
-    **LIST,
-    "2. **Ben**:": " is small.\n\n3. **Cem**:",
-    "is small.": "\n\n3. **Cem**:",
-    "3. **Cem**: ...\n\n": "4. **Dan**: ...\n\nT",
-    "3. **Cem**:": " is quick.\n\n4. **Dan**:",
-    "4. **Dan**:": " is slow.\n\nThat is all.",
-    "is slow.": "\n\nThat is all.",
-}
-"""A list that ends after two entries where its bodies are left out, and after four with them."""
-
 
 def native_llm(
     rules: dict[str, str | list[str]], **fields: Any
@@ -103,6 +91,20 @@ class TestAList:
         assert result.text.endswith("3. **Cem**: is quick.\n\n4. **Dan**: is slow.\n\nThat is all.")
         opened = [f.text for feeds in script.passes for f in feeds if f.text == "4. **Dan**:"]
         assert len(opened) == 1
+
+    @pytest.mark.parametrize("join", ["reprefill", "reuse"])
+    def test_its_further_heads_are_written_where_it_began(self, join: str) -> None:
+        """After bodies that are whole, the ellipsis would put the model off. Nothing is left."""
+        llm, script = native_llm(GOES_ON, join=join)
+        llm.invoke("Who?")
+        heads = [f"{n}. **{t}**: ...\n\n" for n, t in enumerate(("Ann", "Ben", "Cem"), 1)]
+        (further,) = [f for p in script.passes for f in p if f.text.endswith(heads[2])]
+        assert further.text == "".join(heads)
+        assert further.seen == f"Question: {ASKED}Some of them:\n\n"
+        (dan,) = [f for p in script.passes for f in p if f.text == "4. **Dan**:"]
+        assert "..." not in dan.seen
+        assert "is tall" in dan.seen
+        assert llm.engine.slots_in_use == 0
 
     def test_one_entry_may_be_left(self) -> None:
         """Nothing forces a second one where a list goes on: the last entry is only text."""

@@ -13,6 +13,16 @@ LIST: dict[str, str | list[str]] = {
     "is small.": "\n\nThat is all.",
 }
 """A model that writes a list of two and a sentence after it, in whichever way it is asked."""
+GOES_ON: dict[str, str | list[str]] = {
+    **LIST,
+    "2. **Ben**:": " is small.\n\n3. **Cem**:",
+    "is small.": "\n\n3. **Cem**:",
+    "3. **Cem**: ...\n\n": "4. **Dan**: ...\n\nT",
+    "3. **Cem**:": " is quick.\n\n4. **Dan**:",
+    "4. **Dan**:": " is slow.\n\nThat is all.",
+    "is slow.": "\n\nThat is all.",
+}
+"""A list that ends after two entries where its bodies are left out, and after four with them."""
 UNWILLING = {cue: text for cue, text in LIST.items() if "..." not in cue}
 """The same model, which would not leave out a body."""
 WRITTEN = (

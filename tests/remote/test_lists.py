@@ -1,0 +1,32 @@
+"""A server's answer that turns out to be a list, as with a local model."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.completions_server import Server, told
+from tests.support.native_list import ASKED, GOES_ON, LIST, NATIVE
+from tests.support.scripted import scripted_llm
+
+RULES = {"once": LIST, "goes on": GOES_ON}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_answer_is_that_of_a_local_model(server: Server, name: str) -> None:
+    """The same script in this process and behind a server: the same branches and text."""
+    server.rules.clear()
+    server.rules.update(RULES[name])
+    local, _ = scripted_llm(RULES[name], **NATIVE)
+    theirs, ours = server.llm(**NATIVE).invoke("Who?"), local.invoke("Who?")
+    assert theirs.text == ours.text
+    assert [block.plan.titles for block in theirs.blocks] == [b.plan.titles for b in ours.blocks]
+    assert told(theirs)["blocks"] == told(ours)["blocks"]
+
+
+def test_further_heads_are_asked_for_where_the_list_began(server: Server) -> None:
+    """Not after the bodies."""
+    server.rules.clear()
+    server.rules.update(GOES_ON)
+    server.llm(**NATIVE).invoke("Who?")
+    elided = "".join(f"{n}. **{t}**: ...\n\n" for n, t in enumerate(("Ann", "Ben", "Cem"), 1))
+    assert f"Question: {ASKED}Some of them:\n\n{elided}" in server.prompts
