@@ -53,10 +53,10 @@ if TYPE_CHECKING:
 _END_TOKENS = 16
 """Of a prompt, in which the mark that opens a thought lies if there is one."""
 
-_NEW_LINE = 'root ::= {lead} [ \\t]* ("\\n" {line})?'
-"""After the lead the text ends at once, or goes on with a line of its own."""
+_NEW_LINE = 'root ::= {lead} [ \\t]? [ \\t]? ("\\n" {line}){may}'
+"""After the lead the text ends at once if it may, or goes on with a line of its own."""
 _ANY = "[^\\0]*"
-_OTHER = "[\\n]* [^{not_first} \\t\\n\\0] [^\\0]*"
+_BEGUN = "[\\n]? [\\n]? [^{not_first} \\t\\n\\0] [^\\0]*"
 
 
 class LocalDecoding:
@@ -390,10 +390,13 @@ class LocalDecoder:
         lead = ""
         if passage.new_line and constraint is None:
             lead = trunk.hold_back(passage.stop)
-            literal, line = json.dumps(lead, ensure_ascii=False), _ANY
-            if passage.not_first:
-                line = _OTHER.format(not_first=passage.not_first)
-            constraint = Constraint("ebnf", _NEW_LINE.format(lead=literal, line=line))
+            begun = passage.needed or passage.not_first
+            grammar = _NEW_LINE.format(
+                lead=json.dumps(lead, ensure_ascii=False),
+                line=_BEGUN.format(not_first=passage.not_first) if begun else _ANY,
+                may="" if passage.needed else "?",
+            )
+            constraint = Constraint("ebnf", grammar)
         own = OwnText(lead, passage.on_text, strip=passage.strip) if lead else None
         where, unfed = len(trunk.token_ids), self._to_feed(trunk)
         context = trunk.fed

@@ -107,6 +107,7 @@ class Concluder(StageWriter):
                 opened=opens if may_open else None,
                 options=self._question.options,
                 new_line=bool(block) and not before and not self._form.needs_conclusion,
+                needed=self._question.asks_for_conclusion,
                 not_first=self._form.entry_begins(after[-1]) if list_is_over else "",
             ),
         )

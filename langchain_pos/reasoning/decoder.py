@@ -94,6 +94,7 @@ class Passage:
         first_token: its first token's place in the text that it goes on with.
         options: constraint and log-probabilities of it.
         new_line: it begins with a line end, or there is none; where the decoder can see to that.
+        needed: with `new_line`, there must be such a line.
         not_first: characters that do not begin that line, as a grammar writes them in brackets.
     """
 
@@ -106,6 +107,7 @@ class Passage:
     first_token: int = 0
     options: AnswerOptions = NO_OPTIONS
     new_line: bool = False
+    needed: bool = False
     not_first: str = ""
 
 

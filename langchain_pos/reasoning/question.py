@@ -136,6 +136,11 @@ class Question:
             text += self.prompts.for_branch_schema(self.schema.json_schema)
         return self._messages(text)
 
+    @property
+    def asks_for_conclusion(self) -> bool:
+        """Whether more is wanted than a list: its steps are the caller's, or a sentence says so."""
+        return self.given is not None or self.settings.outline == "ask"
+
     def sequential_messages(self) -> Messages:
         """The prompt of a sequential answer."""
         return self._messages(self.prompts.for_sequential(self.request.question))

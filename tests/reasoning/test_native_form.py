@@ -21,6 +21,7 @@ from tests.support.native_list import ASKED, GOES_ON, LIST, NATIVE, UNWILLING, W
 from tests.support.scripted import TOKENIZERS, Script, random_llm, scripted_llm, without_clocks
 from tests.support.tokenizers import byte_level
 
+
 def native_llm(
     rules: dict[str, str | list[str]], **fields: Any
 ) -> tuple[ParallelReasoningLLM, Script]:
@@ -335,6 +336,19 @@ def test_a_list_may_be_asked_for() -> None:
     )
     assert llm.invoke("Who?").conclusion == "Ben"
     assert script.passes[0][0].text == "Question: Who? All in turn.\n\nAnswer:\n"
+
+
+@pytest.mark.parametrize("join", ["reprefill", "reuse"])
+def test_where_a_conclusion_is_asked_for_the_model_may_not_end_with_the_list(join: str) -> None:
+    """With the caller's steps, and where a sentence asks for a list and a conclusion."""
+    llm, _ = native_llm({**LIST, "is small.": ""}, max_conclusion_tokens=9, join=join)
+    assert llm.invoke("Who?").conclusion == ""
+    for asked in ({"outline": "ask"}, {}):
+        question = "Who?" if asked else {"question": "Who?", "steps": ["Ann", "Ben"]}
+        result = llm.invoke(question, **asked)
+        assert [b.text for b in result.branches] == ["is tall\n   - and old.", "is small."]
+        assert result.conclusion.isalpha()  # the script writes letters where it may not end
+        assert f"is small.\n\n{result.conclusion}" in result.text
 
 
 def test_the_form_is_native_unless_the_model_brings_prompts() -> None:
