@@ -62,8 +62,9 @@ class ReasoningSettings(BaseModel):
     outline: Outline = "auto"
     """How an answer gets its steps. "native": the model answers the bare question, and where it
     begins a markdown list, the list's entries are written together; "ask": the same, with a
-    sentence that asks for a list and a conclusion; "paper": a prompt asks for the paper's `####title:......`;
-    "auto": "paper" for a model that brings prompts for it, "native" for all others."""
+    sentence that asks for a list and a conclusion; "paper": a prompt asks for the paper's
+    `####title:......`; "auto": "paper" for a model that brings prompts for it, "native" for all
+    others."""
     max_pressure: float | None = Field(default=0.9, gt=0)
     """A skeleton that goes more against the model than this is dropped (`result.plan.pressure`, in
     nats a token); None keeps all."""
