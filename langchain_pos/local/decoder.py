@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from langchain_pos.engine.completion import TokenUsage
 from langchain_pos.engine.constraints import Constraint
+from langchain_pos.engine.cpu.row_cost import DRAFT_ROWS
 from langchain_pos.engine.decoding.drafts import NO_DRAFT, Draft, PromptLookup
 from langchain_pos.engine.decoding.sequence import Feed, decode, feed
 from langchain_pos.engine.forest.state import NO_REUSE
@@ -280,10 +281,8 @@ class LocalDecoder:
 
     def _guess(self, outline: Outline, sequence: DecodingSequence) -> Draft:
         """The next titles, where the records in the question have a pattern."""
-        text, most = (
-            outline.skeleton.begin + sequence.text,
-            self._engine.scheduler.budget.draft_rows,
-        )
+        text = outline.skeleton.begin + sequence.text
+        most = max(self._engine.scheduler.budget.draft_rows, DRAFT_ROWS)  # a pass takes fewer
         encode = partial(encode_continuation, self._engine.tokenizer)
         mark = text.rpartition("\n")[2]
         head = encode(mark)
@@ -301,7 +300,7 @@ class LocalDecoder:
             expected += [choice[0], *[None] * (len(close) - 1)]
         if not token_ids:
             return NO_DRAFT
-        return Draft(tuple(token_ids), tuple(expected)).shortened(most)
+        return Draft(tuple(token_ids), tuple(expected), "caller").shortened(most)
 
     async def write_branches(
         self,

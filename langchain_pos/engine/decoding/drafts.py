@@ -16,11 +16,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from langchain_pos.errors import NonFiniteLogitsError
 
+Source = Literal["caller", "lookup", "token"]
+"""Whoever has the text written, an earlier occurrence of its last tokens, or of the last one."""
+
 _LONGEST_MATCH = 12
 _CANDIDATES = 12
+_RIGHT: dict[Source, float] = {"caller": 0.9, "lookup": 0.6, "token": 0.3}
+"""How often guesses are assumed to be right before there were any."""
+_TRIED = 4.0
+"""How many guesses that assumption counts for."""
+_RECENT = 1 / 16
+"""How much less each draft counts than the one after it."""
 
 
 @dataclass(frozen=True)
@@ -31,22 +41,24 @@ class Draft:
         token_ids: the guesses.
         expected: for each guess the token that must be sampled before it; None where a grammar
             leaves no choice, so that the sampled token is ignored.
+        source: where the guesses come from; those of one source are right about as often.
     """
 
     token_ids: tuple[int, ...]
     expected: tuple[int | None, ...]
+    source: Source = "lookup"
 
     @classmethod
-    def of(cls, token_ids: Sequence[int]) -> Draft:
+    def of(cls, token_ids: Sequence[int], source: Source = "lookup") -> Draft:
         """A draft in which every token must be sampled as guessed."""
-        return cls(tuple(token_ids), tuple(token_ids))
+        return cls(tuple(token_ids), tuple(token_ids), source)
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
     def shortened(self, most: int) -> Draft:
         """Its first `most` tokens."""
-        return Draft(self.token_ids[:most], self.expected[:most])
+        return Draft(self.token_ids[:most], self.expected[:most], self.source)
 
     def accepted(self, sampled: Sequence[object]) -> int:
         """How many guesses were right.
@@ -83,6 +95,26 @@ class Verified:
     def accepted(self) -> int:
         """Guesses that were right."""
         return len(self.token_ids) - (self.failure is None)
+
+
+class Accuracy:
+    """How often the guesses of one request were right lately, by their source."""
+
+    def __init__(self) -> None:
+        self._tried = dict.fromkeys(_RIGHT, _TRIED)
+        self._right = {source: _TRIED * share for source, share in _RIGHT.items()}
+
+    def learn(self, draft: Draft, accepted: int) -> None:
+        """Record a verified draft. After a wrong guess, none was looked at."""
+        if not draft:
+            return
+        source, kept = draft.source, 1 - _RECENT
+        self._tried[source] = kept * self._tried[source] + accepted + (accepted < len(draft))
+        self._right[source] = kept * self._right[source] + accepted
+
+    def of(self, draft: Draft) -> float:
+        """The probability of a guess to be right if those before it in the draft are."""
+        return self._right[draft.source] / self._tried[draft.source]
 
 
 class PromptLookup:

@@ -160,7 +160,6 @@ class DecodingSequence:
         self._logprobs = logprobs
         self._draft = NO_DRAFT
         self._draft_length = DraftLength()
-        self._single = False  # whether the draft is a guess from the last token alone
         self.drafts = DraftUsage()
         self._eos = eos_token_ids
         self._budget = max_new_tokens
@@ -226,7 +225,7 @@ class DecodingSequence:
         sampled = verified.token_ids
         guesses = self._draft.token_ids[: verified.accepted]
         self.drafts += DraftUsage(verified.drafted, len(guesses))
-        if not self._single:  # which says nothing about the others' length
+        if self._draft.source == "lookup":
             self._draft_length.learn(verified.drafted, len(guesses))
         taken = 0
         while taken < len(sampled) and self.finish_reason is None:
@@ -250,11 +249,10 @@ class DecodingSequence:
     def _drafted(self, sampling: RowSampling) -> tuple[Draft, Sequence[RowSampling]]:
         """A draft that the grammar allows, and how the token after each guess is chosen."""
         draft = NO_DRAFT if self._guess is None else self._guess(self)
-        self._single = False
         if not draft and self._lookup is not None:
             draft = Draft.of(self._lookup.draft(self._draft_length.now))
             if not draft:
-                draft, self._single = Draft.of(self._lookup.single()), True
+                draft = Draft.of(self._lookup.single(), "token")
         draft = draft.shortened(max(self._budget - len(self.token_ids) - 1, 0))
         rows: list[RowSampling] = []
         state = None if self.constraint is None else self.constraint.fork()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heapreplace
 from typing import Any
 
 from langchain_pos.engine.cpu.row_cost import DRAFT_ROWS
 from langchain_pos.engine.decoding.drafts import NO_DRAFT
 from langchain_pos.engine.forest.segments import Segment
 from langchain_pos.engine.forest.slots import SlotPool
+from langchain_pos.engine.scheduler.pace import Pace
 from langchain_pos.engine.scheduler.request import Part, Request
 
-_MOST_SLOWER = 0.5
-"""Share of a recent pass's time that drafts may take."""
 _SHORT = 32
 """A request that feeds up to this many tokens is decoding; one that feeds more has a prompt."""
 _CHUNK = 256
@@ -37,15 +37,13 @@ class PassBudget:
         max_rows: most tokens fed in one pass; a longer prompt is fed in chunks.
         draft_rows: rows up to which drafts may fill a pass: as many as cost little more than one.
             Sequences take theirs first, drafts share the rest.
-        row_seconds: cost of a further row once rows are no longer free; None if unknown: then
-            drafts take no more than `draft_rows`.
-        pass_seconds: recent duration of passes without a prompt.
+        pace: what rows cost where they are not free; None if that is not known, or they all are:
+            then drafts take no more than `draft_rows`.
     """
 
     max_rows: int = 1024
     draft_rows: int = DRAFT_ROWS
-    row_seconds: float | None = None
-    pass_seconds: float = 0.0
+    pace: Pace | None = None
 
     def fill(self, live: Sequence[Request[Any]], pool: SlotPool) -> list[Part]:
         """Up to `max_rows` tokens, the shortest requests first, so that long prompts stall none.
@@ -87,43 +85,53 @@ class PassBudget:
                 if count < rest:
                     break  # a request's later feeds may build on this one
         rows = sum(len(part.token_ids) for part in parts)
-        right = [part.request._right for part in parts if part.feed.draft]
-        worth = self.rows_for_drafts(rows, sum(right) / len(right)) if right else 0
-        left = min(worth, pool.free - slots_for(parts, pool))
-        self._add_drafts(parts, left)
+        self._add_drafts(parts, rows, pool.free - slots_for(parts, pool))
         if slots_for(parts, pool) > pool.free:  # they would need a further state on the way
             for part in parts:
                 part.draft = NO_DRAFT
         return parts
 
-    @staticmethod
-    def _add_drafts(parts: list[Part], left: int) -> None:
-        """Share the `left` rows among the parts that have drafts."""
-        guessing = [part for part in parts if part.completes and part.feed.draft]
-        for waiting, part in zip(range(len(guessing), 0, -1), guessing, strict=True):
-            part.draft = part.feed.draft.shortened(max(left // waiting, 0))
-            left -= len(part.draft)
+    def _add_drafts(self, parts: Sequence[Part], rows: int, room: int) -> None:
+        """Add to a pass of `rows` the guesses that are worth a row, at most `room`.
 
-    def rows_for_drafts(self, rows: int, right: float) -> int:
-        """How many rows drafts may add to a pass that has `rows` without them.
+        Those that are most likely right come first. A row that is not free is worth its price if it
+        raises the tokens a second, the expected number of right guesses among them: if
 
-        The free ones; and as d guesses, of which a share p is right, raise the tokens per second
+            chance / row > (rows + sum of chances so far) / seconds(rows so far)
 
-            (rows + p * d) / (pass_seconds + d * row_seconds)
-
-        as long as p * pass_seconds > rows * row_seconds, then as many as take half of the time that
-        recent passes took, drafts included: the more there are, the fewer are right.
-
-        Args:
-            rows: tokens that are fed in any case.
-            right: p, the share of recent guesses that were right.
+        where a guess has the chance p^k if it is the k-th of its draft and each is right with
+        probability p if those before it are (Leviathan, Kalman and Matias, arXiv 2211.17192,
+        section 3.3, with the price of a row in place of a second model's).
         """
-        free = self.draft_rows - rows
-        if self.row_seconds is None or right * self.pass_seconds <= rows * self.row_seconds:
-            return free
-        return max(free, int(_MOST_SLOWER * self.pass_seconds / self.row_seconds))
+        guessing = [part for part in parts if part.completes and part.feed.draft]
+        right = [part.request._accuracy.of(part.feed.draft) for part in guessing]
+        lengths = [0] * len(guessing)
+        best = [(-chance, place) for place, chance in enumerate(right)]
+        heapify(best)
+        tokens, free = float(rows), self.draft_rows - rows
+        for added in range(room):
+            if not best:
+                break
+            chance, place = -best[0][0], best[0][1]
+            if added >= free and not self._is_worth(chance, tokens, rows + added):
+                break
+            tokens += chance
+            lengths[place] += 1
+            if lengths[place] < len(guessing[place].feed.draft):
+                heapreplace(best, (-chance * right[place], place))
+            else:
+                heappop(best)
+        for part, length in zip(guessing, lengths, strict=True):
+            part.draft = part.feed.draft.shortened(length)
+
+    def _is_worth(self, chance: float, tokens: float, rows: int) -> bool:
+        """Whether a further row that gives a token with this chance makes a pass worth more."""
+        if self.pace is None or not self.pace.known:
+            return False
+        return chance * self.pace.seconds(rows) > tokens * self.pace.row
 
     def took(self, parts: Sequence[Part], seconds: float) -> None:
         """Record how many seconds a pass of `parts` took."""
-        if all(len(part.token_ids) <= _SHORT for part in parts):  # no prompt among them
-            self.pass_seconds += (seconds - self.pass_seconds) / 8
+        if self.pace is None or any(len(part.token_ids) > _SHORT for part in parts):
+            return  # or a prompt is among them
+        self.pace.note(sum(len(part.token_ids) + len(part.draft) for part in parts), seconds)

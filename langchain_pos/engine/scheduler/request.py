@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from langchain_pos.engine.decoding.drafts import NO_DRAFT, Draft
+from langchain_pos.engine.decoding.drafts import NO_DRAFT, Accuracy, Draft
 from langchain_pos.engine.decoding.sequence import Feed, Sampled, Steps
 from langchain_pos.engine.forest.segments import Ledger, SegmentForest
 from langchain_pos.engine.forest.slots import SlotPool
@@ -16,10 +16,6 @@ from langchain_pos.engine.scheduler.pending import Pending
 from langchain_pos.engine.scheduler.replay import FedTokens
 
 T = TypeVar("T")
-_RIGHT = 0.4
-"""Share of guesses assumed right before there were any; the paper's tasks reach two thirds."""
-_RECENT = 1 / 16
-"""Weight of the latest draft in that share."""
 
 
 class Request(Pending[T]):
@@ -62,7 +58,7 @@ class Request(Pending[T]):
         self.cached_tokens = 0
         self.cancelled = False
         self.preemptions = 0
-        self._right = _RIGHT  # share of recent guesses that were right
+        self._accuracy = Accuracy()
         self._age = 0  # place in the order of admission
         self._make: Callable[[Request[T]], Steps[T]] | None = make
         self._steps: Steps[T] | None = None
@@ -107,11 +103,6 @@ class Request(Pending[T]):
         self._feeds, self._lead = [*lead, *feeds], len(lead)
         self._fed = [0] * len(self._feeds)
         self._sampled = [None] * len(self._feeds)
-
-    def _learn(self, drafted: int, accepted: int) -> None:
-        """Record a verified draft."""
-        if drafted:
-            self._right += _RECENT * (accepted / drafted - self._right)
 
     def _waiting_rows(self) -> int:
         return sum(len(feed.token_ids) for feed in self._feeds) - sum(self._fed)

@@ -29,6 +29,7 @@ from langchain_pos.engine.forward.forward_pass import ForwardPass
 from langchain_pos.engine.sampling import RowSampling, sample
 from langchain_pos.engine.scheduler.driver import Driver
 from langchain_pos.engine.scheduler.fair_queue import FairQueue
+from langchain_pos.engine.scheduler.pace import Pace
 from langchain_pos.engine.scheduler.pass_budget import PassBudget, slots_for
 from langchain_pos.engine.scheduler.request import Part, Request
 from langchain_pos.errors import NonFiniteLogitsError, OutOfSlotsError, RequestCancelled
@@ -48,7 +49,8 @@ class Scheduler:
 
     Args:
         forward: the model with its forest.
-        max_rows, draft_rows, row_seconds: see `PassBudget`.
+        max_rows, draft_rows: see `PassBudget`.
+        row_seconds: see `Pace`; None if rows are free, or what they cost is not known.
         max_parked: prompt tokens to keep for later requests; see `PrefixCache`.
         sampler: chooses the tokens of a pass; benchmarks replay recorded texts through it.
     """
@@ -64,7 +66,8 @@ class Scheduler:
         sampler: Sampler = sample,
     ) -> None:
         self.forward = forward
-        self.budget = PassBudget(max_rows, draft_rows, row_seconds)
+        pace = None if row_seconds is None else Pace(row_seconds)
+        self.budget = PassBudget(max_rows, draft_rows, pace)
         self.sampler = sampler
         self.prefixes = PrefixCache(forward.forest, forward.cache, max_parked=max_parked)
         self._driver = Driver(forward.device)
@@ -302,7 +305,7 @@ class Scheduler:
                 mine, at = tokens[at : at + len(wish)], at + len(wish)
                 accepted = part.draft.accepted(mine)
                 part.request._sampled[part.index] = _verified(part, mine, accepted)
-                part.request._learn(len(part.draft), accepted)
+                part.request._accuracy.learn(part.draft, accepted)
             if accepted < len(part.draft):  # the slots of wrong guesses are free again
                 segment = part.feed.segment
                 forest.truncate(segment, segment.end - len(part.draft) + accepted)

@@ -10,7 +10,7 @@ import pytest
 from langchain_pos.engine import Engine
 from langchain_pos.engine.completion import Completion
 from langchain_pos.engine.decoding.sequence import Feed, feed
-from langchain_pos.engine.scheduler.pass_budget import PassBudget
+from langchain_pos.engine.scheduler.pace import Pace
 from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.errors import (
     ContextLengthError,
@@ -339,50 +339,13 @@ def test_waiters_that_are_cancelled_leave_the_queue() -> None:
     assert len(running.wait().token_ids) == 30
 
 
-@pytest.mark.parametrize(
-    ("pass_seconds", "row_seconds", "right", "rows", "expected"),
-    [
-        (1.0, None, 0.9, 10, 22),  # set by hand: never more
-        (1.0, 0.005, 0.4, 10, 100),  # what makes the pass half as long again
-        (1.0, 0.005, 0.04, 10, 22),  # what is free: too few guesses are right
-        (1.0, 0.05, 0.4, 10, 22),  # rows are most of the pass: a wrong guess is lost time
-        (1.0, 0.03, 0.4, 10, 22),  # never fewer than what is free
-        (0.0, 0.001, 0.4, 40, -8),  # nothing is known of passes yet
-    ],
-)
-def test_drafts_follow_what_they_cost_and_how_often_they_are_right(
-    pass_seconds: float,
-    row_seconds: float | None,
-    right: float,
-    rows: int,
-    expected: int,
-) -> None:
-    """A row that is not free may still be worth its price."""
-    budget = PassBudget(1024, 32, row_seconds, pass_seconds)
-    assert budget.rows_for_drafts(rows, right) == expected
-
-
-def test_a_request_knows_how_often_its_guesses_are_right() -> None:
-    """Lately: what it copied long ago says little of what it writes now."""
-    request: Request[Any] = Request(lambda _: iter(()), 1, 1)  # type: ignore[arg-type, return-value]
-    before = request._right
-    request._learn(0, 0)
-    assert request._right == before
-    for _ in range(60):
-        request._learn(4, 4)
-    assert request._right > 0.95
-    for _ in range(60):
-        request._learn(4, 1)
-    assert 0.25 < request._right < 0.3
-
-
 def test_guesses_in_company_change_no_token() -> None:
     """Many drafts or few, measured or set: the same tokens."""
     asked = [ids(12, seed=index % 3) * 3 for index in range(6)]
     expected = [tiny_engine().generate(prompt, max_new_tokens=20).token_ids for prompt in asked]
-    for row_seconds in (None, 1e-9):
+    for pace in (None, Pace(1e-9)):
         engine = tiny_engine(draft_rows=4)
-        engine.scheduler.budget.row_seconds = row_seconds
+        engine.scheduler.budget.pace = pace
         with engine.scheduler.paused():
             requests = [submit(engine, generating(engine, prompt, 20), 80) for prompt in asked]
         assert [each.wait().token_ids for each in requests] == expected
