@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from langchain_pos import ChatParallelReasoning, InvalidRequestError, ParallelReasoningLLM
 from langchain_pos.cli.main import app
+from langchain_pos.embedded import embedded_model_path
 from langchain_pos.engine.engine import Engine
 from langchain_pos.loading_bar import loading_bar
 from tests.support.compilers import compiles_here
@@ -59,6 +60,18 @@ def test_quantised_weights_stay_so_where_that_is_fast(
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: not fast)
     file = write_gguf(tmp_path / "tiny.gguf", quantised=quantised)
     engine = Engine.load(str(file), device="cpu", **settings)
+    assert engine.describe()["weights"].endswith(packed)
+
+
+@pytest.mark.parametrize(("fast", "packed"), [(True, "packed in int8"), (False, "packed")])
+def test_eight_bits_are_the_shipped_model_s_default(
+    fast: bool, packed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its config says that they suffice."""
+    if not compiles_here():
+        pytest.skip("nothing multiplies eight bits here")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: not fast)
+    engine = Engine.load(str(embedded_model_path()), device="cpu")
     assert engine.describe()["weights"].endswith(packed)
 
 

@@ -70,6 +70,7 @@ def to_config(shape: Shape, end: int, pad: int) -> dict[str, object]:
         "eos_token_id": end,
         "pad_token_id": pad,
         "dtype": "bfloat16",
+        "eight_bits_suffice": True,
     }
 
 

@@ -23,9 +23,9 @@ from langchain_pos.engine.forest.slots import ROOM
 from langchain_pos.engine.forward.forward_pass import ForwardPass
 from langchain_pos.engine.loading import (
     check_int8_settings,
+    default_quantization,
     load,
     prepare,
-    quantization_as_stored,
 )
 from langchain_pos.engine.rope import RopeFactors, fix_frequencies
 from langchain_pos.engine.sampling import SamplingParams, derive_seed
@@ -182,7 +182,7 @@ class Engine(Sequences):
                 use_safetensors=use_safetensors,
                 **model_kwargs,
             )
-            as_stored = quantization_as_stored(model) if packed and dtype == "auto" else None
+            standard = default_quantization(model) if packed and dtype == "auto" else None
             return cls(
                 model,
                 tokenizer,
@@ -192,7 +192,7 @@ class Engine(Sequences):
                 prefix_cache_tokens=prefix_cache_tokens,
                 cuda_graphs=cuda_graphs,
                 pack_weights=packed,
-                quantization=quantization or as_stored,
+                quantization=quantization or standard,
                 rope_factors=rope_factors,
             )
 

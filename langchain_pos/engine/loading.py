@@ -105,13 +105,18 @@ def check_int8_settings(
         )
 
 
-def quantization_as_stored(model: PreTrainedModel) -> str | None:
-    """For a model from a GGUF file of quantised weights: "int8", if that is fast on this machine.
+def default_quantization(model: PreTrainedModel) -> str | None:
+    """For a model to which eight bits are enough: "int8", if that is fast on this machine.
 
-    Unpacked, such weights would take two to eight times the file's memory, and be no more exact.
-    Not with AMX, whose matrix units multiply bfloat16: which is faster there is not measured.
+    That is one from a GGUF file of quantised weights, which unpacked would take two to eight times
+    the file's memory and be no more exact, and one whose config says `eight_bits_suffice`, as the
+    shipped one's does. Not with AMX, whose matrix units multiply bfloat16: which is faster there is
+    not measured.
     """
-    if not getattr(model, "was_quantised", False) or torch.cpu._is_amx_tile_supported():
+    enough = getattr(model, "was_quantised", False) or getattr(
+        model.config, "eight_bits_suffice", False
+    )
+    if not enough or torch.cpu._is_amx_tile_supported() or model.device.type != "cpu":
         return None
     try:
         require_quantization("int8", model)
