@@ -54,6 +54,7 @@ class Concluder(StageWriter):
         blocks: Sequence[Block],
         may_open: bool,
         list_is_over: bool = False,
+        goes_on: bool = True,
     ) -> Conclusion:
         """Write on after the trunk.
 
@@ -64,6 +65,7 @@ class Concluder(StageWriter):
             blocks: those before; with none, this is how the answer begins.
             may_open: whether it may open a further block.
             list_is_over: it may not begin with a further entry of the last block's list.
+            goes_on: that list may go on at all; not after another one that opened no block.
         """
         budget = self._decoder.budget
         block, after = len(blocks), [before.plan for before in blocks]
@@ -86,11 +88,11 @@ class Concluder(StageWriter):
             )
             return Conclusion("", "error", error)
         may_open = may_open and self._question.options.constraint is None
-        opens = partial(self._form.opened, after=after)
+        opens = partial(self._form.opened, after=after if goes_on else ())
         held = HeldText(self._progress.conclusion_text)
         held.push(carried)
         if may_open:
-            held.wait_for(opens, partial(self._form.may_open, after=after))
+            held.wait_for(opens, partial(self._form.may_open, after=after if goes_on else ()))
         before += carried
         seed = (
             derive_seed(self._seed, "conclusion", block) if block else _sequential_seed(self._seed)

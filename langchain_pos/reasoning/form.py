@@ -26,12 +26,14 @@ class OpenedStep:
         title: of the step.
         start: where it begins in the text.
         marks: what the form knows of how it is written.
-        repeats: whether it goes on at once with the list before, which has such a step already.
+        goes_on: whether it is the next one of the list before.
+        repeats: whether it goes on so at once, and the list has such a step already.
     """
 
     title: str
     start: int
     marks: Any = None
+    goes_on: bool = False
     repeats: bool = False
 
 

@@ -313,7 +313,7 @@ class NativeForm(Form):
                 continue
             repeats = _same(head.title, known)
             if not repeats or not text[: head.start].strip():
-                return OpenedStep(head.title, head.start, (head, known), repeats)
+                return OpenedStep(head.title, head.start, (head, known), True, repeats)
         return None
 
     def entry_begins(self, plan: Plan) -> str:

@@ -60,6 +60,7 @@ class Planner(StageWriter):
         given, settings = self._question.given, self._settings
         if given is not None:
             trunk = await self.open(self._question.plan_messages())
+            self._list_began = trunk.copy()
             lay_out(self._decoder, self._question, trunk, given)  # refuses what does not fit
             return given, trunk, None
         self._progress.prompt(self._question.plan_messages())
@@ -113,6 +114,8 @@ class Planner(StageWriter):
         except (PlanFormatError, ContextLengthError) as error:  # e.g. no room for all
             self.declined = f"declined: {error}"
             return None
+        if plan is not None and not so_far.opened.goes_on:
+            self._list_began = trunk.copy()
         return plan
 
     async def _attempts(self) -> tuple[Plan | None, Trunk]:
@@ -202,7 +205,6 @@ class Planner(StageWriter):
                 trunk, skeleton, max_tokens, temperature, list_began=self._list_began
             )
         else:
-            self._list_began = trunk.copy()
             written = await self._write(trunk, skeleton, max_tokens, temperature)
             trunk.keep(written, 0)
         plan = self._read(skeleton, written, mend=True)

@@ -186,12 +186,19 @@ class Reasoning:
         where no block does.
         """
         text, may_open = Conclusion(""), len(blocks) < self.settings.max_blocks
-        list_is_over, failed = False, 0
+        # The caller's list is whole.
+        whole = len(blocks) == 1 and self.question.given is not None
+        list_is_over, goes_on, failed = whole, True, 0
         while True:
             with self.progress.stage("conclude"):
                 self.progress.open("conclude", blocks, text.text)
                 text = await self.concluder.conclude(
-                    trunk, text, blocks=blocks, may_open=may_open, list_is_over=list_is_over
+                    trunk,
+                    text,
+                    blocks=blocks,
+                    may_open=may_open,
+                    list_is_over=list_is_over,
+                    goes_on=goes_on,
                 )
                 self.progress.close(text)
             opened = text.opened
@@ -208,6 +215,7 @@ class Reasoning:
                 if plan is not None:
                     return plan, text
             failed += 1
+            goes_on = goes_on and opened.goes_on
             may_open = bool(blocks) and failed < self.settings.max_blocks
 
     async def answer_sequentially(

@@ -182,6 +182,26 @@ class TestAList:
         assert [block.plan.titles for block in result.blocks][1:] == [("Rom", "Oslo")]
         assert "1. **Only**: one." in result.text
 
+    @pytest.mark.parametrize("second", ["", "2. **Dear**: so.\n\n"])
+    def test_after_a_list_that_opened_no_block_none_before_it_goes_on(self, second: str) -> None:
+        """Its entries are text, and so is what counts on from them."""
+        rules = {**GOES_ON, "is small.": "\n\nAlso:\n\n1. **Only**:"}
+        text = f" one.\n\n{second}3. **Cem**: is quick.\n\n4. **Dan**: is slow."
+        rules |= {"1. **Only**:": text, "1. **Only**: ...\n\n": "2. **Only**: ...\n\nT"}
+        llm, script = native_llm(rules, max_conclusion_tokens=200, max_blocks=4)
+        result = llm.invoke("Who?")
+        assert len(result.blocks) == 1
+        assert text in result.text
+        assert not [f for p in script.passes for f in p if "3. **Cem**: ..." in f.text]
+
+    def test_the_callers_list_is_whole(self) -> None:
+        """No further entry follows it, and what does is written after it."""
+        rules = {**GOES_ON, "3. **Cem**: ...\n\n": "", "3. **Cem**:": " is quick."}
+        llm, _ = native_llm(rules, max_conclusion_tokens=9)
+        result = llm.invoke({"question": "Who?", "steps": ["Ann", "Ben"]})
+        assert len(result.blocks) == 1
+        assert result.conclusion.isalpha()  # the script writes letters where it is not let
+
     @pytest.mark.parametrize(
         ("first", "second", "after"),
         [

@@ -44,6 +44,8 @@ class Pace:
 
     def note(self, rows: int, seconds: float) -> None:
         """Take note of a pass."""
+        if self.known and _OUTLIER * seconds < self.seconds(rows):
+            self._weight = self._squares = self._products = 0.0  # what was believed was a pause
         if self.known:
             seconds = min(seconds, _OUTLIER * self.seconds(rows))
         kept = (1 - _RECENT) * self._weight

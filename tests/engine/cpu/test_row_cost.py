@@ -98,7 +98,9 @@ def test_an_engine_measures_its_own_passes(monkeypatch: pytest.MonkeyPatch, max_
     monkeypatch.setattr(front, "measure_row_cost", measured)
     engine = tiny_engine(draft_rows=None, max_slots=max_slots)
     assert most == [max_slots]
-    assert (engine.scheduler.budget.draft_rows, engine.scheduler.budget.row_seconds) == (12, 0.5)
+    budget = engine.scheduler.budget
+    assert budget.pace is not None
+    assert (budget.draft_rows, budget.pace.row) == (12, 0.5)
     assert engine.describe()["draft_rows"] == "12"
     assert engine.slots_in_use == 0
 

@@ -122,6 +122,16 @@ class TestPace:
         assert pace.seconds(1) < 1.5
         assert pace.row < 0.3
 
+    @pytest.mark.parametrize("rows", [1, 30])
+    def test_a_slow_beginning_is_soon_forgotten(self, rows: int) -> None:
+        """The first pass makes kernels ready."""
+        pace = Pace(0.002)
+        pace.note(rows, 2.0)
+        for count in [1, 2, 3, 4] * 4:
+            pace.note(count, 0.03 + 0.002 * count)
+        assert pace.row == pytest.approx(0.002, rel=0.01)
+        assert pace.seconds(8) == pytest.approx(0.046, rel=0.01)
+
     def test_it_is_never_nothing(self) -> None:
         """Whatever the figures say."""
         pace = Pace(0.0)
