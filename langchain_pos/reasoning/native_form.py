@@ -73,7 +73,8 @@ class NativeSkeleton(Skeleton):
         self.begin = f"{head.mark.head(1, head.title)}{self._elided}"
         places = enumerate(self.known, 1 - len(self.known))
         self.so_far = "".join(f"{head.mark.head(at, t)}{self._elided}" for at, t in places)
-        self.grammar = self._grammar(settings.max_branches)
+        # All parts of a list together have no more entries than one that is whole.
+        self.grammar = self._grammar(max(settings.max_branches - len(self.known), 2))
 
     @property
     def _elided(self) -> str:
@@ -151,7 +152,7 @@ class NativeSkeleton(Skeleton):
             titles.append(title)
         if len(titles) < 2:
             return None
-        if fault := _fault(titles):
+        if fault := _fault(titles, len(self.known)):
             raise PlanFormatError(fault, text=text)
         plan = Plan.of(titles)
         heads = tuple(self._mark.head(place, t) for place, t in enumerate(plan.titles, 1))
@@ -165,10 +166,18 @@ class NativeSkeleton(Skeleton):
         return 0
 
 
-def _fault(titles: Sequence[str]) -> str | None:
-    """What keeps entries with these titles from being written together."""
+def _fault(titles: Sequence[str], before: int = 0) -> str | None:
+    """What keeps entries with these titles from being written together.
+
+    Args:
+        titles: one after the other.
+        before: entries of the same list before them.
+    """
     if any(_SEQUENTIAL.match(title) for title in titles[:2]):
         return "its steps build on one another"
+    uncounted = {_without(place, title) for place, title in enumerate(titles[:2], before + 1)}
+    if len(titles) > 1 and len(uncounted) == 1:
+        return f"{titles[0]!r} and {titles[1]!r} only count, so their branches would be the same"
     for title in titles:
         if len(title) > LONGEST_TITLE or _EMPTY_TITLE.fullmatch(title):
             return f"{title!r} is not the title of an entry"
@@ -183,6 +192,11 @@ def _literal(text: str) -> str:
 def _same(title: str, titles: Sequence[str]) -> bool:
     words = _words(title)
     return any(words == _words(other) for other in titles)
+
+
+def _without(place: int, title: str) -> str:
+    """A title's words without its own place in the list."""
+    return re.sub(rf"(?<!\d)0*{place}(?!\d)", "", _words(title)).strip()
 
 
 def _words(title: str) -> str:
@@ -228,7 +242,8 @@ class NativeBounds:
         titles, chosen = self._skeleton.titles(text), likely()
         *known, last = titles or [""]
         known += self._skeleton.known
-        self.over = self.over or _same(last, known) or _fault(titles) is not None
+        fault = _fault(titles, len(self._skeleton.known))
+        self.over = self.over or _same(last, known) or fault is not None
         own = chosen[self._judged :]
         certain = 1 if self._skeleton.known else 2
         if len(titles) > certain and self._kept is None and self._is_unlikely(own):

@@ -13,6 +13,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_pos import ParallelReasoningLLM, ReasoningResult
 from langchain_pos.engine import Constraint
 from langchain_pos.engine.constraints.compiler import ConstraintCompiler
+from langchain_pos.errors import PlanFormatError
 from langchain_pos.reasoning.native_form import NATIVE as NATIVE_FORM
 from langchain_pos.reasoning.native_form import NativeSkeleton
 from langchain_pos.reasoning.settings import ReasoningSettings
@@ -323,6 +324,26 @@ class TestDeclined:
         fed = "".join(f.text for p in script.passes for f in p)
         assert title in fed
         assert "Cem" not in fed
+
+    @pytest.mark.parametrize(
+        ("first", "second", "only"),
+        [
+            ("Challenge 1", "Challenge 2", True),
+            ("Option #1", "option #2", True),
+            ("World Cup 2014", "World Cup 2018", False),
+            ("Python 2", "Python 3", False),
+            ("Area 51", "Area 52", False),
+        ],
+    )
+    def test_titles_that_only_count_are_none(self, first: str, second: str, only: bool) -> None:
+        """A branch that knows its place alone would say what all say."""
+        text = f"1. **{first}**: ...\n\n2. **{second}**: ...\n\n"
+        skeleton = _skeleton(f"1. **{first}**: ...")
+        if only:
+            with pytest.raises(PlanFormatError, match="only count"):
+                skeleton.read(text)
+        else:
+            assert skeleton.read(text) is not None
 
     @pytest.mark.parametrize("tokenizer", TOKENIZERS)
     @pytest.mark.parametrize("temperature", [0.0, 0.8])
