@@ -65,7 +65,7 @@ class Progress:
         self.drafts = DraftUsage()
         self._held: dict[str, str] = {}  # of the plan under way, where pieces are not told
         self._queued_at = time.perf_counter()
-        self._started_at = self._queued_at
+        self._started_at = self._counted_to = self._queued_at
         self._seconds: dict[Stage, float] = {"plan": 0.0, "expand": 0.0, "conclude": 0.0}
         self._passes: dict[Stage, int] = {"plan": 0, "expand": 0, "conclude": 0}
         self._pending: Pending[ReasoningResult]  # while it is under way, as the next one
@@ -79,7 +79,7 @@ class Progress:
         keep the model's weights until the garbage collector runs.
         """
         self._pending, self._decoder = pending, decoder
-        self._started_at = time.perf_counter()
+        self._started_at = self._counted_to = time.perf_counter()
         try:
             yield
         finally:
@@ -92,13 +92,14 @@ class Progress:
 
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:
-        """Time, forward passes and tokens inside count for `stage`."""
-        began, passes = time.perf_counter(), self._decoder.passes
-        tokens = self.output_tokens
+        """Forward passes and tokens inside count for `stage`, and all time since the last one."""
+        passes, tokens = self._decoder.passes, self.output_tokens
         try:
             yield
         finally:
-            self._seconds[stage] += time.perf_counter() - began
+            now = time.perf_counter()
+            self._seconds[stage] += now - self._counted_to
+            self._counted_to = now
             self._passes[stage] += self._decoder.passes - passes
             self.stage_tokens[stage] += self.output_tokens - tokens
         for name, text in self._held.items():
