@@ -60,7 +60,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     shipped = args.model == "the shipped model"
     name = str(embedded_model_path()) if shipped else args.model
     model = Answering(
-        name, args.device, args.dtype, ReasoningSettings(join=args.join), args.quantization
+        name,
+        args.device,
+        args.dtype,
+        ReasoningSettings(join=args.join, outline="paper"),
+        args.quantization,
     )
     model.warm_up()
     ways: dict[str, Way] = {

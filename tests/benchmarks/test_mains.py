@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -144,6 +145,15 @@ def test_planning_without_gold_needs_a_judge(tmp_path: Path, folder: Path) -> No
     content = run("paper", tmp_path, "--data", folder, "--tasks", "planning", "--chain-of-draft")
     rows: list[dict[str, object]] = content["rows"]  # type: ignore[assignment]
     assert [row["quality"] for row in rows] == ["–"] * 5
+
+
+def test_the_paper_s_form_is_measured_on_any_model(tmp_path: Path, folder: Path) -> None:
+    """Also on one that brings no prompts for it."""
+    shipped = embedded_model_path()
+    model = tmp_path / "model"
+    shutil.copytree(shipped, model, ignore=shutil.ignore_patterns("parallel_reasoning.json"))
+    content = run("paper", tmp_path, "--data", folder, "--model", model)
+    assert len(content["rows"]) == 3  # type: ignore[arg-type]
 
 
 def test_another_text_is_no_replay(tmp_path: Path, folder: Path) -> None:
