@@ -161,6 +161,16 @@ def parse(
     return args
 
 
+def without_folder(args: argparse.Namespace) -> str:
+    """Name `args.model` by its folder alone, in the command as well, and return that name."""
+    where = Path(args.model)
+    inner = where.name in ("hf", "model.gguf")
+    name = where.parent.name if inner else where.name
+    args.words = [name if word == args.model else word for word in args.words]
+    args.model = name
+    return name
+
+
 def publish(
     name: str, rows: Sequence[dict[str, Any]], args: argparse.Namespace, **details: Any
 ) -> Path:

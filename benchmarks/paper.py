@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.answering import Answering, Way
-from benchmarks.measuring import options, parse, publish
+from benchmarks.measuring import options, parse, publish, without_folder
 from benchmarks.report import data_folder
 from benchmarks.scoring import names_it
 from langchain_pos.embedded import embedded_model_path
@@ -103,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             _row(Path(task).stem, way, some, found["sequential"]) for way, some in found.items()
         ]
         details += [answer for some in found.values() for answer in some]
+    if not shipped:
+        without_folder(args)
     publish("paper", rows, args, answers=details, engine=model.engine.describe())
 
 

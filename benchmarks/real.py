@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measuring import options, parse, publish
+from benchmarks.measuring import options, parse, publish, without_folder
 from benchmarks.report import data_folder
 from langchain_pos import ParallelReasoningLLM, ReasoningResult
 from langchain_pos.engine import Engine
@@ -76,11 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         answers.append(_answer(llm, row))
         last = answers[-1]
         print(f"{number}/{len(questions)} {last['mode']} {row['prompt'][:60]!r}", flush=True)
-    where = Path(args.model)
-    name = where.parent.name if where.name in ("hf", "model.gguf") else where.name
-    args.words = [word if word != args.model else name for word in args.words]
+    name = without_folder(args)
     suffix = "" if args.outline == "native" else f"_{args.outline}"
-    args.model, args.name = name, args.name or f"real_{name}{suffix}"
+    args.name = args.name or f"real_{name}{suffix}"
     publish("real", [_row(name, answers)], args, answers=answers, engine=llm.engine.describe())
 
 

@@ -154,6 +154,8 @@ def test_the_paper_s_form_is_measured_on_any_model(tmp_path: Path, folder: Path)
     shutil.copytree(shipped, model, ignore=shutil.ignore_patterns("parallel_reasoning.json"))
     content = run("paper", tmp_path, "--data", folder, "--model", model)
     assert len(content["rows"]) == 3  # type: ignore[arg-type]
+    assert content["model"] == "model"
+    assert str(tmp_path) not in json.dumps(content)
 
 
 def test_another_text_is_no_replay(tmp_path: Path, folder: Path) -> None:
