@@ -135,7 +135,8 @@ Client and server share the machine's cores. Sharing a pass saves the read of th
 pass's fixed cost; each request still has its own prompt to feed and its own keys and values to
 read, and a parallel answer fills a pass's free rows even when it runs alone. In a profile at 16 at
 once, in float32, half of the time was attention over each request's own keys and values, a fifth
-the matrix products, whose rows are no longer free by then.""",
+the matrix products, whose rows are no longer free by then. The more guesses a request may fill its
+passes with when it is alone, the less company can add.""",
     "gpu_first_run": """## The first minutes on a GPU
 
 `python -m benchmarks.gpu_first_run`: the engine's tests and the benchmarks above on several shapes,

@@ -41,6 +41,8 @@ ELLIPSIS = "..."
 follow are nearly as likely as they are after the bodies (-0.57 nats a token against -0.44)."""
 MAY_END = 0.15
 """A list ends where the model would end it with this probability, bodies left out."""
+WOULD_END = 0.5
+"""The same of a list that went on after such an end: there it ends where the model rather would."""
 GAP = "\n\n"
 """Stands between two entries."""
 NEW_LINE = "\n"
@@ -208,7 +210,7 @@ class NativeBounds:
 
     A list ends, too, before the first entry after its second whose head is less likely than
     `max_pressure` allows, or where the model might as well have ended: with the bodies left out, it
-    goes on listing for longer. Of a list that went on after such an end, the second is not asked.
+    goes on listing for longer.
 
     Args:
         skeleton: what is written.
@@ -255,8 +257,8 @@ class NativeBounds:
         """Whether the model would not have written an entry, by its own log-probabilities."""
         if self._max_pressure is None or not own:
             return False
-        might_end = own[0] < math.log1p(-MAY_END) and not self._skeleton.known
-        return -sum(own) / len(own) > self._max_pressure or might_end
+        may_end = WOULD_END if self._skeleton.known else MAY_END
+        return -sum(own) / len(own) > self._max_pressure or own[0] < math.log1p(-may_end)
 
     def kept(self, text: str) -> tuple[str, int | None]:
         """See `Bounds`."""

@@ -436,6 +436,18 @@ def test_a_list_ends_before_a_head_that_the_model_would_not_have_written(
     assert bounds.kept(text)[1] == (3 if kept == 2 else None)
 
 
+@pytest.mark.parametrize(("own", "over"), [(-0.6, False), (-0.8, True)])  # ended: 0.45, 0.55
+def test_a_list_that_went_on_ends_where_the_model_rather_would(own: float, over: bool) -> None:
+    """From its next head on: that it goes on is known of the first alone."""
+    plan = NATIVE_FORM.given([Step(title="Ann"), Step(title="Ben")])
+    opened = NATIVE_FORM.opened("3. **Cem**:", [plan])
+    assert opened is not None
+    skeleton = NATIVE_FORM.skeleton(ReasoningSettings(max_pressure=2.5), "", opened)
+    bounds = skeleton.bounds(500)
+    bounds.note(f"{skeleton.begin}4. **Dan**: ...\n\n", 9, lambda: [own])
+    assert bounds.over is over
+
+
 def test_the_second_head_is_judged_with_the_whole_list() -> None:
     """A list of two has no other way to be a list."""
     skeleton = _skeleton("1. **Ann**: ", max_pressure=0.9)
