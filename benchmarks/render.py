@@ -72,7 +72,7 @@ nearly as many passes as tokens either way.""",
 
 `python -m benchmarks.embedded`: real questions, the model's own tokens. Parallel is ours;
 sequential is transformers `generate` on the prompt of `mode="sequential"`. One of twenty questions
-is five percent; for how often answers are right, see *Quality*, which asks fifty.""",
+is five percent; for how often answers are right, see *Quality*, which asks more.""",
     "real": """## Real models on everyday questions
 
 `python -m benchmarks.real --model MODEL`: questions that people wrote, each with a person's

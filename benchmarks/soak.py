@@ -189,15 +189,19 @@ class Soak:
     async def _vanishes(self, client: httpx.AsyncClient) -> tuple[str, set[str]]:
         _, body = self._body()
         body["stream"] = self._rng.random() < 0.7
+        expired = False
         try:
             if body["stream"]:
                 reply = await ask(client, body, leave_after=self._rng.randint(1, 40))
             else:
-                async with asyncio.timeout(self._rng.uniform(0.01, 3)):
+                async with asyncio.timeout(self._rng.uniform(0.01, 3)) as limit:
                     reply = await ask(client, body)
+                expired = (
+                    limit.expired()
+                )  # while it connected, which httpx calls an error of its own
         except TimeoutError:
             return "gone", EXPECTED["vanishes"]
-        left = reply.status == 200 and not reply.whole
+        left = expired or (reply.status == 200 and not reply.whole)
         return "gone" if left else _outcome(reply), EXPECTED["vanishes"]
 
     async def _invalid(self, client: httpx.AsyncClient) -> tuple[str, set[str]]:
