@@ -162,7 +162,7 @@ def test_usage_is_what_the_server_tells(
 
 def test_continuous_batching(tmp_path: Path) -> None:
     """Branches in the same passes; it pays no heed to stop texts, and they hold all the same."""
-    asked = {"question": "Ann has 3.41. Ben has 2.15. Who has more?", "steps": ["Ann", "Ben"]}
+    asked = {"question": demo_question(), "steps": ["Marisol Quant", "Pascal Vireaux"]}
     bounds: Any = {"max_branch_tokens": 40, "max_conclusion_tokens": 20}
     with serving(tmp_path, "--continuous-batching") as url:
         engine = OpenAICompletionsEngine(base_url=url, model=MODEL, tokenizer=MODEL)
