@@ -88,11 +88,12 @@ class Concluder(StageWriter):
             )
             return Conclusion("", "error", error)
         may_open = may_open and self._question.options.constraint is None
-        opens = partial(self._form.opened, after=after if goes_on else ())
+        listed = after if goes_on else []
+        opens = partial(self._form.opened, after=listed)
         held = HeldText(self._progress.conclusion_text)
         held.push(carried)
         if may_open:
-            held.wait_for(opens, partial(self._form.may_open, after=after if goes_on else ()))
+            held.wait_for(opens, partial(self._form.may_open, after=listed))
         before += carried
         seed = (
             derive_seed(self._seed, "conclusion", block) if block else _sequential_seed(self._seed)
