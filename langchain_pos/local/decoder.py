@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from langchain_pos.engine.completion import TokenUsage
 from langchain_pos.engine.constraints import Constraint
-from langchain_pos.engine.cpu.row_cost import DRAFT_ROWS
-from langchain_pos.engine.decoding.drafts import NO_DRAFT, Draft, PromptLookup
+from langchain_pos.engine.decoding.drafts import PromptLookup
 from langchain_pos.engine.decoding.sequence import Feed, decode, feed
 from langchain_pos.engine.forest.state import NO_REUSE
-from langchain_pos.engine.sampling import Logprobs, SamplingParams
+from langchain_pos.engine.sampling import SamplingParams
 from langchain_pos.engine.scheduler.scheduler import SHARED
-from langchain_pos.engine.tokenization.text import TextStream, encode_continuation
+from langchain_pos.engine.tokenization.text import TextStream
 from langchain_pos.errors import (
     ContextLengthError,
     InvalidRequestError,
@@ -25,6 +23,7 @@ from langchain_pos.errors import (
     OutOfSlotsError,
 )
 from langchain_pos.local.joining import reuse
+from langchain_pos.local.outlines import OutlineInProgress
 from langchain_pos.local.own_text import OwnText
 from langchain_pos.local.trunk import LocalTrunk
 from langchain_pos.reasoning.branch_schema import Closer
@@ -100,6 +99,11 @@ class LocalDecoding:
         if budget is None:
             raise ValueError("a local question has a budget before it is queued")
         return self.engine.scheduler.submit(reason, reserve=budget.reserve, caller=caller)
+
+
+class _Branch(NamedTuple):
+    sequence: DecodingSequence
+    closer: Closer | None
 
 
 class LocalDecoder:
@@ -237,70 +241,43 @@ class LocalDecoder:
                 return await self.write_outline(aside, replace(outline, list_began=None))
             finally:
                 self._engine.release(aside.segment)
-        trunk, skeleton = _local(trunk), outline.skeleton
-        bounds, logprobs = skeleton.bounds(outline.max_tokens), Logprobs()
-
-        def keep_within_bounds(sequence: DecodingSequence) -> None:
-            likely = partial(logprobs.sampled, sequence.token_ids)
-            bounds.note(skeleton.begin + sequence.text, len(sequence.token_ids), likely)
-            text = skeleton.begin + sequence.text
-            forced = bounds.text_to_force(text, len(sequence.token_ids))
-            if forced and sequence.force(forced):
-                bounds.note(skeleton.begin + sequence.text, len(sequence.token_ids), likely)
-            if bounds.over and not forced and sequence.finish_reason is None:
-                sequence.finish("stop")
-
-        drafts = self._settings.drafts
-        sequence = self._engine.sequence(
-            trunk.segment,
-            self._to_feed(trunk, skeleton.begin),
-            max_new_tokens=2 * outline.max_tokens,  # a safeguard: the bounds end it before
-            sampling=replace(self._sampling, temperature=outline.temperature),
-            seed=outline.seed,
-            constraint=Constraint("ebnf", skeleton.grammar),
-            context_ids=trunk.fed,
-            on_text=outline.on_text,
-            lookup=PromptLookup(trunk.fed) if drafts else None,
-            guess=partial(self._guess, outline) if drafts else None,
-            on_token=keep_within_bounds,
-            logprobs=logprobs,
-        )
+        trunk = _local(trunk)
         where = len(trunk.token_ids)
+        begun = OutlineInProgress(
+            self._engine,
+            trunk,
+            outline,
+            self._to_feed(trunk, outline.skeleton.begin),
+            self._sampling,
+            drafts=self._settings.drafts,
+        )
+        sequences, first = [begun.sequence], None
+        if outline.first is not None:
+            lookup = PromptLookup(trunk.token_ids) if self._settings.drafts else None
+            opening = trunk.encode(outline.first.opening)
+            first = self._begin(outline.first, opening, trunk, trunk.token_ids, lookup)
+            sequences.append(first.sequence)
+
+        def ended(sequence: DecodingSequence) -> None:
+            if first is None:
+                return
+            if sequence is first.sequence:
+                self._engine.release(sequence.segment)
+                self._count(sequence)
+                if sequence.finish_reason != "cancelled":
+                    outline.on_first(self._branch_written(first))
+            elif not begun.is_plan and first.sequence.finish_reason is None:
+                first.sequence.finish("cancelled")  # it is nobody's example
+
+        sequence = begun.sequence
         try:
-            await decode([sequence])
+            await decode(sequences, on_end=ended)
         finally:
             self._count(sequence)
         self._engine.truncate(trunk.segment, sequence.end_of_seen)
         if sequence.error is not None:
             raise NonFiniteLogitsError(sequence.error)
-        written = self._written(sequence, where)
-        text, count = bounds.kept(skeleton.begin + written.text)
-        chosen = logprobs.sampled(sequence.token_ids)[:count]
-        pressure = abs(sum(chosen)) / len(chosen) if chosen else None
-        return replace(written, text=text.removeprefix(skeleton.begin), pressure=pressure)
-
-    def _guess(self, outline: Outline, sequence: DecodingSequence) -> Draft:
-        """The next titles, where the records in the question have a pattern."""
-        text = outline.skeleton.begin + sequence.text
-        most = max(self._engine.scheduler.budget.draft_rows, DRAFT_ROWS)  # a pass takes fewer
-        encode = partial(encode_continuation, self._engine.tokenizer)
-        mark = text.rpartition("\n")[2]
-        head = encode(mark)
-        token_ids: list[int] = []
-        expected: list[int | None] = []
-        for title, closing in outline.skeleton.guess(text, most // 4):
-            both = encode(mark + title)
-            token_ids += both[len(head) :] if both[: len(head)] == head else encode(title)
-            expected += token_ids[len(expected) :]
-            close, choice = encode(closing), encode(closing[:1])
-            if len(choice) != 1 or len(token_ids) >= most:
-                break
-            # The model chooses the first character; what that forces is encoded as one text.
-            token_ids += close
-            expected += [choice[0], *[None] * (len(close) - 1)]
-        if not token_ids:
-            return NO_DRAFT
-        return Draft(tuple(token_ids), tuple(expected), "caller").shortened(most)
+        return begun.whole(self._written(sequence, where))
 
     async def write_branches(
         self,
@@ -329,50 +306,63 @@ class LocalDecoder:
         )
         lookup = PromptLookup(known) if self._settings.drafts else None
         keeps = self._settings.join == "reuse" and self._settings.conclude
-        running: dict[DecodingSequence, tuple[int, Closer | None]] = {}
+        running: dict[DecodingSequence, tuple[int, _Branch]] = {}
         self._branches = []
 
         def sequences() -> Iterator[DecodingSequence]:
             for index, (task, opening) in enumerate(zip(tasks, openings, strict=True)):
-                closer = None
-                if task.schema is not None:
-                    closer = Closer(task.max_tokens, trunk.encode)
                 on_start(index)
-                sequence = self._engine.sequence(
-                    self._engine.fork(trunk.segment, at=trunk.end + len(outline)),
-                    opening,
-                    max_new_tokens=task.max_tokens,
-                    sampling=replace(self._sampling, temperature=task.temperature),
-                    seed=task.seed,
-                    stop=task.stop,
-                    constraint=self._schema if task.schema is not None else None,
-                    strip=task.strip,
-                    end=task.end,
-                    context_ids=known,
-                    on_text=task.on_text,
-                    on_token=closer,
-                    lookup=lookup,
-                )
-                running[sequence] = index, closer
+                branch = self._begin(task, opening, trunk, known, lookup)
+                running[branch.sequence] = index, branch
                 if keeps:
-                    self._branches.append(sequence)
-                yield sequence
+                    self._branches.append(branch.sequence)
+                yield branch.sequence
 
         def ended(sequence: DecodingSequence) -> None:
-            index, closer = running.pop(sequence)
+            index, branch = running.pop(sequence)
             if not keeps:
                 self._engine.release(sequence.segment)
             self._count(sequence)
-            written = self._written(sequence)
-            if closer is not None and closer.closed:
-                written = replace(written, closed=True)
-            on_end(index, written)
+            on_end(index, self._branch_written(branch))
 
         # The part of the trunk not fed yet goes along with the openings, in the same pass.
         unfed = [*trunk.unfed, *outline]
         first = [Feed(trunk.segment, unfed)] if unfed else []
         await decode(sequences(), first=first, max_parallel=fit, on_end=ended)
         self._engine.truncate(trunk.segment, trunk.end)
+
+    def _begin(
+        self,
+        task: BranchTask,
+        opening: Sequence[int],
+        trunk: LocalTrunk,
+        known: Sequence[int],
+        lookup: PromptLookup | None,
+    ) -> _Branch:
+        """A branch after the trunk, and after what of `known` all branches see after that."""
+        closer = None
+        if task.schema is not None:
+            closer = Closer(task.max_tokens, trunk.encode)
+        sequence = self._engine.sequence(
+            self._engine.fork(trunk.segment, at=len(known) - trunk.shift),
+            opening,
+            max_new_tokens=task.max_tokens,
+            sampling=replace(self._sampling, temperature=task.temperature),
+            seed=task.seed,
+            stop=task.stop,
+            constraint=self._schema if task.schema is not None else None,
+            strip=task.strip,
+            end=task.end,
+            context_ids=known,
+            on_text=task.on_text,
+            on_token=closer,
+            lookup=lookup,
+        )
+        return _Branch(sequence, closer)
+
+    def _branch_written(self, branch: _Branch) -> Written:
+        closed = branch.closer is not None and branch.closer.closed
+        return replace(self._written(branch.sequence), closed=closed)
 
     def join(self, trunk: Trunk, joined: str, tail: str, bodies: Sequence[str]) -> None:
         """See `Decoder`. With `join="reuse"`, the branches are not fed again."""

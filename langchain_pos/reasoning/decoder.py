@@ -43,6 +43,9 @@ class Outline:
         on_text: called with every piece.
         list_began: of a list that goes on, a copy of the trunk from before it began. The skeleton
             is written there, after the steps so far (`Skeleton.so_far`).
+        first: the first step's branch, to be written beside the skeleton, as far as it gets while
+            that comes to something.
+        on_first: called with it when it has ended.
     """
 
     skeleton: Skeleton
@@ -51,6 +54,8 @@ class Outline:
     seed: int
     on_text: Callable[[str], None]
     list_began: Trunk | None = None
+    first: BranchTask | None = None
+    on_first: Callable[[Written], None] = lambda written: None
 
 
 @dataclass(frozen=True)
@@ -212,6 +217,8 @@ class Decoder(Footprint, Protocol):
 
     async def write_outline(self, trunk: Trunk, outline: Outline) -> Written:
         """Write a skeleton after the trunk and its beginning; `text` begins after that.
+
+        It returns when the first step's branch has ended, too, if that is written beside it.
 
         Raises:
             PlanFormatError: it ended before there was a plan.

@@ -2,6 +2,9 @@
 
 A branch begins where the trunk ends, so it sees the question and what was said before the steps,
 and nothing of the other branches (or, with `visibility="titles"`, their titles).
+
+In a list of the model's own, the first entry is the others' example: from it they take how long an
+entry is, and how it is written. Its body is written beside the list's heads, which takes no longer.
 """
 
 from __future__ import annotations
@@ -11,25 +14,50 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from langchain_pos.engine.seeds import derive_seed
-from langchain_pos.errors import ServerError
+from langchain_pos.errors import ContextLengthError, ServerError
 from langchain_pos.reasoning.budget import LEAST_BRANCH
 from langchain_pos.reasoning.chat_template import THOUGHT, THOUGHT_END
 from langchain_pos.reasoning.decoder import BranchTask
 from langchain_pos.reasoning.stage import StageWriter
-from langchain_pos.results.data import BranchResult
+from langchain_pos.results.data import Block, BranchResult
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from langchain_pos.errors import ParallelReasoningError
     from langchain_pos.reasoning.decoder import Decoder, Trunk, Written
+    from langchain_pos.reasoning.form import OpenedStep
     from langchain_pos.reasoning.question import Question
-    from langchain_pos.results.data import Block, Plan
+    from langchain_pos.results.data import Plan
+
+
+EXAMPLE = 64
+"""Tokens of a first entry that the others may see by default. A list's entries take some 24 to 60.
+Longer ones are written in parallel with the rest: to wait for them would cost as much again."""
+_ENTRIES = 5
+"""For so many entries such as the first one there must be room, or it is not written ahead."""
+
+
+class First(NamedTuple):
+    """The first branch of a plan, written before the others.
+
+    Attributes:
+        written: its body.
+        started: seconds from the request's start to when it was begun.
+        ended: the same to its end.
+    """
+
+    written: Written
+    started: float
+    ended: float
 
 
 class Layout(NamedTuple):
     """How the branches of a plan begin, and how long they may get.
 
     Attributes:
-        seen: text after the trunk that all branches see: nothing (the paper), or the outline.
+        seen: text after the trunk that all branches see: nothing (the paper), the outline, or the
+            first step, whose body is there.
         openings: each branch's first text.
         budgets: tokens of each branch's body.
     """
@@ -39,21 +67,34 @@ class Layout(NamedTuple):
     budgets: list[int]
 
 
-def lay_out(decoder: Decoder, question: Question, trunk: Trunk, plan: Plan) -> Layout:
+def lay_out(
+    decoder: Decoder, question: Question, trunk: Trunk, plan: Plan, first: str | None = None
+) -> Layout:
     """What the branches see and how they begin, and the budget of each.
+
+    Args:
+        decoder: counts tokens.
+        question: what is asked, and its bounds.
+        trunk: what the branches stand on.
+        plan: the steps.
+        first: the first step's body, if it is written; then the others are laid out, which see it.
 
     Raises:
         ContextLengthError: there is no room for all of them.
     """
     settings, form = question.settings, question.form
     seen = form.outline(plan) if settings.visibility == "titles" else ""
-    openings = [form.opening(plan, index) for index in range(len(plan.steps))]
+    if first:
+        seen = plan.entry(0, first) + plan.between
+    steps = list(enumerate(plan.steps))[first is not None :]
+    openings = [form.opening(plan, index) for index, _ in steps]
     thinking = settings.max_branch_thinking_tokens if decoder.may_think else 0
     lengths = [decoder.tokens(trunk, opening, after=seen) + thinking for opening in openings]
-    most = [step.max_tokens or settings.max_branch_tokens for step in plan.steps]
+    most = [step.max_tokens or settings.max_branch_tokens for _, step in steps]
     written = question.progress.output_tokens + thinking * len(openings)
     # The caller's own steps are written in any case, however short they get.
-    least = 1 if plan is question.given else LEAST_BRANCH
+    given = question.given is not None and plan.steps is question.given.steps
+    least = 1 if given else LEAST_BRANCH
     budgets = decoder.budget.branches(trunk.count(seen), lengths, most, written, least=least)
     return Layout(seen, openings, budgets)
 
@@ -61,12 +102,43 @@ def lay_out(decoder: Decoder, question: Question, trunk: Trunk, plan: Plan) -> L
 class Expander(StageWriter):
     """Has the branches of one question written."""
 
-    async def expand(self, trunk: Trunk, blocks: list[Block]) -> tuple[BranchResult, ...]:
+    def first(self, trunk: Trunk, opened: OpenedStep, blocks: list[Block]) -> BranchTask | None:
+        """The branch of the step that has just opened a block, if it is to be an example.
+
+        Args:
+            trunk: what it stands on.
+            opened: the step.
+            blocks: those before.
+        """
+        settings, plan = self._settings, self._form.alone(opened)
+        chosen = settings.visibility == "first"
+        apart = settings.join == "reuse" or settings.max_branch_thinking_tokens
+        if plan is None or not (chosen or (settings.visibility == "auto" and not apart)):
+            return None
+        opening = self._form.opening(plan, 0)
+        most = settings.max_branch_tokens if chosen else min(EXAMPLE, settings.max_branch_tokens)
+        try:
+            budgets = self._decoder.budget.branches(
+                trunk.count(),
+                [self._decoder.tokens(trunk, opening)] * _ENTRIES,
+                [most] * _ENTRIES,
+                self._progress.output_tokens,
+                least=EXAMPLE // 2,
+            )
+        except ContextLengthError:
+            return None
+        task = self._task([*blocks, Block(plan=plan)], 0, opening, budgets[0])
+        return replace(task, on_text=lambda piece: None)  # there is no plan yet
+
+    async def expand(
+        self, trunk: Trunk, blocks: list[Block], first: First | None = None
+    ) -> tuple[BranchResult, ...]:
         """Write a branch for each step of the last block's plan.
 
         Args:
             trunk: what the branches stand on; left as it is.
             blocks: the last one holds the plan.
+            first: its first branch, if it is written.
 
         Returns:
             the branches in the plan's order. One that failed says so, and the others are whole.
@@ -74,34 +146,45 @@ class Expander(StageWriter):
         Raises:
             ServerError: the server failed all of them.
         """
-        plan = blocks[-1].plan
-        layout = lay_out(self._decoder, self._question, trunk, plan)
-        if self._settings.max_branch_thinking_tokens and self._decoder.may_think:
-            layout = await self._thought(trunk, blocks, layout)
+        plan, begun = blocks[-1].plan, int(blocks[-1].plan.first_seen)
         results = [
             BranchResult(index=index, title=title) for index, title in enumerate(plan.titles)
         ]
         failures: dict[int, ParallelReasoningError] = {}
 
-        def on_start(index: int) -> None:
-            started = self._progress.now
+        def start(index: int, opening: str, started: float) -> None:
             results[index] = results[index].model_copy(update={"started": started})
-            self._progress.branch_start(blocks, index, layout.openings[index])
+            self._progress.branch_start(blocks, index, opening)
 
-        def on_end(index: int, written: Written) -> None:
-            results[index] = self._result(results[index], written)
+        def end(index: int, written: Written, ended: float) -> None:
+            results[index] = self._result(results[index], written, ended)
             if written.failure is not None:
                 failures[index] = written.failure
             self._progress.branch_end(blocks, results[index], written.passes)
 
-        await self._decoder.write_branches(
-            trunk,
-            layout.seen,
-            [self._task(blocks, index, layout) for index in range(len(results))],
-            parallel=self._settings.max_parallel_branches,
-            on_start=on_start,
-            on_end=on_end,
-        )
+        async def write(layout: Layout, indices: Sequence[int]) -> None:
+            if self._settings.max_branch_thinking_tokens and self._decoder.may_think:
+                layout = await self._thought(trunk, blocks, layout)
+            pieces = zip(indices, layout.openings, layout.budgets, strict=False)
+            await self._decoder.write_branches(
+                trunk,
+                layout.seen,
+                [self._task(blocks, *piece) for piece in pieces],
+                parallel=self._settings.max_parallel_branches,
+                on_start=lambda at: start(indices[at], layout.openings[at], self._progress.now),
+                on_end=lambda at, written: end(indices[at], written, self._progress.now),
+            )
+
+        if first is not None:
+            self._progress.output_tokens += first.written.usage.output_tokens
+            start(0, self._form.opening(plan, 0), first.started)
+            self._progress.branch_text(blocks, 0, first.written.text)
+            end(0, first.written, first.ended)
+        elif begun:
+            await write(lay_out(self._decoder, self._question, trunk, plan), range(1))
+        seen = results[0].text if begun else None
+        layout = lay_out(self._decoder, self._question, trunk, plan, seen)
+        await write(layout, range(begun, len(results)))
         if len(failures) == len(results) and isinstance(failures[0], ServerError):
             raise failures[0]  # what failed is what all of them need, and no branch
         return tuple(results)
@@ -115,7 +198,8 @@ class Expander(StageWriter):
             if written.text:
                 self._progress.thought_text(f"\n{blocks[-1].plan.titles[index]}: {written.text}")
 
-        tasks = [self._task(blocks, index, layout) for index in range(len(thoughts))]
+        pieces = zip(range(len(thoughts)), layout.openings, layout.budgets, strict=True)
+        tasks = [self._task(blocks, *piece) for piece in pieces]
         await self._decoder.write_branches(
             trunk,
             layout.seen,
@@ -142,14 +226,14 @@ class Expander(StageWriter):
             openings=[f"{begun} {THOUGHT}\n{own}\n{THOUGHT_END}\n" for begun, own in pairs]
         )
 
-    def _task(self, blocks: list[Block], index: int, layout: Layout) -> BranchTask:
+    def _task(self, blocks: list[Block], index: int, opening: str, max_tokens: int) -> BranchTask:
         step, settings = blocks[-1].plan.steps[index], self._settings
         seed = step.seed
         if seed is None:
             seed = derive_seed(self._seed, "branch", len(blocks), index)
         return BranchTask(
-            opening=layout.openings[index],
-            max_tokens=layout.budgets[index],
+            opening=opening,
+            max_tokens=max_tokens,
             temperature=settings.temperature if step.temperature is None else step.temperature,
             seed=seed,
             # In JSON, the form's marks and stop texts are text like any other.
@@ -160,7 +244,7 @@ class Expander(StageWriter):
             on_text=partial(self._progress.branch_text, blocks, index),
         )
 
-    def _result(self, branch: BranchResult, written: Written) -> BranchResult:
+    def _result(self, branch: BranchResult, written: Written, ended: float) -> BranchResult:
         """What a branch has written, and what is wrong with it."""
         reason, error, parsed = written.finish_reason, None, None
         if written.failure is not None:
@@ -179,7 +263,7 @@ class Expander(StageWriter):
                 "text": written.text,
                 "finish_reason": reason,
                 "usage": written.usage,
-                "ended": self._progress.now,
+                "ended": ended,
                 "error": error,
                 "parsed": parsed,
             }

@@ -178,6 +178,13 @@ class Form(ABC):
             after: the plans of the blocks that come before the text.
         """
 
+    def alone(self, opened: OpenedStep) -> Plan | None:
+        """A plan of this step only, if its branch may begin before the others are known.
+
+        None by default, and where the step goes on with a list.
+        """
+        return None
+
     def entry_begins(self, plan: Plan) -> str:
         """Characters of which one begins any entry that would follow the plan's last one.
 

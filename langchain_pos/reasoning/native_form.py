@@ -156,9 +156,7 @@ class NativeSkeleton(Skeleton):
             return None
         if fault := _fault(titles, len(self.known)):
             raise PlanFormatError(fault, text=text)
-        plan = Plan.of(titles)
-        heads = tuple(self._mark.head(place, t) for place, t in enumerate(plan.titles, 1))
-        return plan.model_copy(update={"heads": heads, "gap": GAP, "form": "native"})
+        return _plan(Plan.of(titles), self._mark)
 
     def mend(self, text: str) -> None:
         """See `Skeleton`: `read` leaves nothing to mend."""
@@ -289,9 +287,7 @@ class NativeForm(Form):
 
     def given(self, steps: Sequence[Step]) -> Plan:
         """See `Form`: a numbered list with titles in bold."""
-        plan = Plan(steps=tuple(steps))
-        heads = tuple(BOLD_NUMBERS.head(place, t) for place, t in enumerate(plan.titles, 1))
-        return plan.model_copy(update={"heads": heads, "gap": GAP, "form": "native"})
+        return _plan(Plan(steps=tuple(steps)), BOLD_NUMBERS)
 
     def opening(self, plan: Plan, index: int) -> str:
         """See `Form`."""
@@ -333,6 +329,11 @@ class NativeForm(Form):
                 return OpenedStep(head.title, head.start, (head, known), True, repeats)
         return None
 
+    def alone(self, opened: OpenedStep) -> Plan | None:
+        """See `Form`."""
+        head, known = opened.marks
+        return None if known else _plan(Plan.of([head.title]), head.mark)
+
     def entry_begins(self, plan: Plan) -> str:
         """See `Form`."""
         return _first(_mark_of(plan))
@@ -340,6 +341,12 @@ class NativeForm(Form):
     def may_open(self, line: str, after: Sequence[Plan] = ()) -> bool:
         """See `Form`."""
         return may_be_head(line, _next_number(after))
+
+
+def _plan(steps: Plan, mark: Mark) -> Plan:
+    """Steps as entries of a list with these marks."""
+    heads = tuple(mark.head(place, title) for place, title in enumerate(steps.titles, 1))
+    return steps.model_copy(update={"heads": heads, "gap": GAP, "form": "native"})
 
 
 def _first(mark: Mark) -> str:

@@ -8,7 +8,7 @@ last attempt a title that is there already is left out.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
 
@@ -16,13 +16,13 @@ from langchain_pos.engine.seeds import derive_seed
 from langchain_pos.errors import ContextLengthError, PlanFormatError
 from langchain_pos.reasoning.budget import LEAST_ROOM, no_gain
 from langchain_pos.reasoning.decoder import Outline
-from langchain_pos.reasoning.expanding import lay_out
+from langchain_pos.reasoning.expanding import First, lay_out
 from langchain_pos.reasoning.stage import StageWriter
 from langchain_pos.results.data import NO_LIST
 
 if TYPE_CHECKING:
     from langchain_pos.reasoning.concluding import Conclusion
-    from langchain_pos.reasoning.decoder import Decoder, Trunk, Written
+    from langchain_pos.reasoning.decoder import BranchTask, Decoder, Trunk, Written
     from langchain_pos.reasoning.form import Skeleton
     from langchain_pos.reasoning.prompts import Messages
     from langchain_pos.reasoning.question import Question
@@ -38,12 +38,14 @@ class Planner(StageWriter):
     Attributes:
         declined: why no block came of the answer's text.
         unknown: whether it is none of the kinds of questions that the model knows.
+        first: of the last plan, the first branch, if it has been written beside the skeleton.
     """
 
     def __init__(self, decoder: Decoder, question: Question) -> None:
         super().__init__(decoder, question)
         self.declined = NO_LIST
         self.unknown = False
+        self.first: First | None = None
         self._written = 0
         self._list_began: Trunk | None = None
 
@@ -62,7 +64,7 @@ class Planner(StageWriter):
             trunk = await self.open(self._question.plan_messages())
             self._list_began = trunk.copy()
             lay_out(self._decoder, self._question, trunk, given)  # refuses what does not fit
-            return given, trunk, None
+            return self._with_first(given), trunk, None
         self._progress.prompt(self._question.plan_messages())
         self._progress.open("plan", [])
         prompts, constraint = self._question.prompts, self._question.options.constraint
@@ -85,15 +87,19 @@ class Planner(StageWriter):
             reason := no_gain(len(plan.steps), settings.max_branch_tokens)
         ):
             return None, None, reason
-        return plan, trunk, None
+        return self._with_first(plan), trunk, None
 
-    async def plan_further(self, trunk: Trunk, so_far: Conclusion) -> Plan | None:
+    async def plan_further(
+        self, trunk: Trunk, so_far: Conclusion, first: BranchTask | None = None
+    ) -> Plan | None:
         """The plan of a block that text has opened; None, and `declined`, if it is none after all.
 
         Args:
             trunk: everything before its first step.
             so_far: the text up to there, and that step.
+            first: that step's branch, if it is to be written in the meantime.
         """
+        self.first = None
         if so_far.opened is None:
             return None
         skeleton = self._form.skeleton(
@@ -108,15 +114,26 @@ class Planner(StageWriter):
             )
             return None
         try:
-            plan = await self._go_on(trunk, so_far.text, skeleton, max_tokens)
+            plan, begun = await self._go_on(trunk, so_far.text, skeleton, max_tokens, first)
             if plan is not None:
-                lay_out(self._decoder, self._question, trunk, plan)
+                seen = None if begun is None else begun.written.text
+                lay_out(self._decoder, self._question, trunk, plan, seen)
         except (PlanFormatError, ContextLengthError) as error:  # e.g. no room for all
             self.declined = f"declined: {error}"
             return None
-        if plan is not None and not so_far.opened.goes_on:
+        if plan is None:
+            return None
+        if not so_far.opened.goes_on:
             self._list_began = trunk.copy()
-        return plan
+        if begun is not None:  # its tokens count where the branches' do
+            self._progress.output_tokens -= begun.written.usage.output_tokens
+            self.first = begun
+        return self._with_first(plan)
+
+    def _with_first(self, plan: Plan) -> Plan:
+        """A plan that says whether the other branches see the first one."""
+        chosen = self._settings.visibility == "first" and len(plan.steps) > 1
+        return plan.model_copy(update={"first_seen": chosen or self.first is not None})
 
     async def _attempts(self) -> tuple[Plan | None, Trunk]:
         """Write the first block's skeleton, with retries.
@@ -179,8 +196,13 @@ class Planner(StageWriter):
         return again if fits else first
 
     async def _go_on(
-        self, trunk: Trunk, preamble: str, skeleton: Skeleton, max_tokens: int
-    ) -> Plan | None:
+        self,
+        trunk: Trunk,
+        preamble: str,
+        skeleton: Skeleton,
+        max_tokens: int,
+        first: BranchTask | None,
+    ) -> tuple[Plan | None, First | None]:
         """Write on the skeleton of a block that text has opened.
 
         Of a list that goes on, it is written where the list began, as its first part was: after
@@ -191,24 +213,39 @@ class Planner(StageWriter):
             preamble: the text so far.
             skeleton: its first step is written already.
             max_tokens: budget of the skeleton.
+            first: its first step's branch, if it is to be written in the meantime.
 
         Returns:
-            None when no second step came of it.
+            the plan, None when no second step came of it; and its first branch, if it is written
+            and fit to be an example.
 
         Raises:
             PlanFormatError: the steps cannot be used, e.g. because a title occurs twice.
         """
         self._progress.plan_text(skeleton.begin)
-        temperature = self._settings.temperature
+        began, temperature = self._progress.now, self._settings.temperature
+        begun: list[First] = []
+
+        def on_first(written: Written) -> None:
+            # What its budget has cut is no example, unless the caller will have it so.
+            whole = written.finish_reason == "stop" or self._settings.visibility == "first"
+            if whole and written.text and written.failure is None and not written.closed:
+                begun.append(First(written, began, self._progress.now))
+
         if skeleton.so_far:
             written = await self._write(
                 trunk, skeleton, max_tokens, temperature, list_began=self._list_began
             )
         else:
-            written = await self._write(trunk, skeleton, max_tokens, temperature)
+            written = await self._write(
+                trunk, skeleton, max_tokens, temperature, first=first, on_first=on_first
+            )
             trunk.keep(written, 0)
         plan = self._read(skeleton, written, mend=True)
-        return None if plan is None else plan.model_copy(update={"preamble": preamble.strip()})
+        if plan is None:
+            return None, None
+        preamble = preamble.strip()
+        return plan.model_copy(update={"preamble": preamble}), begun[0] if begun else None
 
     async def _write(
         self,
@@ -216,7 +253,7 @@ class Planner(StageWriter):
         skeleton: Skeleton,
         max_tokens: int,
         temperature: float,
-        list_began: Trunk | None = None,
+        **beside: Any,
     ) -> Written:
         self._written += 1
         outline = Outline(
@@ -225,7 +262,7 @@ class Planner(StageWriter):
             temperature=temperature,
             seed=derive_seed(self._seed, "plan", self._written),
             on_text=self._progress.plan_text,
-            list_began=list_began,
+            **beside,
         )
         return await self._decoder.write_outline(trunk, outline)
 

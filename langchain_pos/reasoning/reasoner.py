@@ -162,7 +162,7 @@ class Reasoning:
             self.progress.report(ReasoningChunk(stage="plan", blocks=tuple(_bare(blocks))))
             with self.progress.stage("expand"):
                 self.progress.open("expand", blocks)
-                branches = await self.expander.expand(trunk, blocks)
+                branches = await self.expander.expand(trunk, blocks, self.planner.first)
             blocks[-1] = Block(plan=plan, branches=branches)
             self.progress.close(blocks[-1])
             written = sum(bool(branch.text) for branch in branches)
@@ -210,7 +210,8 @@ class Reasoning:
             if not opened.repeats:
                 with self.progress.stage("plan"):
                     self.progress.open("plan", blocks, text.text)
-                    plan = await self.planner.plan_further(trunk, text)
+                    first = self.expander.first(trunk, opened, blocks)
+                    plan = await self.planner.plan_further(trunk, text, first)
                     self.progress.close(plan)
                 if plan is not None:
                     return plan, text

@@ -11,7 +11,7 @@ from langchain_pos.errors import InvalidRequestError
 from langchain_pos.field_names import known_names
 from langchain_pos.results.data import Mode, StopTexts
 
-Visibility = Literal["isolated", "titles"]
+Visibility = Literal["auto", "isolated", "first", "titles"]
 Join = Literal["reprefill", "reuse"]
 Outline = Literal["auto", "native", "ask", "paper"]
 
@@ -57,8 +57,11 @@ class ReasoningSettings(BaseModel):
     """What happens then: a sequential answer with the reason, or `PlanFormatError`."""
     allow_decline: bool = True
     """Whether the model may say that a question does not fall into parts."""
-    visibility: Visibility = "isolated"
-    """"isolated": a branch sees the prompt and itself (the paper); "titles": the outline too."""
+    visibility: Visibility = "auto"
+    """What a branch sees besides the prompt and itself. "isolated": nothing (the paper); "titles":
+    the outline; "first": the first branch, which is written before the others, so that these
+    follow its example; "auto": the same where that costs no time, as the first entry of a list
+    that the model begins is written beside the heads and is short; else nothing."""
     outline: Outline = "auto"
     """How an answer gets its steps. "native": the model answers the bare question, and where it
     begins a markdown list, the list's entries are written together; "ask": the same, with a
@@ -115,6 +118,15 @@ class ReasoningSettings(BaseModel):
             raise ValueError(
                 "join='reuse' would leave what branches think in the answer; set "
                 "max_branch_thinking_tokens=0, or join='reprefill'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_first_branch_can_be_seen(self) -> Self:
+        if self.visibility == "first" and (self.join == "reuse" or self.max_branch_thinking_tokens):
+            raise ValueError(
+                "visibility='first' has the first branch read as text by the others; set "
+                "join='reprefill' and max_branch_thinking_tokens=0, or another visibility"
             )
         return self
 

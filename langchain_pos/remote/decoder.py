@@ -249,8 +249,18 @@ class RemoteDecoder:
             stop=sink.stop,
             grammar=outline.skeleton.grammar if self._constrained else None,
         )
-        await self._write(sink, trunk, call, outline.skeleton.begin)
-        text = sink.whole()
+        first = None
+        if outline.first is not None:
+            first = asyncio.create_task(self._branch(trunk.copy(), outline.first))
+        try:
+            await self._write(sink, trunk, call, outline.skeleton.begin)
+            text = sink.whole()
+            if first is not None and outline.skeleton.is_plan(outline.skeleton.begin + text):
+                outline.on_first(await first)
+        finally:
+            if first is not None:
+                first.cancel()
+                await asyncio.gather(first, return_exceptions=True)
         return Written(text, text, "stop", sink.usage, where=len(trunk.text))
 
     def _outline_stop(self, outline: Outline) -> tuple[str, ...]:

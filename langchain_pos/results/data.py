@@ -53,8 +53,8 @@ def _is_paper(form: str) -> bool:
     return form == "paper"
 
 
-def _blank(text: str) -> bool:
-    return not text
+def _blank(value: object) -> bool:
+    return not value
 
 
 class Step(_Frozen):
@@ -114,6 +114,7 @@ class Plan(_Frozen):
         pressure: how much the grammar that held the skeleton went against the model: the mean of
             -log p, in nats, over the skeleton's tokens that the model chose, where p is the
             probability that the model itself gave them; None where it is not known.
+        first_seen: whether the other branches see the first one, which was written before them.
     """
 
     preamble: str = ""
@@ -122,6 +123,7 @@ class Plan(_Frozen):
     heads: tuple[str, ...] = Field(default=(), exclude_if=_unset)
     gap: str = Field(default="", exclude_if=_blank)
     pressure: float | None = Field(default=None, exclude_if=_unset)
+    first_seen: bool = Field(default=False, exclude_if=_blank)
 
     @field_validator("steps")
     @classmethod
@@ -141,11 +143,22 @@ class Plan(_Frozen):
 
     def written(self, bodies: Sequence[str]) -> str:
         """The steps with their bodies as the answer writes them, without the preamble."""
+        places = zip(range(len(self.steps)), bodies, strict=True)
+        entries = [self.entry(place, body) for place, body in places]
         if self.form == "paper":
-            pairs = zip(self.titles, bodies, strict=True)
-            return "\n".join([*(f"{STEP_MARK}{t}: {body}" for t, body in pairs), END_MARK])
-        entries = zip(self.heads, bodies, strict=True)
-        return self.gap.join(_entry(head, body) for head, body in entries)
+            entries.append(END_MARK)
+        return self.between.join(entries)
+
+    def entry(self, index: int, body: str) -> str:
+        """A step with its body as the answer writes it."""
+        if self.form == "paper":
+            return f"{STEP_MARK}{self.titles[index]}: {body}"
+        return _entry(self.heads[index], body)
+
+    @property
+    def between(self) -> str:
+        """What stands between two steps."""
+        return "\n" if self.form == "paper" else self.gap
 
     @property
     def titles(self) -> tuple[str, ...]:

@@ -102,7 +102,8 @@ def plot_mask(
 
     from langchain_pos.engine.forest.mask_picture import belt
 
-    picture = belt(prompt, lengths)
+    first_seen = result.blocks[block].plan.first_seen
+    picture = belt(prompt, lengths, first_seen=first_seen)
     if granularity == "segment":
         return segments_figure(picture, names)
     ahead = result.usage.input_tokens - prompt

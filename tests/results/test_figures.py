@@ -45,6 +45,17 @@ def test_slots_are_interleaved() -> None:
     assert belt(2, []).owners == (0, 0)
 
 
+def test_a_first_branch_may_be_seen_by_the_others() -> None:
+    """Then it comes before them, and their positions follow its own."""
+    picture = belt(1, [2, 1, 2], first_seen=True)
+    assert picture.owners == (0, 1, 1, 2, 3, 3)
+    assert picture.positions == (0, 1, 2, 3, 3, 4)
+    assert picture.seen[3] == (True, True, True, True, False, False)
+    assert picture.seen[5] == (True, True, True, False, True, True)
+    assert belt(1, [2], first_seen=True).owners == (0, 1, 1)
+    assert belt(1, [], first_seen=True).owners == (0,)
+
+
 def test_the_timeline_has_a_bar_for_each_stage_and_branch() -> None:
     """Bars are as long as the seconds that were measured."""
     result = answered()

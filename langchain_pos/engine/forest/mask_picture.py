@@ -26,12 +26,13 @@ class MaskPicture:
     seen: tuple[tuple[bool, ...], ...]
 
 
-def belt(trunk: int, branches: Sequence[int]) -> MaskPicture:
+def belt(trunk: int, branches: Sequence[int], *, first_seen: bool = False) -> MaskPicture:
     """The mask over a trunk and branches that are decoded together, a token of each in a pass.
 
     Args:
         trunk: tokens of the trunk.
         branches: tokens of each branch; one that is shorter drops out earlier.
+        first_seen: the first branch comes before the others, which see it.
 
     Example:
         >>> [[int(sees) for sees in row] for row in belt(1, [2, 1]).seen]
@@ -41,10 +42,15 @@ def belt(trunk: int, branches: Sequence[int]) -> MaskPicture:
     slots = trunk + sum(branches)
     forest = SegmentForest(torch.device("cpu"), capacity=max(slots, 1))
     root = forest.root(ledger)
-    forks = [forest.fork(root, at=trunk) for _ in branches]
+    ahead = branches[0] if first_seen and branches else 0
+    forks = [forest.fork(root, at=trunk) for _ in branches[:1]]
+    parent = forks[0] if ahead else root
+    forks += [forest.fork(parent, at=trunk + ahead) for _ in branches[1:]]
     # In the order in which they are fed: the trunk, then step after step one token of each branch.
-    steps = zip_longest(*([fork] * length for fork, length in zip(forks, branches, strict=True)))
-    fed = [root] * trunk + [fork for step in steps for fork in step if fork is not None]
+    lengths = [length - ahead * (place == 0) for place, length in enumerate(branches)]
+    steps = zip_longest(*([fork] * length for fork, length in zip(forks, lengths, strict=True)))
+    fed = [root] * trunk + forks[:1] * ahead
+    fed += [fork for step in steps for fork in step if fork is not None]
     positions = []
     for segment in fed:
         positions.append(segment.end)

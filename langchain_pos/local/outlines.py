@@ -1,0 +1,115 @@
+"""A skeleton while our own engine writes it: the grammar forces its form, its bounds its length."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from langchain_pos.engine.constraints import Constraint
+from langchain_pos.engine.cpu.row_cost import DRAFT_ROWS
+from langchain_pos.engine.decoding.drafts import NO_DRAFT, Draft, PromptLookup
+from langchain_pos.engine.sampling import Logprobs, SamplingParams
+from langchain_pos.engine.tokenization.text import encode_continuation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from langchain_pos.engine.decoding.sequence import DecodingSequence
+    from langchain_pos.engine.engine import Engine
+    from langchain_pos.local.trunk import LocalTrunk
+    from langchain_pos.reasoning.decoder import Outline, Written
+
+
+class OutlineInProgress:
+    """A skeleton that is being written after a trunk.
+
+    Args:
+        engine: the model.
+        trunk: what it stands on; its tokens go into the trunk's segment.
+        outline: to be written.
+        unfed: the trunk's tokens that the model has not read, and those of the outline's beginning.
+        sampling: parameters; the outline has its own temperature.
+        drafts: whether to guess tokens ahead.
+
+    Attributes:
+        sequence: decodes it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        trunk: LocalTrunk,
+        outline: Outline,
+        unfed: Sequence[int],
+        sampling: SamplingParams,
+        *,
+        drafts: bool,
+    ) -> None:
+        self._engine = engine
+        self._outline = outline
+        self._skeleton = outline.skeleton
+        self._bounds = outline.skeleton.bounds(outline.max_tokens)
+        self._logprobs = Logprobs()
+        self.sequence = engine.sequence(
+            trunk.segment,
+            unfed,
+            max_new_tokens=2 * outline.max_tokens,  # a safeguard: the bounds end it before
+            sampling=replace(sampling, temperature=outline.temperature),
+            seed=outline.seed,
+            constraint=Constraint("ebnf", outline.skeleton.grammar),
+            context_ids=trunk.fed,
+            on_text=outline.on_text,
+            lookup=PromptLookup(trunk.fed) if drafts else None,
+            guess=self._guess if drafts else None,
+            on_token=self._keep_within_bounds,
+            logprobs=self._logprobs,
+        )
+
+    @property
+    def is_plan(self) -> bool:
+        """Whether it has steps enough."""
+        return self._skeleton.is_plan(self._text(self.sequence))
+
+    def whole(self, written: Written) -> Written:
+        """The same, as far as it counts, and how much went against the model."""
+        text, count = self._bounds.kept(self._skeleton.begin + written.text)
+        chosen = self._logprobs.sampled(self.sequence.token_ids)[:count]
+        pressure = abs(sum(chosen)) / len(chosen) if chosen else None
+        return replace(written, text=text.removeprefix(self._skeleton.begin), pressure=pressure)
+
+    def _text(self, sequence: DecodingSequence) -> str:
+        return self._skeleton.begin + sequence.text
+
+    def _keep_within_bounds(self, sequence: DecodingSequence) -> None:
+        likely = partial(self._logprobs.sampled, sequence.token_ids)
+        bounds = self._bounds
+        bounds.note(self._text(sequence), len(sequence.token_ids), likely)
+        forced = bounds.text_to_force(self._text(sequence), len(sequence.token_ids))
+        if forced and sequence.force(forced):
+            bounds.note(self._text(sequence), len(sequence.token_ids), likely)
+        if bounds.over and not forced and sequence.finish_reason is None:
+            sequence.finish("stop")
+
+    def _guess(self, sequence: DecodingSequence) -> Draft:
+        """The next titles, where the records in the question have a pattern."""
+        text = self._text(sequence)
+        most = max(self._engine.scheduler.budget.draft_rows, DRAFT_ROWS)  # a pass takes fewer
+        encode = partial(encode_continuation, self._engine.tokenizer)
+        mark = text.rpartition("\n")[2]
+        head = encode(mark)
+        token_ids: list[int] = []
+        expected: list[int | None] = []
+        for title, closing in self._skeleton.guess(text, most // 4):
+            both = encode(mark + title)
+            token_ids += both[len(head) :] if both[: len(head)] == head else encode(title)
+            expected += token_ids[len(expected) :]
+            close, choice = encode(closing), encode(closing[:1])
+            if len(choice) != 1 or len(token_ids) >= most:
+                break
+            # The model chooses the first character; what that forces is encoded as one text.
+            token_ids += close
+            expected += [choice[0], *[None] * (len(close) - 1)]
+        if not token_ids:
+            return NO_DRAFT
+        return Draft(tuple(token_ids), tuple(expected), "caller").shortened(most)
