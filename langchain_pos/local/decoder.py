@@ -243,15 +243,14 @@ class LocalDecoder:
                 self._engine.release(aside.segment)
         trunk = _local(trunk)
         where = len(trunk.token_ids)
-        begun = OutlineInProgress(
-            self._engine,
+        begun = OutlineInProgress(self._engine, outline)
+        skeleton = begun.sequence(
             trunk,
-            outline,
             self._to_feed(trunk, outline.skeleton.begin),
             self._sampling,
             drafts=self._settings.drafts,
         )
-        sequences, first = [begun.sequence], None
+        sequences, first = [skeleton], None
         if outline.first is not None:
             lookup = PromptLookup(trunk.token_ids) if self._settings.drafts else None
             opening = trunk.encode(outline.first.opening)
@@ -266,18 +265,20 @@ class LocalDecoder:
                 self._count(sequence)
                 if sequence.finish_reason != "cancelled":
                     outline.on_first(self._branch_written(first))
-            elif not begun.is_plan and first.sequence.finish_reason is None:
+            elif first.sequence.finish_reason is None and not outline.is_plan(written()):
                 first.sequence.finish("cancelled")  # it is nobody's example
 
-        sequence = begun.sequence
+        def written() -> Written:
+            return begun.whole(self._written(skeleton, where))
+
         try:
             await decode(sequences, on_end=ended)
         finally:
-            self._count(sequence)
-        self._engine.truncate(trunk.segment, sequence.end_of_seen)
-        if sequence.error is not None:
-            raise NonFiniteLogitsError(sequence.error)
-        return begun.whole(self._written(sequence, where))
+            self._count(skeleton)
+        self._engine.truncate(trunk.segment, skeleton.end_of_seen)
+        if skeleton.error is not None:
+            raise NonFiniteLogitsError(skeleton.error)
+        return written()
 
     async def write_branches(
         self,

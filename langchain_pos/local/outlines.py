@@ -22,36 +22,36 @@ if TYPE_CHECKING:
 
 
 class OutlineInProgress:
-    """A skeleton that is being written after a trunk.
+    """A skeleton that is being written.
 
     Args:
         engine: the model.
-        trunk: what it stands on; its tokens go into the trunk's segment.
         outline: to be written.
-        unfed: the trunk's tokens that the model has not read, and those of the outline's beginning.
-        sampling: parameters; the outline has its own temperature.
-        drafts: whether to guess tokens ahead.
-
-    Attributes:
-        sequence: decodes it.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        trunk: LocalTrunk,
-        outline: Outline,
-        unfed: Sequence[int],
-        sampling: SamplingParams,
-        *,
-        drafts: bool,
-    ) -> None:
+    def __init__(self, engine: Engine, outline: Outline) -> None:
         self._engine = engine
         self._outline = outline
         self._skeleton = outline.skeleton
         self._bounds = outline.skeleton.bounds(outline.max_tokens)
         self._logprobs = Logprobs()
-        self.sequence = engine.sequence(
+
+    def sequence(
+        self, trunk: LocalTrunk, unfed: Sequence[int], sampling: SamplingParams, *, drafts: bool
+    ) -> DecodingSequence:
+        """What decodes it.
+
+        It is not kept here: it refers to this object, and a ring of references would keep the
+        model's weights until the garbage collector runs.
+
+        Args:
+            trunk: what it stands on; its tokens go into the trunk's segment.
+            unfed: the trunk's tokens that the model has not read, and those of its own beginning.
+            sampling: parameters; the outline has its own temperature.
+            drafts: whether to guess tokens ahead.
+        """
+        outline = self._outline
+        return self._engine.sequence(
             trunk.segment,
             unfed,
             max_new_tokens=2 * outline.max_tokens,  # a safeguard: the bounds end it before
@@ -66,15 +66,10 @@ class OutlineInProgress:
             logprobs=self._logprobs,
         )
 
-    @property
-    def is_plan(self) -> bool:
-        """Whether it has steps enough."""
-        return self._skeleton.is_plan(self._text(self.sequence))
-
     def whole(self, written: Written) -> Written:
         """The same, as far as it counts, and how much went against the model."""
         text, count = self._bounds.kept(self._skeleton.begin + written.text)
-        chosen = self._logprobs.sampled(self.sequence.token_ids)[:count]
+        chosen = self._logprobs.sampled(written.token_ids)[:count]
         pressure = abs(sum(chosen)) / len(chosen) if chosen else None
         return replace(written, text=text.removeprefix(self._skeleton.begin), pressure=pressure)
 

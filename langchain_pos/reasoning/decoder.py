@@ -43,9 +43,9 @@ class Outline:
         on_text: called with every piece.
         list_began: of a list that goes on, a copy of the trunk from before it began. The skeleton
             is written there, after the steps so far (`Skeleton.so_far`).
-        first: the first step's branch, to be written beside the skeleton, as far as it gets while
-            that comes to something.
-        on_first: called with it when it has ended.
+        first: the first step's branch, to be written beside the skeleton.
+        is_plan: whether that has come to something, so that the branch is worth waiting for.
+        on_first: called with the branch when it has ended.
     """
 
     skeleton: Skeleton
@@ -55,7 +55,8 @@ class Outline:
     on_text: Callable[[str], None]
     list_began: Trunk | None = None
     first: BranchTask | None = None
-    on_first: Callable[[Written], None] = lambda written: None
+    is_plan: Callable[[Written], bool] = lambda skeleton: True
+    on_first: Callable[[Written], None] = lambda branch: None
 
 
 @dataclass(frozen=True)

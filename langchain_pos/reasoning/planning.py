@@ -226,6 +226,12 @@ class Planner(StageWriter):
         began, temperature = self._progress.now, self._settings.temperature
         begun: list[First] = []
 
+        def is_plan(written: Written) -> bool:
+            try:
+                return self._read(skeleton, written, mend=True) is not None
+            except PlanFormatError:
+                return False
+
         def on_first(written: Written) -> None:
             # What its budget has cut is no example, unless the caller will have it so.
             whole = written.finish_reason == "stop" or self._settings.visibility == "first"
@@ -238,7 +244,13 @@ class Planner(StageWriter):
             )
         else:
             written = await self._write(
-                trunk, skeleton, max_tokens, temperature, first=first, on_first=on_first
+                trunk,
+                skeleton,
+                max_tokens,
+                temperature,
+                first=first,
+                is_plan=is_plan,
+                on_first=on_first,
             )
             trunk.keep(written, 0)
         plan = self._read(skeleton, written, mend=True)

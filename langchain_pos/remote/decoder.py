@@ -255,13 +255,14 @@ class RemoteDecoder:
         try:
             await self._write(sink, trunk, call, outline.skeleton.begin)
             text = sink.whole()
-            if first is not None and outline.skeleton.is_plan(outline.skeleton.begin + text):
+            written = Written(text, text, "stop", sink.usage, where=len(trunk.text))
+            if first is not None and outline.is_plan(written):
                 outline.on_first(await first)
         finally:
             if first is not None:
                 first.cancel()
                 await asyncio.gather(first, return_exceptions=True)
-        return Written(text, text, "stop", sink.usage, where=len(trunk.text))
+        return written
 
     def _outline_stop(self, outline: Outline) -> tuple[str, ...]:
         """The text that ends a skeleton, where no grammar does."""

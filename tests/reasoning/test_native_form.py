@@ -48,7 +48,7 @@ class TestAList:
 
     def test_a_branch_sees_the_question_the_lead_in_and_itself(self) -> None:
         """The skeleton is cut away; nothing is said to the model but the question."""
-        llm, script = native_llm(LIST)
+        llm, script = native_llm(LIST, visibility="isolated")
         llm.invoke("Who?")
         (ben,) = [f for feeds in script.passes for f in feeds if f.text == "2. **Ben**:"]
         assert ben.seen == f"Question: {ASKED}Some of them:\n\n"

@@ -45,7 +45,7 @@ def test_streams_drafts_and_errors_agree(seed: int) -> None:
         "max_conclusion_tokens": draw.choice([1, 30, 100]),
         "max_branch_tokens": draw.choice([1, 5, 24]),
         "join": draw.choice(["reprefill", "reuse"]),
-        "visibility": draw.choice(["isolated", "titles"]),
+        "visibility": draw.choice(["auto", "isolated", "titles"]),
         "stop": draw.choice([(), ("END",), ("\n",), ("####",)]),
     }
     llm, _ = scripted_llm(rules, tokenizer=tokenizer, positions=draw.choice([150, 400, 2048]))
