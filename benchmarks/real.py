@@ -11,6 +11,7 @@ engine, greedily; then the texts are scored by the same model after the bare que
 - odd heads: titles that repeat one another, or are empty of content
 - log-prob: mean log-probability of the parallel text's tokens minus that of the sequential text's
 - twice: sentences that stand in two branches, of all sentences in branches
+- twice, sequential: the same of the entries of lists in their sequential answers
 - passes, seconds, tokens: sequential over parallel, of the questions written in parallel; a
   sequential answer may have `--sequential-tokens`, so that a budget that leaves each branch whole
   does not cut it
@@ -38,6 +39,7 @@ from langchain_pos.engine.forest.segments import Ledger
 from langchain_pos.reasoning.chat_template import encode_prompt
 from langchain_pos.reasoning.markdown_list import first_head
 
+_ENTRY = re.compile(r"^(?:[0-9]{1,2}[.)] |[-*•] |#{2,4} |\*\*)", re.MULTILINE)
 _ODD = re.compile(r"(?:title|step|point|item|conclusion)?\s*[\d.…:]*", re.IGNORECASE)
 
 
@@ -52,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--quantization", help="of ours: int8; none if omitted")
     parser.add_argument("--outline", default="native", choices=["native", "ask", "paper"])
+    parser.add_argument("--visibility", default="auto", choices=["auto", "isolated", "first"])
     parser.add_argument("--data", type=Path, help="folder with everyday.jsonl")
     args = parse(parser, argv, tiny=False)
     lines = (data_folder(args.data) / "everyday.jsonl").read_text(encoding="utf-8").splitlines()
@@ -66,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         dtype=args.dtype,
         quantization=args.quantization,
         outline=args.outline,
+        visibility=args.visibility,
         max_sequential_tokens=args.sequential_tokens,
         max_branch_tokens=args.tokens,
         max_conclusion_tokens=args.tokens,
@@ -77,8 +81,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         last = answers[-1]
         print(f"{number}/{len(questions)} {last['mode']} {row['prompt'][:60]!r}", flush=True)
     name = without_folder(args)
-    suffix = "" if args.outline == "native" else f"_{args.outline}"
-    args.name = args.name or f"real_{name}{suffix}"
+    chosen = [args.outline] * (args.outline != "native")
+    chosen += [args.visibility] * (args.visibility != "auto") + [args.dtype] * (
+        args.dtype != "auto"
+    )
+    args.name = args.name or "_".join([f"real_{name}", *chosen])
     publish("real", [_row(name, answers)], args, answers=answers, engine=llm.engine.describe())
 
 
@@ -88,8 +95,7 @@ def _answer(llm: ParallelReasoningLLM, row: dict[str, Any]) -> dict[str, Any]:
     plain = llm.invoke(row["prompt"], mode="sequential")
     prompt = encode_prompt(llm.engine.tokenizer, [("user", row["prompt"])])
     parallel = native.mode == "parallel"
-    sentences = [set(_sentences(branch.text)) for branch in native.branches]
-    every = [sentence for some in sentences for sentence in some]
+    every, twice = _twice([branch.text for branch in native.branches])
     return {
         "line": row["line"],  # of the file: the questions themselves are not ours to publish
         "suits": bool(row["parallel"]),
@@ -104,8 +110,9 @@ def _answer(llm: ParallelReasoningLLM, row: dict[str, Any]) -> dict[str, Any]:
         "odd": _odd([branch.title for branch in native.branches]),
         "log_prob": mean_log_prob(llm.engine, prompt, native.text) if parallel else None,
         "sequential_log_prob": mean_log_prob(llm.engine, prompt, plain.conclusion),
-        "sentences": len(every),
-        "twice": len(every) - len(set(every)),
+        "sentences": every,
+        "twice": twice,
+        "sequential_twice": _twice(_ENTRY.split(plain.conclusion)[1:]) if parallel else None,
         "passes": [native.forward_passes.total, plain.forward_passes.total],
         "tokens": [_tokens(llm, native), _tokens(llm, plain)],
         "seconds": [native.timings.total, plain.timings.total],
@@ -119,6 +126,12 @@ def _tokens(llm: ParallelReasoningLLM, result: ReasoningResult) -> int:
 def _sentences(text: str) -> list[str]:
     parts = re.split(r"(?<=[.!?。！？])\s+|\n+", text)
     return [part.strip(" -*") for part in parts if len(part.split()) > 3]
+
+
+def _twice(texts: Sequence[str]) -> tuple[int, int]:
+    """Sentences in all texts, and how many of them stand in an earlier one, too."""
+    every = [sentence for text in texts for sentence in set(_sentences(text))]
+    return len(every), len(every) - len(set(every))
 
 
 def _odd(titles: Sequence[str]) -> int:
@@ -161,6 +174,9 @@ def _row(name: str, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "odd heads": f"{sum(a['odd'] for a in parallel)}/{heads}",
         "log-prob": round(statistics.mean(gaps), 3) if gaps else None,
         "twice": f"{sum(a['twice'] for a in parallel)}/{sentences}",
+        "twice, sequential": "{1}/{0}".format(
+            *(sum(a["sequential_twice"][place] for a in parallel) for place in (0, 1))
+        ),
         "passes": _ratio(parallel, "passes"),
         "seconds": _ratio(parallel, "seconds"),
         "tokens": _ratio(parallel, "tokens"),

@@ -31,7 +31,7 @@ from langchain_pos.reasoning.markdown_list import (
     heads,
     may_be_head,
 )
-from langchain_pos.results.data import Plan, Step
+from langchain_pos.results.data import STEP_MARK, Plan, Step
 
 if TYPE_CHECKING:
     from langchain_pos.reasoning.settings import ReasoningSettings
@@ -55,6 +55,17 @@ _SEQUENTIAL = re.compile(
     re.IGNORECASE,
 )
 """Titles of parts that build on one another, or that are parts of one text."""
+_PROCEDURE = re.compile(
+    r"\b(?:the|these|those|following)\s+(?:\w+\s+){0,2}steps\b|\bstep[- ]by[- ]step\b"
+    r"|\b(?:diese|folgende)n?\s+(?:\w+\s+)?schritte|\bschritt für schritt\b"
+    r"|\b(?:étapes suivantes|étape par étape|siguientes pasos|estos pasos|paso a paso)\b"
+    r"|\b(?:следующие шаги|эти шаги|шаг за шагом|пошагов)|步[骤驟]",
+    re.IGNORECASE,
+)
+"""Lines that lead in to steps of which each needs the one before. Measured on the first 160 tokens
+that Qwen2.5-Coder-0.5B answers to 299 everyday questions: of the lists in answers that a person
+judged not to suit parallel writing, 21 of 37 begin so; of those that suit, 5 of 55. "Some steps you
+can take" leads in to advice as a rule (1 of 37, 4 of 55)."""
 
 
 class NativeSkeleton(Skeleton):
@@ -179,7 +190,7 @@ def _fault(titles: Sequence[str], before: int = 0) -> str | None:
     if len(titles) > 1 and len(uncounted) == 1:
         return f"{titles[0]!r} and {titles[1]!r} only count, so their branches would be the same"
     for title in titles:
-        if len(title) > LONGEST_TITLE or _EMPTY_TITLE.fullmatch(title):
+        if len(title) > LONGEST_TITLE or _EMPTY_TITLE.fullmatch(title) or STEP_MARK in title:
             return f"{title!r} is not the title of an entry"
     return None
 
@@ -200,7 +211,7 @@ def _without(place: int, title: str) -> str:
 
 
 def _words(title: str) -> str:
-    return " ".join(re.findall(r"\w+", title.casefold()))
+    return " ".join(re.findall(r"\w+|[+#]+", title.casefold()))  # C, C++ and C# differ
 
 
 class NativeBounds:
@@ -312,14 +323,15 @@ class NativeForm(Form):
         return ""
 
     def opened(self, text: str, after: Sequence[Plan] = ()) -> OpenedStep | None:
-        """See `Form`. A head that no entry of a plan may have opens nothing.
+        """See `Form`. A head that no entry of a plan may have opens nothing, nor does a procedure.
 
         The list before may go on: what was too unlikely with its bodies left out may follow them.
         """
         number = _next_number(after)
         for head in heads(text, number):
             if number is None or head.mark.first != number:
-                fits = _fault([head.title]) is None
+                lead = text[: head.start].rstrip().rpartition(NEW_LINE)[2]
+                fits = _fault([head.title]) is None and not _PROCEDURE.search(lead)
                 return OpenedStep(head.title, head.start, (head, ())) if fits else None
             known = _titles_so_far(after)
             if not _goes_on(head, after[-1]):

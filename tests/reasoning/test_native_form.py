@@ -80,6 +80,19 @@ class TestAList:
         llm, _ = native_llm(rules)
         assert [b.title for b in llm.invoke("Who?").branches] == ["Ann", "Ben"]
 
+    def test_titles_that_differ_in_marks_alone_are_different(self) -> None:
+        """C, C++ and C# are three languages."""
+        text = "1. **C**: ...\n\n2. **C++**: ...\n\n3. **C#**: ...\n\n4. **c**: ...\n\n"
+        plan = _skeleton("1. **C**: ...").read(text)
+        assert plan is not None
+        assert plan.titles == ("C", "C++", "C#")
+
+    def test_a_title_with_the_papers_mark_in_it_is_none(self) -> None:
+        """A step's title may not hold it: the answer goes on, and does not fail."""
+        assert NATIVE_FORM.opened("1. **a ####b**: c") is None
+        with pytest.raises(PlanFormatError, match="not the title"):
+            _skeleton("1. **Ann**: ...").read("1. **Ann**: ...\n\n2. **a ####b**: ...\n\n")
+
     def test_it_may_go_on_after_its_entries(self) -> None:
         """The model sees the bodies, and lists on: a further block, which goes on counting."""
         llm, script = native_llm(GOES_ON)
@@ -303,6 +316,35 @@ class TestDeclined:
             "### Ben\n": "Do on.",
         }
         llm, script = native_llm(rules)
+        assert "no list" in str(self.same_as_sequentially(llm).fallback_reason)
+        half = len(script.passes) // 2
+        assert [f.text for p in script.passes[:half] for f in p] == [
+            f.text for p in script.passes[half:] for f in p
+        ]
+
+    @pytest.mark.parametrize(
+        ("lead", "procedure"),
+        [
+            ("To open it, you can follow these steps:", True),
+            ("Here are the main steps:", True),
+            ("Here is the step-by-step process:", True),
+            ("Gehen Sie folgende Schritte:", True),
+            ("请按照以下步骤操作：", True),
+            ("Here are some steps you can take:", False),
+            ("It takes several steps. Here are some tips:", False),
+            ("Sie können folgende Fortschritte erwarten:", False),
+            ("Follow these steps.\n\nHere are some tips:", False),
+        ],
+    )
+    def test_a_procedure_opens_nothing(self, lead: str, procedure: bool) -> None:
+        """Each of its steps needs those before; the line before the list says so."""
+        text = f"{lead}\n\n1. **Ann**: is tall\n   - **old**: yes\n\n2. **Ben**:"
+        assert (NATIVE_FORM.opened(text) is None) is procedure
+
+    def test_a_procedure_is_written_in_as_many_passes(self) -> None:
+        """Nothing is tried that would be taken back."""
+        lead = "To do it, follow these steps:\n\n"
+        llm, script = native_llm({ASKED: f"{lead}1. **Ann**: Do.\n\n2. **Ben**: Go."})
         assert "no list" in str(self.same_as_sequentially(llm).fallback_reason)
         half = len(script.passes) // 2
         assert [f.text for p in script.passes[:half] for f in p] == [
