@@ -81,10 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         last = answers[-1]
         print(f"{number}/{len(questions)} {last['mode']} {row['prompt'][:60]!r}", flush=True)
     name = without_folder(args)
-    chosen = [args.outline] * (args.outline != "native")
-    chosen += [args.visibility] * (args.visibility != "auto") + [args.dtype] * (
-        args.dtype != "auto"
-    )
+    usual = {"outline": "native", "visibility": "auto", "dtype": "auto"}
+    chosen = [value for key, value in vars(args).items() if usual.get(key, value) != value]
     args.name = args.name or "_".join([f"real_{name}", *chosen])
     publish("real", [_row(name, answers)], args, answers=answers, engine=llm.engine.describe())
 
