@@ -54,12 +54,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--quantization", help="of ours: int8; none if omitted")
     parser.add_argument("--outline", default="native", choices=["native", "ask", "paper"])
+    parser.add_argument("--suiting", action="store_true", help="only questions whose answers suit")
     parser.add_argument("--visibility", default="auto", choices=["auto", "isolated", "first"])
     parser.add_argument("--data", type=Path, help="folder with everyday.jsonl")
     args = parse(parser, argv, tiny=False)
     lines = (data_folder(args.data) / "everyday.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [{**json.loads(line), "line": number} for number, line in enumerate(lines, 1)]
     asked = random.Random(1).sample(rows, len(rows))
+    if args.suiting:
+        asked = [row for row in asked if row["parallel"]]
     questions = asked[: 2 if args.quick else args.questions]
     if args.quick:
         args.sequential_tokens = args.tokens
@@ -83,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = without_folder(args)
     usual = {"outline": "native", "visibility": "auto", "dtype": "auto"}
     chosen = [value for key, value in vars(args).items() if usual.get(key, value) != value]
+    chosen += ["suiting"] * args.suiting
     args.name = args.name or "_".join([f"real_{name}", *chosen])
     publish("real", [_row(name, answers)], args, answers=answers, engine=llm.engine.describe())
 
