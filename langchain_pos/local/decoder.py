@@ -145,6 +145,7 @@ class LocalDecoder:
         self._prompts: dict[str, list[int]] = {}
         self._request: Request[ReasoningResult]  # from `start` on
         self._branches: list[DecodingSequence] = []  # of the last block, for a join that reuses
+        self._begun: _Branch | None = None  # beside a skeleton, and not finished there
 
     # ------------------------------------------------------------------- its size
 
@@ -219,6 +220,7 @@ class LocalDecoder:
     def open(self, messages: Messages) -> LocalTrunk:
         """See `Decoder`. Nothing is fed yet."""
         before = list(self._request.ledger.segments)
+        self._begun = None
         token_ids = self.encode(messages)
         root = self._engine.scheduler.root(self._request, token_ids)
         for segment in before:  # after the new root exists: what they share is not parked
@@ -241,6 +243,7 @@ class LocalDecoder:
                 return await self.write_outline(aside, replace(outline, list_began=None))
             finally:
                 self._engine.release(aside.segment)
+        self._drop()
         trunk = _local(trunk)
         where = len(trunk.token_ids)
         begun = OutlineInProgress(self._engine, outline)
@@ -265,16 +268,26 @@ class LocalDecoder:
                 self._count(sequence)
                 if sequence.finish_reason != "cancelled":
                     outline.on_first(self._branch_written(first))
-            elif first.sequence.finish_reason is None and not outline.is_plan(written()):
+            elif first.sequence.finish_reason is None and (
+                sequence.error is not None or not outline.is_plan(written())
+            ):
                 first.sequence.finish("cancelled")  # it is nobody's example
+
+        def waited_for(sequence: DecodingSequence) -> bool:
+            return skeleton.finish_reason is not None and len(sequence.token_ids) >= outline.wait
 
         def written() -> Written:
             return begun.whole(self._written(skeleton, where))
 
         try:
-            await decode(sequences, on_end=ended)
+            await decode(sequences, on_end=ended, enough=waited_for)
         finally:
             self._count(skeleton)
+        if first is not None and first.sequence.finish_reason is None:
+            self._begun = first
+            self._progress.output_tokens += len(first.sequence.token_ids)
+            text, usage = first.sequence.text, _usage(first.sequence)
+            outline.on_first(Written(text, text, "length", usage, unfinished=True))
         self._engine.truncate(trunk.segment, skeleton.end_of_seen)
         if skeleton.error is not None:
             raise NonFiniteLogitsError(skeleton.error)
@@ -313,7 +326,10 @@ class LocalDecoder:
         def sequences() -> Iterator[DecodingSequence]:
             for index, (task, opening) in enumerate(zip(tasks, openings, strict=True)):
                 on_start(index)
-                branch = self._begin(task, opening, trunk, known, lookup)
+                if task.goes_on and self._begun is not None:
+                    branch = self._take_up(self._begun, task)
+                else:
+                    branch = self._begin(task, opening, trunk, known, lookup)
                 running[branch.sequence] = index, branch
                 if keeps:
                     self._branches.append(branch.sequence)
@@ -361,6 +377,20 @@ class LocalDecoder:
         )
         return _Branch(sequence, closer)
 
+    def _take_up(self, branch: _Branch, task: BranchTask) -> _Branch:
+        """The branch that was left unfinished, with the budget that the plan gives it."""
+        self._begun = None
+        if branch.closer is not None:
+            branch.closer.budget = task.max_tokens
+        branch.sequence.go_on(task.max_tokens, task.on_text)
+        return branch
+
+    def _drop(self) -> None:
+        """What was left unfinished is of no use: no plan came of its skeleton."""
+        if self._begun is not None:
+            self._engine.release(self._begun.sequence.segment)
+            self._begun = None
+
     def _branch_written(self, branch: _Branch) -> Written:
         closed = branch.closer is not None and branch.closer.closed
         return replace(self._written(branch.sequence), closed=closed)
@@ -376,6 +406,7 @@ class LocalDecoder:
 
     async def write(self, trunk: Trunk, passage: Passage) -> Written:
         """See `Decoder`."""
+        self._drop()
         trunk, constraint = _local(trunk), passage.options.constraint
         lead = ""
         if passage.new_line and constraint is None:

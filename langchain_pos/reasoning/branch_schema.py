@@ -178,17 +178,18 @@ class Closer:
         encode: text to tokens, as the sequence encodes what is forced.
 
     Attributes:
+        budget: as given.
         closed: whether it has closed the text.
     """
 
     def __init__(self, budget: int, encode: Callable[[str], list[int]]) -> None:
+        self.budget = budget
         self.closed = False
-        self._budget = budget
         self._encode = encode
 
     def __call__(self, sequence: DecodingSequence) -> None:
         """Look at the text after a token."""
-        left = self._budget - len(sequence.token_ids)
+        left = self.budget - len(sequence.token_ids)
         if left > _ROOM_TO_CLOSE or sequence.constraint is None:
             return
         tail = closing(sequence.text, sequence.constraint)

@@ -44,8 +44,9 @@ class Outline:
         list_began: of a list that goes on, a copy of the trunk from before it began. The skeleton
             is written there, after the steps so far (`Skeleton.so_far`).
         first: the first step's branch, to be written beside the skeleton.
-        is_plan: whether that has come to something, so that the branch is worth waiting for.
-        on_first: called with the branch when it has ended.
+        wait: the tokens of that branch which are waited for, once the skeleton is there.
+        is_plan: whether it has come to something, so that the branch is worth waiting for.
+        on_first: called with the branch when it has ended, or is left unfinished.
     """
 
     skeleton: Skeleton
@@ -55,6 +56,7 @@ class Outline:
     on_text: Callable[[str], None]
     list_began: Trunk | None = None
     first: BranchTask | None = None
+    wait: int = 0
     is_plan: Callable[[Written], bool] = lambda skeleton: True
     on_first: Callable[[Written], None] = lambda branch: None
 
@@ -73,6 +75,7 @@ class BranchTask:
         strip: what is left out at its ends; see `StoppedText`.
         end: a further rule by which it ends.
         on_text: called with every piece of its body.
+        goes_on: it is the one that was left unfinished beside the skeleton.
     """
 
     opening: str
@@ -84,6 +87,7 @@ class BranchTask:
     strip: bool | str
     end: TextEnd | None
     on_text: Callable[[str], None]
+    goes_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,7 @@ class Written:
         pressure: of a skeleton; see `Plan`.
         closed: whether JSON was closed for the model because its budget was about to end.
         own: where `raw` leaves what was settled before and is only written again.
+        unfinished: it is no end: its decoder can go on with it.
     """
 
     text: str
@@ -146,6 +151,7 @@ class Written:
     pressure: float | None = None
     closed: bool = False
     own: int = 0
+    unfinished: bool = False
     where: Any = field(default=None, repr=False)
     """Where the trunk stood when it was written; the decoder's own business."""
 
@@ -219,7 +225,8 @@ class Decoder(Footprint, Protocol):
     async def write_outline(self, trunk: Trunk, outline: Outline) -> Written:
         """Write a skeleton after the trunk and its beginning; `text` begins after that.
 
-        It returns when the first step's branch has ended, too, if that is written beside it.
+        Where the first step's branch is written beside it, that is waited for as well: until it
+        has ended, or has the tokens that it is given.
 
         Raises:
             PlanFormatError: it ended before there was a plan.

@@ -33,23 +33,56 @@ if TYPE_CHECKING:
 
 EXAMPLE = 64
 """Tokens of a first entry that the others may see by default. A list's entries take some 24 to 60.
-Longer ones are written in parallel with the rest: to wait for them would cost as much again."""
+A longer one is finished beside the others: to wait for it would cost as much again."""
 _ENTRIES = 5
 """For so many entries such as the first one there must be room, or it is not written ahead."""
 
 
-class First(NamedTuple):
-    """The first branch of a plan, written before the others.
+class Ahead(NamedTuple):
+    """The first branch of a plan that is not there yet.
 
     Attributes:
-        written: its body.
+        task: the branch.
+        tokens: of it that are waited for.
+    """
+
+    task: BranchTask
+    tokens: int
+
+
+class First(NamedTuple):
+    """What was written of the first branch before the others.
+
+    Attributes:
+        written: its body, perhaps unfinished.
         started: seconds from the request's start to when it was begun.
-        ended: the same to its end.
+        ended: the same to where it ended, or was left.
     """
 
     written: Written
     started: float
     ended: float
+
+    @property
+    def text(self) -> str | None:
+        """Its text, if it is finished."""
+        return None if self.written.unfinished else self.written.text
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of its body."""
+        return self.written.usage.output_tokens
+
+
+def is_example(first: First | None, question: Question) -> bool:
+    """Whether the other branches see what was written of the first one."""
+    if first is None or not first.text or first.written.failure is not None:
+        return False
+    written, schema = first.written, question.schema
+    if schema is not None and schema.read(written.text, written.finish_reason)[1] is not None:
+        return False
+    short = written.finish_reason == "stop" and not written.closed and first.tokens <= EXAMPLE
+    return short or question.settings.visibility == "first"
 
 
 class Layout(NamedTuple):
@@ -68,7 +101,12 @@ class Layout(NamedTuple):
 
 
 def lay_out(
-    decoder: Decoder, question: Question, trunk: Trunk, plan: Plan, first: str | None = None
+    decoder: Decoder,
+    question: Question,
+    trunk: Trunk,
+    plan: Plan,
+    first: str | None = None,
+    uncounted: int = 0,
 ) -> Layout:
     """What the branches see and how they begin, and the budget of each.
 
@@ -77,7 +115,9 @@ def lay_out(
         question: what is asked, and its bounds.
         trunk: what the branches stand on.
         plan: the steps.
-        first: the first step's body, if it is written; then the others are laid out, which see it.
+        first: the first step's body, if it is finished; then the others are laid out, which see it
+            unless it is empty.
+        uncounted: tokens to add to those of the answer so far.
 
     Raises:
         ContextLengthError: there is no room for all of them.
@@ -91,7 +131,7 @@ def lay_out(
     thinking = settings.max_branch_thinking_tokens if decoder.may_think else 0
     lengths = [decoder.tokens(trunk, opening, after=seen) + thinking for opening in openings]
     most = [step.max_tokens or settings.max_branch_tokens for _, step in steps]
-    written = question.progress.output_tokens + thinking * len(openings)
+    written = question.progress.output_tokens + uncounted + thinking * len(openings)
     # The caller's own steps are written in any case, however short they get.
     given = question.given is not None and plan.steps is question.given.steps
     least = 1 if given else LEAST_BRANCH
@@ -102,8 +142,8 @@ def lay_out(
 class Expander(StageWriter):
     """Has the branches of one question written."""
 
-    def first(self, trunk: Trunk, opened: OpenedStep, blocks: list[Block]) -> BranchTask | None:
-        """The branch of the step that has just opened a block, if it is to be an example.
+    def first(self, trunk: Trunk, opened: OpenedStep, blocks: list[Block]) -> Ahead | None:
+        """The branch of the step that has just opened a block, if it may be an example.
 
         Args:
             trunk: what it stands on.
@@ -111,24 +151,25 @@ class Expander(StageWriter):
             blocks: those before.
         """
         settings, plan = self._settings, self._form.alone(opened)
-        chosen = settings.visibility == "first"
         apart = settings.join == "reuse" or settings.max_branch_thinking_tokens
-        if plan is None or not (chosen or (settings.visibility == "auto" and not apart)):
+        wanted = settings.visibility == "first" or (settings.visibility == "auto" and not apart)
+        if plan is None or not wanted:
             return None
         opening = self._form.opening(plan, 0)
-        most = settings.max_branch_tokens if chosen else min(EXAMPLE, settings.max_branch_tokens)
+        entries = min(_ENTRIES, settings.max_branches)
         try:
-            budgets = self._decoder.budget.branches(
+            share, *_ = self._decoder.budget.branches(
                 trunk.count(),
-                [self._decoder.tokens(trunk, opening)] * _ENTRIES,
-                [most] * _ENTRIES,
+                [self._decoder.tokens(trunk, opening)] * entries,
+                [min(EXAMPLE, settings.max_branch_tokens)] * entries,
                 self._progress.output_tokens,
                 least=EXAMPLE // 2,
             )
         except ContextLengthError:
             return None
-        task = self._task([*blocks, Block(plan=plan)], 0, opening, budgets[0])
-        return replace(task, on_text=lambda piece: None)  # there is no plan yet
+        task = self._task([*blocks, Block(plan=plan)], 0, opening, settings.max_branch_tokens)
+        # There is no plan yet, whose branch it could be.
+        return Ahead(replace(task, on_text=lambda piece: None), share)
 
     async def expand(
         self, trunk: Trunk, blocks: list[Block], first: First | None = None
@@ -138,7 +179,7 @@ class Expander(StageWriter):
         Args:
             trunk: what the branches stand on; left as it is.
             blocks: the last one holds the plan.
-            first: its first branch, if it is written.
+            first: its first branch, as far as it is written.
 
         Returns:
             the branches in the plan's order. One that failed says so, and the others are whole.
@@ -146,15 +187,15 @@ class Expander(StageWriter):
         Raises:
             ServerError: the server failed all of them.
         """
-        plan, begun = blocks[-1].plan, int(blocks[-1].plan.first_seen)
+        plan = blocks[-1].plan
         results = [
             BranchResult(index=index, title=title) for index, title in enumerate(plan.titles)
         ]
         failures: dict[int, ParallelReasoningError] = {}
 
-        def start(index: int, opening: str, started: float) -> None:
+        def start(index: int, reads: str, started: float) -> None:
             results[index] = results[index].model_copy(update={"started": started})
-            self._progress.branch_start(blocks, index, opening)
+            self._progress.branch_start(blocks, index, reads, started)
 
         def end(index: int, written: Written, ended: float) -> None:
             results[index] = self._result(results[index], written, ended)
@@ -166,25 +207,42 @@ class Expander(StageWriter):
             if self._settings.max_branch_thinking_tokens and self._decoder.may_think:
                 layout = await self._thought(trunk, blocks, layout)
             pieces = zip(indices, layout.openings, layout.budgets, strict=False)
+            tasks = [self._task(blocks, *piece) for piece in pieces]
+            if first is not None and not indices[0]:
+                tasks[0] = replace(
+                    tasks[0],
+                    goes_on=True,
+                    max_tokens=max(tasks[0].max_tokens, first.tokens + 1),
+                )
+
+            def on_start(at: int) -> None:
+                if not tasks[at].goes_on:
+                    start(indices[at], layout.seen + layout.openings[at], self._progress.now)
+
             await self._decoder.write_branches(
                 trunk,
                 layout.seen,
-                [self._task(blocks, *piece) for piece in pieces],
+                tasks,
                 parallel=self._settings.max_parallel_branches,
-                on_start=lambda at: start(indices[at], layout.openings[at], self._progress.now),
+                on_start=on_start,
                 on_end=lambda at, written: end(indices[at], written, self._progress.now),
             )
 
+        done = 0
         if first is not None:
-            self._progress.output_tokens += first.written.usage.output_tokens
             start(0, self._form.opening(plan, 0), first.started)
-            self._progress.branch_text(blocks, 0, first.written.text)
-            end(0, first.written, first.ended)
-        elif begun:
+            if not first.written.unfinished:
+                self._progress.output_tokens += first.tokens
+                self._progress.branch_text(blocks, 0, first.written.text)
+                end(0, first.written, first.ended)
+                done = 1
+        if plan.first_seen and not done:
             await write(lay_out(self._decoder, self._question, trunk, plan), range(1))
-        seen = results[0].text if begun else None
+            done = 1
+        shown = plan.first_seen and results[0].error is None
+        seen = (results[0].text if shown else "") if done else None
         layout = lay_out(self._decoder, self._question, trunk, plan, seen)
-        await write(layout, range(begun, len(results)))
+        await write(layout, range(done, len(results)))
         if len(failures) == len(results) and isinstance(failures[0], ServerError):
             raise failures[0]  # what failed is what all of them need, and no branch
         return tuple(results)

@@ -56,10 +56,12 @@ _SEQUENTIAL = re.compile(
 )
 """Titles of parts that build on one another, or that are parts of one text."""
 _PROCEDURE = re.compile(
-    r"\b(?:the|these|those|following)\s+(?:\w+\s+){0,2}steps\b|\bstep[- ]by[- ]step\b"
+    r"\b(?:the|these|those|following)\s+(?:(?!some\b|several\b|few\b|of\b)[\w,-]+\s+){0,3}steps\b"
+    r"(?!\s+(?:that\s+)?you\s+(?:can|could|may|might)\s+take)|\bstep[- ]by[- ]step\b"
     r"|\b(?:diese|folgende)n?\s+(?:\w+\s+)?schritte|\bschritt für schritt\b"
-    r"|\b(?:étapes suivantes|étape par étape|siguientes pasos|estos pasos|paso a paso)\b"
-    r"|\b(?:следующие шаги|эти шаги|шаг за шагом|пошагов)|步[骤驟]",
+    r"|\b(?:les étapes|étapes suivantes|étape par étape)\b"
+    r"|\b(?:los pasos|siguientes pasos|estos pasos|paso a paso)\b"
+    r"|\b(?:следующие шаги|эти шаги|шаг за шагом|пошагов)|(?<!一些)步[骤驟]",
     re.IGNORECASE,
 )
 """Lines that lead in to steps of which each needs the one before. Measured on the first 160 tokens
@@ -331,7 +333,8 @@ class NativeForm(Form):
         for head in heads(text, number):
             if number is None or head.mark.first != number:
                 lead = text[: head.start].rstrip().rpartition(NEW_LINE)[2]
-                fits = _fault([head.title]) is None and not _PROCEDURE.search(lead)
+                fits = _fault([head.title]) is None
+                fits = fits and not any(map(_PROCEDURE.search, (lead, head.title)))
                 return OpenedStep(head.title, head.start, (head, ())) if fits else None
             known = _titles_so_far(after)
             if not _goes_on(head, after[-1]):

@@ -16,13 +16,14 @@ from langchain_pos.engine.seeds import derive_seed
 from langchain_pos.errors import ContextLengthError, PlanFormatError
 from langchain_pos.reasoning.budget import LEAST_ROOM, no_gain
 from langchain_pos.reasoning.decoder import Outline
-from langchain_pos.reasoning.expanding import First, lay_out
+from langchain_pos.reasoning.expanding import First, is_example, lay_out
 from langchain_pos.reasoning.stage import StageWriter
 from langchain_pos.results.data import NO_LIST
 
 if TYPE_CHECKING:
     from langchain_pos.reasoning.concluding import Conclusion
-    from langchain_pos.reasoning.decoder import BranchTask, Decoder, Trunk, Written
+    from langchain_pos.reasoning.decoder import Decoder, Trunk, Written
+    from langchain_pos.reasoning.expanding import Ahead
     from langchain_pos.reasoning.form import Skeleton
     from langchain_pos.reasoning.prompts import Messages
     from langchain_pos.reasoning.question import Question
@@ -38,7 +39,7 @@ class Planner(StageWriter):
     Attributes:
         declined: why no block came of the answer's text.
         unknown: whether it is none of the kinds of questions that the model knows.
-        first: of the last plan, the first branch, if it has been written beside the skeleton.
+        first: of the last plan, the first branch, as far as it was written beside the skeleton.
     """
 
     def __init__(self, decoder: Decoder, question: Question) -> None:
@@ -90,7 +91,7 @@ class Planner(StageWriter):
         return self._with_first(plan), trunk, None
 
     async def plan_further(
-        self, trunk: Trunk, so_far: Conclusion, first: BranchTask | None = None
+        self, trunk: Trunk, so_far: Conclusion, first: Ahead | None = None
     ) -> Plan | None:
         """The plan of a block that text has opened; None, and `declined`, if it is none after all.
 
@@ -99,13 +100,13 @@ class Planner(StageWriter):
             so_far: the text up to there, and that step.
             first: that step's branch, if it is to be written in the meantime.
         """
-        self.first = None
         if so_far.opened is None:
             return None
         skeleton = self._form.skeleton(
             self._settings, self._question.request.question, so_far.opened
         )
-        base, written = trunk.count(skeleton.so_far), self._progress.output_tokens
+        progress = self._progress
+        base, written = trunk.count(skeleton.so_far), progress.output_tokens
         max_tokens = self._decoder.budget.further_plan(base, written)
         if not max_tokens:
             self.declined = (
@@ -114,10 +115,9 @@ class Planner(StageWriter):
             )
             return None
         try:
-            plan, begun = await self._go_on(trunk, so_far.text, skeleton, max_tokens, first)
+            plan = await self._go_on(trunk, so_far.text, skeleton, max_tokens, first)
             if plan is not None:
-                seen = None if begun is None else begun.written.text
-                lay_out(self._decoder, self._question, trunk, plan, seen)
+                self._check_room(trunk, plan)
         except (PlanFormatError, ContextLengthError) as error:  # e.g. no room for all
             self.declined = f"declined: {error}"
             return None
@@ -125,15 +125,30 @@ class Planner(StageWriter):
             return None
         if not so_far.opened.goes_on:
             self._list_began = trunk.copy()
-        if begun is not None:  # its tokens count where the branches' do
-            self._progress.output_tokens -= begun.written.usage.output_tokens
-            self.first = begun
+        if self.first is not None:  # its tokens count where the branches' do
+            progress.output_tokens -= self.first.tokens
         return self._with_first(plan)
+
+    def _check_room(self, trunk: Trunk, plan: Plan) -> None:
+        """See that the branches fit beside what was written of the first one.
+
+        Raises:
+            ContextLengthError: they do not.
+        """
+        first, body, uncounted = self.first, None, 0
+        if first is not None and first.written.unfinished:
+            uncounted = -first.tokens  # they are a part of what that branch gets
+        elif first is not None:
+            body = first.text if is_example(first, self._question) else ""
+        lay_out(self._decoder, self._question, trunk, plan, body, uncounted)
 
     def _with_first(self, plan: Plan) -> Plan:
         """A plan that says whether the other branches see the first one."""
-        chosen = self._settings.visibility == "first" and len(plan.steps) > 1
-        return plan.model_copy(update={"first_seen": chosen or self.first is not None})
+        if self.first is None or self.first.written.unfinished:
+            seen = self._settings.visibility == "first" and len(plan.steps) > 1
+        else:
+            seen = is_example(self.first, self._question)
+        return plan.model_copy(update={"first_seen": seen})
 
     async def _attempts(self) -> tuple[Plan | None, Trunk]:
         """Write the first block's skeleton, with retries.
@@ -201,8 +216,8 @@ class Planner(StageWriter):
         preamble: str,
         skeleton: Skeleton,
         max_tokens: int,
-        first: BranchTask | None,
-    ) -> tuple[Plan | None, First | None]:
+        first: Ahead | None,
+    ) -> Plan | None:
         """Write on the skeleton of a block that text has opened.
 
         Of a list that goes on, it is written where the list began, as its first part was: after
@@ -216,15 +231,15 @@ class Planner(StageWriter):
             first: its first step's branch, if it is to be written in the meantime.
 
         Returns:
-            the plan, None when no second step came of it; and its first branch, if it is written
-            and fit to be an example.
+            the plan, None when no second step came of it. `first` is its first branch, as far as
+            that was written.
 
         Raises:
             PlanFormatError: the steps cannot be used, e.g. because a title occurs twice.
         """
+        self.first = None
         self._progress.plan_text(skeleton.begin)
         began, temperature = self._progress.now, self._settings.temperature
-        begun: list[First] = []
 
         def is_plan(written: Written) -> bool:
             try:
@@ -233,31 +248,21 @@ class Planner(StageWriter):
                 return False
 
         def on_first(written: Written) -> None:
-            # What its budget has cut is no example, unless the caller will have it so.
-            whole = written.finish_reason == "stop" or self._settings.visibility == "first"
-            if whole and written.text and written.failure is None and not written.closed:
-                begun.append(First(written, began, self._progress.now))
+            self.first = First(written, began, self._progress.now)
 
         if skeleton.so_far:
             written = await self._write(
                 trunk, skeleton, max_tokens, temperature, list_began=self._list_began
             )
         else:
-            written = await self._write(
-                trunk,
-                skeleton,
-                max_tokens,
-                temperature,
-                first=first,
-                is_plan=is_plan,
-                on_first=on_first,
-            )
+            beside: dict[str, Any] = {}
+            if first is not None:
+                beside = {"first": first.task, "wait": first.tokens}
+                beside |= {"is_plan": is_plan, "on_first": on_first}
+            written = await self._write(trunk, skeleton, max_tokens, temperature, **beside)
             trunk.keep(written, 0)
         plan = self._read(skeleton, written, mend=True)
-        if plan is None:
-            return None, None
-        preamble = preamble.strip()
-        return plan.model_copy(update={"preamble": preamble}), begun[0] if begun else None
+        return None if plan is None else plan.model_copy(update={"preamble": preamble.strip()})
 
     async def _write(
         self,

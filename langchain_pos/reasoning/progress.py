@@ -133,10 +133,10 @@ class Progress:
         if self.spans is not None:
             self.spans.close_stage(outcome)
 
-    def branch_start(self, blocks: list[Block], index: int, opening: str) -> None:
-        """A branch is about to be begun with this text."""
+    def branch_start(self, blocks: list[Block], index: int, reads: str, started: float) -> None:
+        """A branch is, or was, begun with this text before it."""
         if self.spans is not None:
-            self.spans.open_branch(blocks, index, opening)
+            self.spans.open_branch(blocks, index, reads, started)
 
     # ---------------------------------------------------------------- reporting
 

@@ -178,12 +178,12 @@ class SpanReporter:
         self._emit(end)
         self._stage = None
 
-    def open_branch(self, blocks: list[Block], index: int, opening: str) -> None:
-        """A branch is about to be begun with this text."""
+    def open_branch(self, blocks: list[Block], index: int, before: str, started: float) -> None:
+        """A branch is, or was, begun with this text before it."""
         step = blocks[-1].plan.steps[index]
-        reads = partial(_reads, self.prompt, list(blocks), opening)
+        reads = partial(_reads, self.prompt, list(blocks), before)
         block = len(blocks) - 1
-        span = Span("expand", block, index, step.title, started=self._now(), reads=reads)
+        span = Span("expand", block, index, step.title, started=started, reads=reads)
         self._branches[index] = span
         self._emit(SpanStart(span))
 

@@ -251,13 +251,13 @@ class RemoteDecoder:
         )
         first = None
         if outline.first is not None:
-            first = asyncio.create_task(self._branch(trunk.copy(), outline.first))
+            first = asyncio.create_task(self._ahead(trunk.copy(), outline.first, outline))
         try:
             await self._write(sink, trunk, call, outline.skeleton.begin)
             text = sink.whole()
             written = Written(text, text, "stop", sink.usage, where=len(trunk.text))
             if first is not None and outline.is_plan(written):
-                outline.on_first(await first)
+                await first
         finally:
             if first is not None:
                 first.cancel()
@@ -296,6 +296,14 @@ class RemoteDecoder:
             for each in running:
                 each.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+
+    async def _ahead(self, trunk: TextTrunk, task: BranchTask, outline: Outline) -> None:
+        """The first branch, as far as it is waited for; a longer one is written again later."""
+        cut = outline.wait < task.max_tokens
+        task = replace(task, max_tokens=min(outline.wait, task.max_tokens))
+        written = await self._branch_once(trunk, task, 0, silent=True)
+        if written.finish_reason != "length" or not cut:
+            outline.on_first(written)
 
     async def _branch(self, trunk: TextTrunk, task: BranchTask) -> Written:
         """One branch. Its failures are recorded in it and affect no other.

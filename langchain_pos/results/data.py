@@ -114,7 +114,8 @@ class Plan(_Frozen):
         pressure: how much the grammar that held the skeleton went against the model: the mean of
             -log p, in nats, over the skeleton's tokens that the model chose, where p is the
             probability that the model itself gave them; None where it is not known.
-        first_seen: whether the other branches see the first one, which was written before them.
+        first_seen: whether the other branches see the first one, which is written before them,
+            unless it fails.
     """
 
     preamble: str = ""

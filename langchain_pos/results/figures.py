@@ -102,7 +102,7 @@ def plot_mask(
 
     from langchain_pos.engine.forest.mask_picture import belt
 
-    first_seen = result.blocks[block].plan.first_seen
+    first_seen = result.blocks[block].plan.first_seen and branches[0].error is None
     picture = belt(prompt, lengths, first_seen=first_seen)
     if granularity == "segment":
         return segments_figure(picture, names)

@@ -84,9 +84,7 @@ class Timeline:
         else:  # stages between the blocks are not timed separately
             at, between = 0.0, "plan"
             for block in result.blocks:
-                # One that the others see is written beside the heads, as a rule.
-                together = block.branches[block.plan.first_seen :]
-                start = min((b.started for b in together), default=at)
+                start = min((b.started for b in block.branches), default=at)
                 end = max((b.ended for b in block.branches), default=start)
                 spans += [StageSpan(between, at, start), StageSpan("expand", start, end)]
                 at, between = end, "conclude, plan"

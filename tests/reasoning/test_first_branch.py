@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from langchain_core.callbacks import UsageMetadataCallbackHandler
+from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 from pydantic import BaseModel
 
 from langchain_pos import InvalidRequestError, ParallelReasoningLLM, ReasoningRequest
+from langchain_pos.errors import NonFiniteLogitsError
 from langchain_pos.local.decoder import LocalDecoding
 from langchain_pos.reasoning import expanding
 from langchain_pos.reasoning.decoder import BranchTask, Outline, Written
@@ -89,6 +91,69 @@ class TestBesideTheHeads:
         first = "".join(c.delta for c in chunks if c.branch == 0)
         assert first == "is tall\n   - and old."
         assert [c.branch for c in chunks] == sorted(c.branch or 0 for c in chunks)
+
+    @pytest.mark.parametrize("drafts", [False, True])
+    @pytest.mark.parametrize("settings", [{}, {"max_tokens": 400}, {"max_parallel_branches": 1}])
+    def test_a_long_one_goes_on_beside_the_others(
+        self, settings: dict[str, Any], drafts: bool
+    ) -> None:
+        """It is written once, and is what it would have been; so are the others."""
+        long = "and ".join("abcdefghijklmnop")
+        rules = {**LIST, "1. **Ann**:": f" {long}\n\n2. **Ben**:"}
+        found = {}
+        for visibility in ("auto", "isolated"):
+            llm, script = native_llm(
+                rules, visibility=visibility, max_branch_tokens=300, drafts=drafts, **settings
+            )
+            found[visibility] = result = llm.invoke("Who?")
+            assert [branch.text for branch in result.branches] == [long, "is small."]
+            assert seen_by(script, "2. **Ben**:") == TRUNK
+            assert result.plan is not None
+            assert not result.plan.first_seen
+            assert llm.engine.slots_in_use == 0
+        auto, isolated = found["auto"], found["isolated"]
+        assert auto.usage == isolated.usage
+        assert auto.branches[0].usage == isolated.branches[0].usage
+        assert auto.text == isolated.text
+
+    def test_a_small_budget_cuts_it_no_shorter(self) -> None:
+        """What is written ahead is not written again, and takes nothing from the rest."""
+        entry = " " + "y" * 90
+        heads = [f"{place}. **{title}**:" for place, title in enumerate("abcdef", 1)]
+        rules: dict[str, str | list[str]] = {ASKED: heads[0], **dict.fromkeys(heads, entry)}
+        rules[f"{heads[0]} ...\n\n"] = "".join(f"{head} ...\n\n" for head in heads[1:])
+        lengths = []
+        for visibility in ("auto", "isolated"):
+            llm, _ = native_llm(rules, visibility=visibility, max_tokens=400, max_branch_tokens=200)
+            result = llm.invoke("Who?")
+            assert result.mode == "parallel", result.fallback_reason
+            assert result.usage.output_tokens <= 400
+            lengths.append([branch.usage.output_tokens for branch in result.branches])
+        assert min(lengths[0]) >= min(lengths[1]) - 2
+        assert lengths[0][0] >= lengths[1][0]
+
+    def test_a_skeleton_that_fails_ends_it(self) -> None:
+        """Nobody waits for a branch whose answer is lost."""
+        rules = {**LIST, "1. **Ann**: ...\n\n": f"2. **Ben**: ...\n\n3. **C{Script.NAN}"}
+        rules["1. **Ann**:"] = " " + "y" * 200
+        llm, script = native_llm(rules, max_branch_tokens=250)
+        with pytest.raises(NonFiniteLogitsError):
+            llm.invoke("Who?")
+        assert len(script.passes) < 60
+        assert llm.engine.slots_in_use == 0
+
+    def test_its_run_is_told_as_it_was(self) -> None:
+        """When it was written, and that the others have read it."""
+        llm, _ = native_llm(LIST)
+        collector = RunCollectorCallbackHandler()
+        result = llm.invoke("Who?", {"callbacks": [collector]})
+        (run,) = collector.traced_runs
+        ann, ben = next(child for child in run.child_runs if child.name == "expand").child_runs
+        assert ben.inputs["prompts"] == [f"Human: Who?\nAI: Some of them:\n{ANN}2. **Ben**:"]
+        assert ann.inputs["prompts"] == ["Human: Who?\nAI: Some of them:\n1. **Ann**:"]
+        first, second = result.branches
+        assert 0 < first.started <= first.ended <= second.started
+        assert result.timings.plan >= first.ended - first.started
 
     def test_a_long_one_is_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Then it is a branch like the others, and all are written together."""
@@ -202,6 +267,27 @@ class TestBeforeTheOthers:
         result = llm.invoke({"question": "Who?", "steps": ["Ann", "Ben"]})
         assert [branch.text for branch in result.branches] == ["", "is small."]
         assert "Ann" not in seen_by(script, "2. **Ben**:")
+
+    def test_the_first_is_as_long_as_it_may_be(self) -> None:
+        """What is guessed before there is a plan is no bound."""
+        rules = {**LIST, "1. **Ann**:": " " + "y" * 70 + "\n\n2. **Ben**:"}
+        llm, script = native_llm(
+            rules, visibility="first", max_tokens=300, max_branch_tokens=200, max_branches=2
+        )
+        ann, _ = llm.invoke("Who?").branches
+        assert (ann.text, ann.finish_reason) == ("y" * 70, "stop")
+        assert seen_by(script, "2. **Ben**:").endswith(f"**: {'y' * 70}\n\n")
+
+    def test_one_that_failed_is_not_shown(self) -> None:
+        """Half a text, or half an object, is no example."""
+        llm, script = scripted_llm(
+            {"####Ann:": f" is t{Script.NAN}", "####Ben:": " b"},
+            visibility="first",
+            outline="paper",
+        )
+        result = llm.invoke({"question": "Who?", "steps": ["Ann", "Ben"]})
+        assert [branch.finish_reason for branch in result.branches] == ["error", "stop"]
+        assert "is t" not in seen_by(script, "####Ben:")
 
     @pytest.mark.parametrize("fields", [{"join": "reuse"}, {"max_branch_thinking_tokens": 8}])
     def test_what_does_not_go_with_it_is_refused(self, fields: dict[str, Any]) -> None:

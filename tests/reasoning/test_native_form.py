@@ -330,6 +330,12 @@ class TestDeclined:
             ("Here is the step-by-step process:", True),
             ("Gehen Sie folgende Schritte:", True),
             ("请按照以下步骤操作：", True),
+            ("Use these simple, easy steps:", True),
+            ("Voici les étapes :", True),
+            ("Sigue los pasos:", True),
+            ("The following are some steps you can take:", False),
+            ("Some of the steps you can take:", False),
+            ("以下是一些步骤：", False),
             ("Here are some steps you can take:", False),
             ("It takes several steps. Here are some tips:", False),
             ("Sie können folgende Fortschritte erwarten:", False),
@@ -340,6 +346,11 @@ class TestDeclined:
         """Each of its steps needs those before; the line before the list says so."""
         text = f"{lead}\n\n1. **Ann**: is tall\n   - **old**: yes\n\n2. **Ben**:"
         assert (NATIVE_FORM.opened(text) is None) is procedure
+
+    @pytest.mark.parametrize("head", ["### Step-by-step guide\n", "**Follow these steps:**\n"])
+    def test_nor_does_a_head_that_leads_in_to_one(self, head: str) -> None:
+        """It is no entry of a list, but stands above it."""
+        assert NATIVE_FORM.opened(f"To open it:\n\n{head}\n1. **Ann**: is tall") is None
 
     def test_a_procedure_is_written_in_as_many_passes(self) -> None:
         """Nothing is tried that would be taken back."""

@@ -23,6 +23,28 @@ def test_the_answer_is_that_of_a_local_model(server: Server, name: str) -> None:
     assert told(theirs)["blocks"] == told(ours)["blocks"]
 
 
+def test_a_long_first_entry_is_asked_for_again(server: Server) -> None:
+    """A server cannot go on with what was cut; the others do not see it then."""
+    server.rules.clear()
+    long = " ".join(map(str, range(80)))
+    server.rules.update({**LIST, "1. **Ann**:": f" {long}\n\n2. **Ben**:"})
+    result = server.llm(**NATIVE, max_branch_tokens=200).invoke("Who?")
+    assert [branch.text for branch in result.branches] == [long, "is small."]
+    prompts = [prompt.rpartition("Some of them:\n\n")[2] for prompt in server.prompts]
+    assert prompts.count("1. **Ann**:") == 2
+    assert prompts.count("2. **Ben**:") == 1
+
+
+def test_what_is_no_object_is_no_example(server: Server) -> None:
+    """Without a grammar a first branch may fail; it is tried again, unseen by the others."""
+    server.rules.clear()
+    server.rules.update({**LIST, "1. **Ann**:": " no json", "2. **Ben**:": ' {"tall": true}'})
+    schema = {"type": "object", "properties": {"tall": {"type": "boolean"}}, "required": ["tall"]}
+    result = server.llm(**NATIVE, branch_schema=schema).invoke("Who?")
+    assert [bool(branch.error) for branch in result.branches] == [True, False]
+    assert any(prompt.endswith("Some of them:\n\n2. **Ben**:") for prompt in server.prompts)
+
+
 def test_further_heads_are_asked_for_where_the_list_began(server: Server) -> None:
     """Not after the bodies."""
     server.rules.clear()

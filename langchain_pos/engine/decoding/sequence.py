@@ -347,6 +347,16 @@ class DecodingSequence:
         if piece:
             self._on_text(piece)
 
+    def go_on(self, max_new_tokens: int, on_text: Callable[[str], None]) -> None:
+        """Another budget and another receiver, which gets the text so far.
+
+        Args:
+            max_new_tokens: more than it has.
+            on_text: as in the constructor.
+        """
+        self._budget, self._on_text = max_new_tokens, on_text
+        self._emit(self.text)
+
     def finish(self, reason: FinishReason, error: str | None = None) -> None:
         """End the sequence; text that was held back becomes certain."""
         self.finish_reason, self.error = reason, error
@@ -376,6 +386,7 @@ def decode(
     max_parallel: int | None = None,
     on_start: Callable[[DecodingSequence], None] | None = None,
     on_end: Callable[[DecodingSequence], None] | None = None,
+    enough: Callable[[DecodingSequence], bool] = lambda sequence: False,
 ) -> Generator[list[Feed], list[Sampled], None]:
     """Decode sequences together, one token each per forward pass.
 
@@ -387,6 +398,7 @@ def decode(
         max_parallel: sequences decoded at the same time; None for all.
         on_start: called before a sequence is first fed.
         on_end: called when one has ended; its segment can be released here.
+        enough: whether to leave one that has not ended as it stands. Decoded later, it goes on.
     """
     waiting = iter(sequences)
     live: list[DecodingSequence] = []
@@ -409,7 +421,7 @@ def decode(
             sequence.accept(token)
             if sequence.finish_reason is not None and on_end is not None:
                 on_end(sequence)
-        live = [sequence for sequence in live if sequence.finish_reason is None]
+        live = [each for each in live if each.finish_reason is None and not enough(each)]
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:
