@@ -1,10 +1,8 @@
 """Stage 2: a branch for each step of the plan, all written together.
 
 A branch begins where the trunk ends, so it sees the question and what was said before the steps,
-and nothing of the other branches (or, with `visibility="titles"`, their titles).
-
-In a list of the model's own, the first entry is the others' example: from it they take how long an
-entry is, and how it is written. Its body is written beside the list's heads, which takes no longer.
+and nothing of the other branches; or their titles, or the first of them, which is written before
+the others then (`visibility`).
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from langchain_pos.errors import ContextLengthError, ServerError
 from langchain_pos.reasoning.budget import LEAST_BRANCH
 from langchain_pos.reasoning.chat_template import THOUGHT, THOUGHT_END
 from langchain_pos.reasoning.decoder import BranchTask
+from langchain_pos.reasoning.first_branch import EXAMPLE, Ahead
 from langchain_pos.reasoning.stage import StageWriter
 from langchain_pos.results.data import Block, BranchResult
 
@@ -26,63 +25,14 @@ if TYPE_CHECKING:
 
     from langchain_pos.errors import ParallelReasoningError
     from langchain_pos.reasoning.decoder import Decoder, Trunk, Written
+    from langchain_pos.reasoning.first_branch import First
     from langchain_pos.reasoning.form import OpenedStep
     from langchain_pos.reasoning.question import Question
     from langchain_pos.results.data import Plan
 
 
-EXAMPLE = 64
-"""Tokens of a first entry that the others may see by default. A list's entries take some 24 to 60.
-A longer one is finished beside the others: to wait for it would cost as much again."""
 _ENTRIES = 5
 """For so many entries such as the first one there must be room, or it is not written ahead."""
-
-
-class Ahead(NamedTuple):
-    """The first branch of a plan that is not there yet.
-
-    Attributes:
-        task: the branch.
-        tokens: of it that are waited for.
-    """
-
-    task: BranchTask
-    tokens: int
-
-
-class First(NamedTuple):
-    """What was written of the first branch before the others.
-
-    Attributes:
-        written: its body, perhaps unfinished.
-        started: seconds from the request's start to when it was begun.
-        ended: the same to where it ended, or was left.
-    """
-
-    written: Written
-    started: float
-    ended: float
-
-    @property
-    def text(self) -> str | None:
-        """Its text, if it is finished."""
-        return None if self.written.unfinished else self.written.text
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of its body."""
-        return self.written.usage.output_tokens
-
-
-def is_example(first: First | None, question: Question) -> bool:
-    """Whether the other branches see what was written of the first one."""
-    if first is None or not first.text or first.written.failure is not None:
-        return False
-    written, schema = first.written, question.schema
-    if schema is not None and schema.read(written.text, written.finish_reason)[1] is not None:
-        return False
-    short = written.finish_reason == "stop" and not written.closed and first.tokens <= EXAMPLE
-    return short or question.settings.visibility == "first"
 
 
 class Layout(NamedTuple):

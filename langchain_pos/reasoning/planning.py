@@ -16,14 +16,15 @@ from langchain_pos.engine.seeds import derive_seed
 from langchain_pos.errors import ContextLengthError, PlanFormatError
 from langchain_pos.reasoning.budget import LEAST_ROOM, no_gain
 from langchain_pos.reasoning.decoder import Outline
-from langchain_pos.reasoning.expanding import First, is_example, lay_out
+from langchain_pos.reasoning.expanding import lay_out
+from langchain_pos.reasoning.first_branch import First, is_example
 from langchain_pos.reasoning.stage import StageWriter
 from langchain_pos.results.data import NO_LIST
 
 if TYPE_CHECKING:
     from langchain_pos.reasoning.concluding import Conclusion
     from langchain_pos.reasoning.decoder import Decoder, Trunk, Written
-    from langchain_pos.reasoning.expanding import Ahead
+    from langchain_pos.reasoning.first_branch import Ahead
     from langchain_pos.reasoning.form import Skeleton
     from langchain_pos.reasoning.prompts import Messages
     from langchain_pos.reasoning.question import Question

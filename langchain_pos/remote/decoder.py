@@ -298,11 +298,16 @@ class RemoteDecoder:
             await asyncio.gather(*running, return_exceptions=True)
 
     async def _ahead(self, trunk: TextTrunk, task: BranchTask, outline: Outline) -> None:
-        """The first branch, as far as it is waited for; a longer one is written again later."""
-        cut = outline.wait < task.max_tokens
-        task = replace(task, max_tokens=min(outline.wait, task.max_tokens))
-        written = await self._branch_once(trunk, task, 0, silent=True)
-        if written.finish_reason != "length" or not cut:
+        """The first branch, as far as it is waited for.
+
+        One that is cut there, or failed, is written again with the others.
+        """
+        most = min(outline.wait, task.max_tokens)
+        written = await self._branch_once(trunk, replace(task, max_tokens=most), 0, silent=True)
+        cut = written.finish_reason == "length" and most < task.max_tokens
+        schema = task.schema
+        wrong = schema is not None and schema.read(written.text, written.finish_reason)[1]
+        if not (cut or wrong or written.failure is not None):
             outline.on_first(written)
 
     async def _branch(self, trunk: TextTrunk, task: BranchTask) -> Written:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from langchain_pos import InvalidRequestError, ParallelReasoningLLM, ReasoningRequest
 from langchain_pos.errors import NonFiniteLogitsError
 from langchain_pos.local.decoder import LocalDecoding
-from langchain_pos.reasoning import expanding
+from langchain_pos.reasoning import expanding, first_branch
 from langchain_pos.reasoning.decoder import BranchTask, Outline, Written
 from langchain_pos.reasoning.form import OpenedStep
 from langchain_pos.reasoning.markdown_list import BOLD_NUMBERS, Head
@@ -157,7 +157,8 @@ class TestBesideTheHeads:
 
     def test_a_long_one_is_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Then it is a branch like the others, and all are written together."""
-        monkeypatch.setattr(expanding, "EXAMPLE", 8)
+        for module in (expanding, first_branch):
+            monkeypatch.setattr(module, "EXAMPLE", 8)
         llm, script = native_llm(LIST)
         result = llm.invoke("Who?")
         assert result.branches[0].text == "is tall\n   - and old."

@@ -42,6 +42,7 @@ def test_what_is_no_object_is_no_example(server: Server) -> None:
     schema = {"type": "object", "properties": {"tall": {"type": "boolean"}}, "required": ["tall"]}
     result = server.llm(**NATIVE, branch_schema=schema).invoke("Who?")
     assert [bool(branch.error) for branch in result.branches] == [True, False]
+    assert sum(prompt.endswith("Some of them:\n\n1. **Ann**:") for prompt in server.prompts) == 4
     assert any(prompt.endswith("Some of them:\n\n2. **Ben**:") for prompt in server.prompts)
 
 
