@@ -15,6 +15,8 @@ engine, greedily; then the texts are scored by the same model after the bare que
 - passes, seconds, tokens: sequential over parallel, of the questions written in parallel; a
   sequential answer may have `--sequential-tokens`, so that a budget that leaves each branch whole
   does not cut it
+- passes and seconds, no drafts: the same with a sequential answer that guesses nothing ahead, a
+  token in a pass, as `generate` writes
 - tokens a pass, tokens/s: parallel over sequential, since texts differ in length
 - declined, passes: what trying has cost at most: passes over sequential's
 """
@@ -97,6 +99,7 @@ def _answer(llm: ParallelReasoningLLM, row: dict[str, Any]) -> dict[str, Any]:
     plain = llm.invoke(row["prompt"], mode="sequential")
     prompt = encode_prompt(llm.engine.tokenizer, [("user", row["prompt"])])
     parallel = native.mode == "parallel"
+    plainer = llm.invoke(row["prompt"], mode="sequential", drafts=False) if parallel else plain
     every, twice = _twice([branch.text for branch in native.branches])
     return {
         "line": row["line"],  # of the file: the questions themselves are not ours to publish
@@ -116,8 +119,10 @@ def _answer(llm: ParallelReasoningLLM, row: dict[str, Any]) -> dict[str, Any]:
         "twice": twice,
         "sequential_twice": _twice(_ENTRY.split(plain.conclusion)[1:]) if parallel else None,
         "passes": [native.forward_passes.total, plain.forward_passes.total],
+        "passes_no_drafts": [native.forward_passes.total, plainer.forward_passes.total],
         "tokens": [_tokens(llm, native), _tokens(llm, plain)],
         "seconds": [native.timings.total, plain.timings.total],
+        "seconds_no_drafts": [native.timings.total, plainer.timings.total],
     }
 
 
@@ -181,6 +186,8 @@ def _row(name: str, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ),
         "passes": _ratio(parallel, "passes"),
         "seconds": _ratio(parallel, "seconds"),
+        "passes, no drafts": _ratio(parallel, "passes_no_drafts"),
+        "seconds, no drafts": _ratio(parallel, "seconds_no_drafts"),
         "tokens": _ratio(parallel, "tokens"),
         "tokens a pass": _rate(parallel, "passes"),
         "tokens/s": _rate(parallel, "seconds"),
