@@ -17,7 +17,8 @@ from langchain_pos.engine.completion import TokenUsage
 from langchain_pos.engine.cpu.weight_packing import PackedModelError
 from langchain_pos.engine.loading import load
 from langchain_pos.engine.scheduler.request import Request
-from langchain_pos.local.decoder import LocalDecoder, LocalDecoding
+from langchain_pos.local.decoder import LocalDecoder
+from langchain_pos.local.decoding import LocalDecoding
 from langchain_pos.local.trunk import LocalTrunk
 from langchain_pos.reasoning.budget import Budget
 from langchain_pos.reasoning.paper_form import PAPER

@@ -49,7 +49,8 @@ from langchain_pos.engine import Engine
 from langchain_pos.engine.sampling import RowSampling, derive_seed, sample
 from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.errors import NonFiniteLogitsError
-from langchain_pos.local.decoder import LocalDecoder, LocalDecoding
+from langchain_pos.local.decoder import LocalDecoder
+from langchain_pos.local.decoding import LocalDecoding
 from langchain_pos.reasoning.chat_template import encode_prompt
 from langchain_pos.reasoning.paper_form import PaperForm
 from langchain_pos.reasoning.prompts import prompts_for

@@ -305,7 +305,7 @@ class ModelSource(BaseModel):
 
             prompts = self.prompts or self.remote.prompts
             return Reasoner(RemoteDecoding(self.remote, model), prompts=prompts)
-        from langchain_pos.local.decoder import LocalDecoding
+        from langchain_pos.local.decoding import LocalDecoding
 
         decoding = LocalDecoding(self.engine_of(model))
         folder = Path(model).expanduser() if model else decoding.folder

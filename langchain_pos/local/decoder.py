@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from langchain_pos.engine.completion import TokenUsage
 from langchain_pos.engine.constraints import Constraint
@@ -24,7 +22,7 @@ from langchain_pos.errors import (
 )
 from langchain_pos.local.joining import reuse
 from langchain_pos.local.outlines import OutlineInProgress
-from langchain_pos.local.own_text import OwnText
+from langchain_pos.local.own_text import OwnText, line_after
 from langchain_pos.local.trunk import LocalTrunk
 from langchain_pos.reasoning.branch_schema import Closer
 from langchain_pos.reasoning.chat_template import encode_prompt, may_think, thinks
@@ -52,53 +50,6 @@ if TYPE_CHECKING:
 
 _END_TOKENS = 16
 """Of a prompt, in which the mark that opens a thought lies if there is one."""
-
-_NEW_LINE = 'root ::= {lead} [ \\t]? [ \\t]? ("\\n" {line}){may}'
-"""After the lead the text ends at once if it may, or goes on with a line of its own."""
-_ANY = "[^\\0]*"
-_BEGUN = "[\\n]? [\\n]? [^{not_first} \\t\\n\\0] [^\\0]*"
-
-
-class LocalDecoding:
-    """Questions put to an engine; see `reasoning.decoder.Decoding`.
-
-    Args:
-        engine: the model.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-
-    @property
-    def folder(self) -> Path | None:
-        """The folder that the model was loaded from; None if it was not a folder."""
-        name = self._name
-        return Path(name) if name and Path(name).is_dir() else None
-
-    @property
-    def model_name(self) -> str:
-        """The folder's name or the hub name; empty if the model has neither."""
-        return self.folder.name if self.folder is not None else self._name
-
-    @property
-    def _name(self) -> str:
-        return str(getattr(self.engine.model, "name_or_path", "") or "")
-
-    def decoder(self, question: Question) -> LocalDecoder:
-        """See `Decoding`."""
-        return LocalDecoder(self.engine, question)
-
-    def submit(
-        self,
-        reason: Callable[[Pending[ReasoningResult]], Coroutine[Any, Any, ReasoningResult]],
-        *,
-        budget: Budget | None,
-        caller: Hashable | None,
-    ) -> Pending[ReasoningResult]:
-        """See `Decoding`. Raises `OutOfSlotsError` if the question can never fit."""
-        if budget is None:
-            raise ValueError("a local question has a budget before it is queued")
-        return self.engine.scheduler.submit(reason, reserve=budget.reserve, caller=caller)
 
 
 class _Branch(NamedTuple):
@@ -411,14 +362,9 @@ class LocalDecoder:
         lead = ""
         if passage.new_line and constraint is None:
             lead = trunk.hold_back(passage.stop)
-            begun = passage.needed or passage.not_first
-            grammar = _NEW_LINE.format(
-                lead=json.dumps(lead, ensure_ascii=False),
-                line=_BEGUN.format(not_first=passage.not_first) if begun else _ANY,
-                may="" if passage.needed else "?",
-            )
+            grammar = line_after(lead, needed=passage.needed, not_first=passage.not_first)
             constraint = Constraint("ebnf", grammar)
-        own = OwnText(lead, passage.on_text, strip=passage.strip) if lead else None
+        own = OwnText(lead, passage.on_text, strip=passage.strip)
         where, unfed = len(trunk.token_ids), self._to_feed(trunk)
         context = trunk.fed
         sequence = self._engine.sequence(
@@ -428,11 +374,11 @@ class LocalDecoder:
             sampling=self._sampling,
             seed=passage.seed,
             stop=passage.stop,
-            strip=passage.strip and own is None,
+            strip=passage.strip and not lead,
             first_step=passage.first_token,
             constraint=constraint,
             context_ids=context,
-            on_text=passage.on_text if own is None else own.push,
+            on_text=own.push,
             lookup=PromptLookup(context) if self._settings.drafts else None,
             logprobs=passage.options.logprobs,
         )
@@ -443,7 +389,7 @@ class LocalDecoder:
                 *_, sampled = await feed([*first, sequence.feed()])
                 first = []
                 sequence.accept(sampled)
-                text = sequence.text if own is None else own.of(sequence.text)
+                text = own.of(sequence.text)
                 if passage.opened is not None and sequence.finish_reason is None:
                     opened = passage.opened(text)
         finally:
@@ -455,7 +401,7 @@ class LocalDecoder:
             usage = replace(usage, output_tokens=usage.output_tokens - 1)
         if opened is None:
             written = replace(self._written(sequence, where), usage=usage)
-            return written if own is None else replace(written, text=own.of(written.text))
+            return replace(written, text=own.of(written.text))
         return Written(
             text=text,
             raw=self._raw(trunk, sequence.token_ids),

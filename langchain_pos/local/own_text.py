@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+
+_NEW_LINE = 'root ::= {lead} [ \\t]? [ \\t]? ("\\n" {line}){may}'
+"""After the lead the text ends at once if it may, or goes on with a line of its own."""
+_ANY = "[^\\0]*"
+_BEGUN = "[\\n]? [\\n]? [^{not_first} \\t\\n\\0] [^\\0]*"
 
 
 class OwnText:
@@ -31,3 +37,18 @@ class OwnText:
         self._whole += piece
         if own := self.of(self._whole)[before:]:
             self._pass_on(own)
+
+
+def line_after(lead: str, *, needed: bool, not_first: str) -> str:
+    """The language of a text that begins a new line after the lead, or ends there.
+
+    Args:
+        lead: with which it begins.
+        needed: it may not end there.
+        not_first: characters that do not begin that line, as a grammar writes them in brackets.
+    """
+    return _NEW_LINE.format(
+        lead=json.dumps(lead, ensure_ascii=False),
+        line=_BEGUN.format(not_first=not_first) if needed or not_first else _ANY,
+        may="" if needed else "?",
+    )

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from langchain_pos import InvalidRequestError, ParallelReasoningLLM, ReasoningRequest
 from langchain_pos.errors import NonFiniteLogitsError
-from langchain_pos.local.decoder import LocalDecoding
+from langchain_pos.local.decoding import LocalDecoding
 from langchain_pos.reasoning import expanding, first_branch
 from langchain_pos.reasoning.decoder import BranchTask, Outline, Written
 from langchain_pos.reasoning.form import OpenedStep
