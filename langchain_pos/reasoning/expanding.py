@@ -113,7 +113,7 @@ class Expander(StageWriter):
                 [self._decoder.tokens(trunk, opening)] * entries,
                 [min(EXAMPLE, settings.max_branch_tokens)] * entries,
                 self._progress.output_tokens,
-                least=EXAMPLE // 2,
+                least=EXAMPLE // 3,
             )
         except ContextLengthError:
             return None

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from langchain_pos.reasoning.decoder import BranchTask, Written
     from langchain_pos.reasoning.question import Question
 
-EXAMPLE = 64
-"""Tokens of a first entry that the others may see by default. A list's entries take some 24 to 60.
+EXAMPLE = 96
+"""Tokens of a first entry that the others may see by default. A list's entries take some 24 to 90.
 A longer one is finished beside the others: to wait for it would cost as much again."""
 
 

@@ -98,7 +98,7 @@ class TestBesideTheHeads:
         self, settings: dict[str, Any], drafts: bool
     ) -> None:
         """It is written once, and is what it would have been; so are the others."""
-        long = "and ".join("abcdefghijklmnop")
+        long = "and ".join("abcdefghijklmnopqrstuv")
         rules = {**LIST, "1. **Ann**:": f" {long}\n\n2. **Ben**:"}
         found = {}
         for visibility in ("auto", "isolated"):

@@ -535,7 +535,7 @@ def test_after_a_list_comes_a_new_paragraph_or_nothing(monkeypatch: pytest.Monke
     assert rest != body
     assert rest
     assert not result.conclusion.startswith(rest[:3])
-    monkeypatch.setattr("langchain_pos.local.decoder._NEW_LINE", "root ::= {lead} [^\\0]*")
+    monkeypatch.setattr("langchain_pos.local.own_text._NEW_LINE", "root ::= {lead} [^\\0]*")
     assert llm.invoke("Who?").conclusion.startswith(rest[:3])
     monkeypatch.undo()
     llm, _ = native_llm({**LIST, "2. **Ben**:": " is small.", "is small.": ""})

@@ -26,9 +26,9 @@ def test_the_answer_is_that_of_a_local_model(server: Server, name: str) -> None:
 def test_a_long_first_entry_is_asked_for_again(server: Server) -> None:
     """A server cannot go on with what was cut; the others do not see it then."""
     server.rules.clear()
-    long = " ".join(map(str, range(80)))
+    long = " ".join(map(str, range(120)))
     server.rules.update({**LIST, "1. **Ann**:": f" {long}\n\n2. **Ben**:"})
-    result = server.llm(**NATIVE, max_branch_tokens=200).invoke("Who?")
+    result = server.llm(**NATIVE, max_branch_tokens=300).invoke("Who?")
     assert [branch.text for branch in result.branches] == [long, "is small."]
     prompts = [prompt.rpartition("Some of them:\n\n")[2] for prompt in server.prompts]
     assert prompts.count("1. **Ann**:") == 2
