@@ -211,7 +211,10 @@ class LocalDecoder:
             first = self._begin(outline.first, opening, trunk, trunk.token_ids, lookup)
             sequences.append(first.sequence)
 
+        wait = outline.most
+
         def ended(sequence: DecodingSequence) -> None:
+            nonlocal wait
             if first is None:
                 return
             if sequence is first.sequence:
@@ -219,13 +222,13 @@ class LocalDecoder:
                 self._count(sequence)
                 if sequence.finish_reason != "cancelled":
                     outline.on_first(self._branch_written(first))
-            elif first.sequence.finish_reason is None and (
-                sequence.error is not None or not outline.is_plan(written())
-            ):
-                first.sequence.finish("cancelled")  # it is nobody's example
+            elif first.sequence.finish_reason is None:
+                wait = 0 if sequence.error is not None else min(wait, outline.wait(written()))
+                if not wait:
+                    first.sequence.finish("cancelled")  # it is nobody's example
 
         def waited_for(sequence: DecodingSequence) -> bool:
-            return skeleton.finish_reason is not None and len(sequence.token_ids) >= outline.wait
+            return skeleton.finish_reason is not None and len(sequence.token_ids) >= wait
 
         def written() -> Written:
             return begun.whole(self._written(skeleton, where))

@@ -44,8 +44,8 @@ class Outline:
         list_began: of a list that goes on, a copy of the trunk from before it began. The skeleton
             is written there, after the steps so far (`Skeleton.so_far`).
         first: the first step's branch, to be written beside the skeleton.
-        wait: the tokens of that branch which are waited for, once the skeleton is there.
-        is_plan: whether it has come to something, so that the branch is worth waiting for.
+        most: the tokens of that branch which are waited for in any case.
+        wait: the same, given the skeleton; 0 where that has come to nothing.
         on_first: called with the branch when it has ended, or is left unfinished.
     """
 
@@ -56,8 +56,8 @@ class Outline:
     on_text: Callable[[str], None]
     list_began: Trunk | None = None
     first: BranchTask | None = None
-    wait: int = 0
-    is_plan: Callable[[Written], bool] = lambda skeleton: True
+    most: int = 0
+    wait: Callable[[Written], int] = lambda skeleton: 0
     on_first: Callable[[Written], None] = lambda branch: None
 
 

@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from langchain_pos.reasoning.decoder import BranchTask, Written
     from langchain_pos.reasoning.question import Question
+    from langchain_pos.results.data import Plan
 
 EXAMPLE = 96
 """Tokens of a first entry that the others may see by default. A list's entries take some 24 to 90.
 A longer one is finished beside the others: to wait for it would cost as much again."""
+WAIT = 16
+"""The same for each entry of the list: of a list of two or three, waiting would eat up what is won.
+A head takes some 8, so this is at most as long again as writing the heads."""
 
 
 class Ahead(NamedTuple):
@@ -53,12 +57,19 @@ class First(NamedTuple):
         return self.written.usage.output_tokens
 
 
-def is_example(first: First | None, question: Question) -> bool:
-    """Whether the other branches see what was written of the first one."""
+def waited_for(question: Question, plan: Plan) -> int:
+    """Tokens that the first branch of a plan may have to be the others' example."""
+    chosen = question.settings.visibility == "first"
+    return EXAMPLE if chosen else min(EXAMPLE, WAIT * len(plan.steps))
+
+
+def is_example(first: First | None, question: Question, plan: Plan) -> bool:
+    """Whether the other branches of a plan see what was written of the first one."""
     if first is None or not first.text or first.written.failure is not None:
         return False
     written, schema = first.written, question.schema
     if schema is not None and schema.read(written.text, written.finish_reason)[1] is not None:
         return False
-    short = written.finish_reason == "stop" and not written.closed and first.tokens <= EXAMPLE
-    return short or question.settings.visibility == "first"
+    short = first.tokens <= waited_for(question, plan)
+    whole = written.finish_reason == "stop" and not written.closed
+    return (short and whole) or question.settings.visibility == "first"

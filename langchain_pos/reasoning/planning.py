@@ -17,7 +17,7 @@ from langchain_pos.errors import ContextLengthError, PlanFormatError
 from langchain_pos.reasoning.budget import LEAST_ROOM, no_gain
 from langchain_pos.reasoning.decoder import Outline
 from langchain_pos.reasoning.expanding import lay_out
-from langchain_pos.reasoning.first_branch import First, is_example
+from langchain_pos.reasoning.first_branch import First, is_example, waited_for
 from langchain_pos.reasoning.stage import StageWriter
 from langchain_pos.results.data import NO_LIST
 
@@ -140,7 +140,7 @@ class Planner(StageWriter):
         if first is not None and first.written.unfinished:
             uncounted = -first.tokens  # they are a part of what that branch gets
         elif first is not None:
-            body = first.text if is_example(first, self._question) else ""
+            body = first.text if is_example(first, self._question, plan) else ""
         lay_out(self._decoder, self._question, trunk, plan, body, uncounted)
 
     def _with_first(self, plan: Plan) -> Plan:
@@ -148,7 +148,7 @@ class Planner(StageWriter):
         if self.first is None or self.first.written.unfinished:
             seen = self._settings.visibility == "first" and len(plan.steps) > 1
         else:
-            seen = is_example(self.first, self._question)
+            seen = is_example(self.first, self._question, plan)
         return plan.model_copy(update={"first_seen": seen})
 
     async def _attempts(self) -> tuple[Plan | None, Trunk]:
@@ -242,11 +242,12 @@ class Planner(StageWriter):
         self._progress.plan_text(skeleton.begin)
         began, temperature = self._progress.now, self._settings.temperature
 
-        def is_plan(written: Written) -> bool:
+        def wait(written: Written) -> int:
             try:
-                return self._read(skeleton, written, mend=True) is not None
+                plan = self._read(skeleton, written, mend=True)
             except PlanFormatError:
-                return False
+                return 0
+            return 0 if plan is None else waited_for(self._question, plan)
 
         def on_first(written: Written) -> None:
             self.first = First(written, began, self._progress.now)
@@ -258,8 +259,8 @@ class Planner(StageWriter):
         else:
             beside: dict[str, Any] = {}
             if first is not None:
-                beside = {"first": first.task, "wait": first.tokens}
-                beside |= {"is_plan": is_plan, "on_first": on_first}
+                beside = {"first": first.task, "most": first.tokens}
+                beside |= {"wait": wait, "on_first": on_first}
             written = await self._write(trunk, skeleton, max_tokens, temperature, **beside)
             trunk.keep(written, 0)
         plan = self._read(skeleton, written, mend=True)

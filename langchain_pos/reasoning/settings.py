@@ -61,7 +61,8 @@ class ReasoningSettings(BaseModel):
     """What a branch sees besides the prompt and itself. "isolated": nothing (the paper); "titles":
     the outline; "first": the first branch, which is written before the others, so that these
     follow its example; "auto": the same of the first entry of a list that the model begins, which
-    is written beside the heads, if it ends within 96 tokens; else nothing."""
+    is written beside the heads, if it ends within 96 tokens, and 16 for each entry; else
+    nothing."""
     outline: Outline = "auto"
     """How an answer gets its steps. "native": the model answers the bare question, and where it
     begins a markdown list, the list's entries are written together; "ask": the same, with a

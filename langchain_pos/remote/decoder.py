@@ -256,7 +256,7 @@ class RemoteDecoder:
             await self._write(sink, trunk, call, outline.skeleton.begin)
             text = sink.whole()
             written = Written(text, text, "stop", sink.usage, where=len(trunk.text))
-            if first is not None and outline.is_plan(written):
+            if first is not None and outline.wait(written):
                 await first
         finally:
             if first is not None:
@@ -302,7 +302,7 @@ class RemoteDecoder:
 
         One that is cut there, or failed, is written again with the others.
         """
-        most = min(outline.wait, task.max_tokens)
+        most = min(outline.most, task.max_tokens)
         written = await self._branch_once(trunk, replace(task, max_tokens=most), 0, silent=True)
         cut = written.finish_reason == "length" and most < task.max_tokens
         schema = task.schema

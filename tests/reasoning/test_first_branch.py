@@ -169,6 +169,24 @@ class TestBesideTheHeads:
         assert chosen.invoke("Who?").text == result.text
         assert seen_by(script, "2. **Ben**:") == TRUNK + ANN
 
+    @pytest.mark.parametrize("drafts", [False, True])
+    @pytest.mark.parametrize("entries", [2, 3])
+    def test_how_long_the_others_wait_depends_on_how_many_they_are(
+        self, entries: int, drafts: bool
+    ) -> None:
+        """For an entry of 40 tokens, more than two are needed."""
+        heads = {2: "2. **Ben**: ...\n\nT", 3: "2. **Ben**: ...\n\n3. **Cem**: ...\n\nT"}
+        ann = "abcdefghijklmnopqrstuvwxyzabcdefghijklmn"
+        rules = {**LIST, "1. **Ann**: ...\n\n": heads[entries], "3. **Cem**:": " is quick."}
+        rules["1. **Ann**:"] = f" {ann}\n\n2. **Ben**:"
+        llm, script = native_llm(rules, max_branch_tokens=100, drafts=drafts)
+        result = llm.invoke("Who?")
+        assert result.branches[0].text == ann
+        assert result.plan is not None
+        assert result.plan.first_seen is (entries == 3)
+        shown = f"1. **Ann**: {ann}\n\n" if entries == 3 else ""
+        assert seen_by(script, "2. **Ben**:") == TRUNK + shown
+
     def test_what_its_budget_has_cut_is_none(self) -> None:
         """Unless the caller will have it so."""
         for visibility, seen in (("auto", TRUNK), ("first", f"{TRUNK}1. **Ann**: is tall\n\n")):
