@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,8 @@ def section(result: dict[str, Any]) -> str:
     engine = result.get("engine", {})
     shape += [engine.get("dtype")] if dtype == "auto" else [dtype]
     shape += ["weights of eight bits"] if "packed in int8" in engine.get("weights", "") else []
+    chosen = re.findall(r"--(?:outline|visibility) \w+|--suiting", str(result.get("command", "")))
+    shape += [f"`{' '.join(chosen)}`"] if chosen else []
     note = f". Note: {result['note']}" if "note" in result else ""
     about = ", ".join(filter(None, [*shape, where]))
     return f"{markdown(result['rows'])}\n\n<small>{about}{note}</small>"
