@@ -173,7 +173,7 @@ class MessageWriter:
         if rest and self._plans and not self._written_text:
             rest = f"\n\n{rest}"
         self._order = ReadingOrder(plan)
-        gap = "\n\n" if plan.preamble or self._plans else ""
+        gap = plan.between if plan.preamble or self._plans else ""
         yield from self._answer(f"{rest}{gap}{self._order.begin()}")
 
     def _branch(self, branch: BranchResult, *, ended: bool) -> Iterator[AIMessageChunk]:

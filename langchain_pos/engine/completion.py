@@ -56,11 +56,13 @@ class TokenLogprob:
         logprob: natural logarithm of its probability, before temperature, penalties and grammar;
             0 for a token that a grammar forced without running the model.
         top: the most likely tokens at this place with theirs, in descending order.
+        allowed: logarithm of the probability of all tokens that a grammar allowed at this place.
     """
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    allowed: float = 0.0
 
 
 @dataclass(frozen=True)

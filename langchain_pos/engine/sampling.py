@@ -102,20 +102,26 @@ class Logprobs:
         self.top = top
         self._seen: dict[int, TokenLogprob] = {}  # by the token's place
 
-    def note(self, step: int, token_id: int, logprobs: torch.Tensor) -> None:
-        """Record, from `[vocabulary]` log-probabilities, the token sampled at a place.
+    def note(self, step: int, token_id: int, logprobs: torch.Tensor, allowed: float = 0.0) -> None:
+        """Record the token sampled at a place.
 
         A place sampled again, after a rejected draft, is overwritten.
+
+        Args:
+            step: the place.
+            token_id: the token.
+            logprobs: `[vocabulary]`, the model's own.
+            allowed: see `TokenLogprob`.
         """
         values, ids = logprobs.topk(min(self.top, len(logprobs)))
         top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-        self._seen[step] = TokenLogprob(token_id, float(logprobs[token_id]), top)
+        self._seen[step] = TokenLogprob(token_id, float(logprobs[token_id]), top, allowed)
 
-    def sampled(self, token_ids: Sequence[int]) -> list[float]:
-        """The log-probabilities of those tokens of a finished sequence that were sampled."""
+    def sampled(self, token_ids: Sequence[int]) -> list[TokenLogprob]:
+        """One entry for each token of a finished sequence that was sampled."""
         seen = [self._seen.get(place) for place in range(len(token_ids))]
         return [
-            found.logprob
+            found
             for token_id, found in zip(token_ids, seen, strict=True)
             if found is not None and found.token_id == token_id
         ]
@@ -175,6 +181,7 @@ def sample(logits: torch.Tensor, rows: Sequence[RowSampling]) -> list[int | NonF
     """
     asked = [index for index, row in enumerate(rows) if row.logprobs is not None]
     logprobs = logits[asked].float().log_softmax(dim=-1) if asked else None
+    allowed = _allowed(logprobs, [rows[index].constraint for index in asked])
     # 1. Most rows need only the most likely token. The model's own failures show here too, before
     #    a grammar turns logits into minus infinity.
     best, tokens = likeliest(logits)
@@ -191,10 +198,10 @@ def sample(logits: torch.Tensor, rows: Sequence[RowSampling]) -> list[int | NonF
     # 3. One copy to the host.
     chosen_tokens, failures = torch.stack([tokens, broken.to(tokens.dtype)]).tolist()
     if logprobs is not None:
-        for index, row_logprobs in zip(asked, logprobs.cpu(), strict=True):
+        for index, row_logprobs, mass in zip(asked, logprobs.cpu(), allowed, strict=True):
             sink = rows[index].logprobs
             if sink is not None and not failures[index]:
-                sink.note(rows[index].step, chosen_tokens[index], row_logprobs)
+                sink.note(rows[index].step, chosen_tokens[index], row_logprobs, mass)
     return [
         NonFiniteLogitsError(
             "the model returned NaN or infinite logits, or none that the grammar allows; try "
@@ -204,6 +211,17 @@ def sample(logits: torch.Tensor, rows: Sequence[RowSampling]) -> list[int | NonF
         else token
         for token, failed in zip(chosen_tokens, failures, strict=True)
     ]
+
+
+def _allowed(
+    logprobs: torch.Tensor | None, constraints: Sequence[ConstraintState | None]
+) -> list[float]:
+    """Logarithm of the probability of all tokens that each row's grammar allows."""
+    if logprobs is None or all(constraint is None for constraint in constraints):
+        return [0.0] * len(constraints)
+    kept = logprobs.clone()
+    apply_constraints(kept, constraints)
+    return kept.logsumexp(dim=-1).tolist()
 
 
 def _rows_of(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

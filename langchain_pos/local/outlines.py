@@ -70,14 +70,17 @@ class OutlineInProgress:
         """The same, as far as it counts, and how much went against the model."""
         text, count = self._bounds.kept(self._skeleton.begin + written.text)
         chosen = self._logprobs.sampled(written.token_ids)[:count]
-        pressure = abs(sum(chosen)) / len(chosen) if chosen else None
+        against = -sum(token.allowed for token in chosen)
+        pressure = max(against, 0.0) / len(chosen) if chosen else None
         return replace(written, text=text.removeprefix(self._skeleton.begin), pressure=pressure)
 
     def _text(self, sequence: DecodingSequence) -> str:
         return self._skeleton.begin + sequence.text
 
     def _keep_within_bounds(self, sequence: DecodingSequence) -> None:
-        likely = partial(self._logprobs.sampled, sequence.token_ids)
+        def likely() -> list[float]:
+            return [token.logprob for token in self._logprobs.sampled(sequence.token_ids)]
+
         bounds = self._bounds
         bounds.note(self._text(sequence), len(sequence.token_ids), likely)
         forced = bounds.text_to_force(self._text(sequence), len(sequence.token_ids))

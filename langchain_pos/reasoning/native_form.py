@@ -17,6 +17,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from langchain_pos.errors import PlanFormatError
@@ -24,6 +25,7 @@ from langchain_pos.reasoning.form import Form, OpenedStep, Skeleton
 from langchain_pos.reasoning.markdown_list import (
     BOLD_NUMBERS,
     LONGEST_TITLE,
+    TIGHT,
     EntryEnd,
     Head,
     Mark,
@@ -43,8 +45,6 @@ MAY_END = 0.15
 """A list ends where the model would end it with this probability, bodies left out."""
 WOULD_END = 0.5
 """The same of a list that went on after such an end: there it ends where the model rather would."""
-GAP = "\n\n"
-"""Stands between two entries."""
 NEW_LINE = "\n"
 _EMPTY_TITLE = re.compile(
     r"(?:step|title|point|item|aspect|part|section|步骤|标题|要点)?\s*[\d.…:：-]*", re.IGNORECASE
@@ -94,7 +94,7 @@ class NativeSkeleton(Skeleton):
     @property
     def _elided(self) -> str:
         """What follows a head in place of its body; the gap to the next entry included."""
-        return f"{'' if self._mark.after.endswith(NEW_LINE) else ' '}{ELLIPSIS}{GAP}"
+        return f"{'' if self._mark.after.endswith(NEW_LINE) else ' '}{ELLIPSIS}{self._mark.gap}"
 
     def _grammar(self, most: int) -> str:
         """The further entries, one after the other, each with its own mark; then the end.
@@ -118,13 +118,15 @@ class NativeSkeleton(Skeleton):
         rules = [f"root ::= {second}", "space ::= [ \\t]"]
         rules += [f"rest{place} ::= end | {entry(place)}" for place in range(3, most + 1)]
         rules.append(f"rest{most + 1} ::= end")
-        rules.append(f'end ::= "" | [^{first} \\t\\n]')
+        # A tight list may end in an empty line, too.
+        more = "" if self._mark.gap == TIGHT else "\\n"
+        rules.append(f'end ::= "" | [^{first} \\t{more}]')
         rules.append("title ::= [^ \\t\\n*#:：|`] [^\\n*:：|`]*")
         return "\n".join(rules) + "\n"
 
     def bounds(self, max_tokens: int) -> NativeBounds:
         """See `Skeleton`."""
-        return NativeBounds(self, self._mark.after, self._settings)
+        return NativeBounds(self, self._mark, self._settings)
 
     def close(self, text: str) -> str:
         """See `Skeleton`: an unfinished title is not a step."""
@@ -219,21 +221,22 @@ def _words(title: str) -> str:
 class NativeBounds:
     """Closes a title that is too long; ends a list that repeats itself or is of no use.
 
-    A list ends, too, before the first entry after its second whose head is less likely than
-    `max_pressure` allows, or where the model might as well have ended: with the bodies left out, it
-    goes on listing for longer.
+    A list ends, too, before the first entry after its second where the model might as well have
+    ended: with the bodies left out, it goes on listing for longer.
 
     Args:
         skeleton: what is written.
-        after: the text that closes a title.
+        mark: of the list.
         settings: the bounds.
     """
 
-    def __init__(self, skeleton: NativeSkeleton, after: str, settings: ReasoningSettings) -> None:
+    def __init__(self, skeleton: NativeSkeleton, mark: Mark, settings: ReasoningSettings) -> None:
         self._skeleton = skeleton
-        self._after = after
+        self._after, self._gap = mark.after, mark.gap
         self._most = settings.max_title_tokens
-        self._max_pressure = settings.max_pressure
+        self._may_end = WOULD_END if skeleton.known else MAY_END
+        if settings.max_pressure is None:
+            self._may_end = 1.0
         self._entries = skeleton.begin.count(ELLIPSIS)
         self._tokens_at_entry = 0
         self._judged = 0  # of the chosen tokens, those of the entries so far
@@ -259,17 +262,11 @@ class NativeBounds:
         self.over = self.over or _same(last, known) or fault is not None
         own = chosen[self._judged :]
         certain = 1 if self._skeleton.known else 2
-        if len(titles) > certain and self._kept is None and self._is_unlikely(own):
+        ends = bool(own) and -math.expm1(own[0]) > self._may_end
+        if len(titles) > certain and self._kept is None and ends:
             self.over, self._kept = True, (self._whole, self._judged)
         self._judged = len(chosen)
-        self._whole = text[: text.rfind(ELLIPSIS) + len(ELLIPSIS)] + GAP
-
-    def _is_unlikely(self, own: Sequence[float]) -> bool:
-        """Whether the model would not have written an entry, by its own log-probabilities."""
-        if self._max_pressure is None or not own:
-            return False
-        may_end = WOULD_END if self._skeleton.known else MAY_END
-        return -sum(own) / len(own) > self._max_pressure or own[0] < math.log1p(-may_end)
+        self._whole = text[: text.rfind(ELLIPSIS) + len(ELLIPSIS)] + self._gap
 
     def kept(self, text: str) -> tuple[str, int | None]:
         """See `Bounds`."""
@@ -340,6 +337,7 @@ class NativeForm(Form):
             if not _goes_on(head, after[-1]):
                 continue
             repeats = _same(head.title, known)
+            head = replace(head, mark=replace(head.mark, gap=after[-1].gap))
             if not repeats or not text[: head.start].strip():
                 return OpenedStep(head.title, head.start, (head, known), True, repeats)
         return None
@@ -361,7 +359,7 @@ class NativeForm(Form):
 def _plan(steps: Plan, mark: Mark) -> Plan:
     """Steps as entries of a list with these marks."""
     heads = tuple(mark.head(place, title) for place, title in enumerate(steps.titles, 1))
-    return steps.model_copy(update={"heads": heads, "gap": GAP, "form": "native"})
+    return steps.model_copy(update={"heads": heads, "gap": mark.gap, "form": "native"})
 
 
 def _first(mark: Mark) -> str:

@@ -110,7 +110,8 @@ class Plan(_Frozen):
         form: how the answer is written: "paper" (`####title: body`) or "native", as a markdown list
             with the model's own marks.
         heads: in native form, each entry's text up to its body, such as `1. **title**:`.
-        gap: in native form, what stands between two entries.
+        gap: in native form, what stands between two entries: one line end or two, as the model has
+            begun the list.
         pressure: how much the grammar that held the skeleton went against the model: the mean of
             -log p, in nats, over the skeleton's tokens that the model chose, where p is the
             probability that the model itself gave them; None where it is not known.
@@ -208,8 +209,9 @@ class Block(_Frozen):
         """Preamble and steps as the answer writes them."""
         bodies = {branch.index: branch.text for branch in self.branches}
         written = self.plan.written([bodies.get(i, "") for i in range(len(self.plan.steps))])
-        gap = "\n" if self.plan.form == "paper" else "\n\n"
-        return f"{self.plan.preamble}{gap}{written}" if self.plan.preamble else written
+        return (
+            f"{self.plan.preamble}{self.plan.between}{written}" if self.plan.preamble else written
+        )
 
 
 class StageTimings(_Frozen):
@@ -304,6 +306,9 @@ class ResultData(_Frozen):
         """The whole answer as one text: markdown in native form, else as the paper writes it."""
         if self.mode == "sequential":
             return self.conclusion
-        parts = [*(block.text for block in self.blocks), self.conclusion]
         native = any(block.plan.form == "native" for block in self.blocks)
-        return ("\n\n" if native else "\n").join(part for part in parts if part)
+        apart, text = "\n\n" if native else "\n", ""
+        for block in self.blocks:
+            text += (apart if block.plan.preamble else block.plan.between) if text else ""
+            text += block.text
+        return apart.join(part for part in (text, self.conclusion) if part)

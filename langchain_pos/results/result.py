@@ -45,11 +45,10 @@ class ReasoningResult(ResultData):
 
         A list in the model's own form is its `text`; the paper's marks are left out.
         """
+        if self.plan is not None and self.plan.form == "native":
+            return self.text
         parts = []
         for block in self.blocks:
-            if block.plan.form == "native":
-                parts.append(block.text)
-                continue
             branches = [f"{branch.title}: {branch.text}" for branch in block.branches]
             parts += [block.plan.preamble, "\n".join(branches)]
         return "\n\n".join(part for part in [*parts, self.conclusion] if part)

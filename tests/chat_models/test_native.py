@@ -7,7 +7,7 @@ import pytest
 from langchain_pos import ChatParallelReasoning
 from langchain_pos.chat_models.reading_order import ReadingOrder
 from langchain_pos.results.data import BranchResult, Plan
-from tests.support.native_list import LIST, NATIVE, WRITTEN
+from tests.support.native_list import GOES_ON, LIST, NATIVE, TIGHT, WRITTEN
 from tests.support.scripted import scripted_llm
 
 
@@ -32,10 +32,12 @@ def test_the_text_is_the_whole_answer(version: str) -> None:
 
 
 @pytest.mark.parametrize("version", ["v0", "v1"])
-def test_a_stream_adds_up_to_the_same_text(version: str) -> None:
+@pytest.mark.parametrize("rules", [LIST, GOES_ON, TIGHT])
+def test_a_stream_adds_up_to_the_same_text(version: str, rules: dict[str, str | list[str]]) -> None:
     """The first branch live, the others as they end, nothing out of order."""
-    pieces = [chunk.text for chunk in native_chat(output_version=version).stream("Who?")]
-    assert "".join(pieces) == WRITTEN
+    chat = native_chat(rules, output_version=version)
+    pieces = [chunk.text for chunk in chat.stream("Who?")]
+    assert "".join(pieces) == chat.invoke("Who?", mode="sequential").text
     assert sum(bool(piece) for piece in pieces) > 5
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from langchain_pos.engine import Engine, SamplingParams, sampling
+from langchain_pos.engine.constraints import Constraint, ConstraintCompiler
 from langchain_pos.engine.decoding.drafts import Draft, PromptLookup
 from langchain_pos.engine.decoding.sequence import decode, feed
 from langchain_pos.engine.drawing import uniform
@@ -27,6 +28,7 @@ from langchain_pos.engine.scheduler.request import Request
 from langchain_pos.engine.seeds import request_seed
 from langchain_pos.errors import InvalidRequestError, NonFiniteLogitsError
 from tests.support.tiny import ids, said, tiny_engine, tiny_model
+from tests.support.tokenizers import byte_level
 
 WARM = SamplingParams(temperature=0.9, top_k=50, top_p=0.9, min_p=0.01, seed=11)
 OPENINGS = [ids(length, seed=length) for length in (3, 1, 5, 2)]
@@ -380,6 +382,30 @@ def test_logprobs_of_tokens_that_nobody_sampled() -> None:
     assert len(seen[0].top) == 2
     assert (other[0].logprob, other[0].top) == (0, ())
     assert (forced[1].logprob, forced[1].top) == (0, ())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_how_likely_the_model_was_to_write_what_a_grammar_allowed(temperature: float) -> None:
+    """By its own logits; one for a row that is free, whatever stands beside it."""
+    tokenizer = byte_level()
+    state = ConstraintCompiler(tokenizer, vocabulary=512, stop_token_ids=[0]).state(
+        Constraint("ebnf", 'root ::= "a" | "b"')
+    )
+    allowed = [tokenizer.convert_tokens_to_ids(letter) for letter in "ab"]
+    logits = torch.randn(3, 512, generator=torch.Generator().manual_seed(1))
+    expected = logits[1].log_softmax(-1)[allowed].logsumexp(-1)
+    params, told = SamplingParams(temperature=temperature), [Logprobs(), Logprobs()]
+    rows = [
+        RowSampling(params, 1, 0, logprobs=told[0]),
+        RowSampling(params, 2, 0, constraint=state, logprobs=told[1]),
+        RowSampling(params, 3, 0),
+    ]
+    free, held, _ = sample(logits, rows)
+    assert isinstance(free, int)
+    assert held in allowed
+    assert told[0].sampled([free])[0].allowed == 0
+    assert told[1].sampled([held])[0].allowed == pytest.approx(float(expected), abs=1e-5)
+    assert told[1].sampled([held])[0].logprob < float(expected)
 
 
 def test_a_request_without_a_temperature_has_the_same_seed_every_time() -> None:

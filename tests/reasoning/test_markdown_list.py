@@ -92,6 +92,26 @@ def test_no_head_comes_unawaited(text: str) -> None:
         assert all(may_be_head(line[:end], goes_on) for end in ends)
 
 
+@pytest.mark.parametrize(
+    ("before", "gap"),
+    [
+        ("", "\n\n"),
+        ("\n", "\n\n"),
+        ("Some:\n\n", "\n\n"),
+        ("Some:\n \n", "\n\n"),
+        ("Some:\n", "\n"),
+        ("Some: \n", "\n"),
+    ],
+)
+def test_a_list_right_under_a_line_has_no_empty_lines(before: str, gap: str) -> None:
+    """Headings always have them."""
+    for head in ("1. **One**:", "- One: ", "  2) One: ", "**One**\n", "### One\n"):
+        found = first_head(f"{before}{head}", 2)
+        assert found is not None
+        assert found.start == len(before)
+        assert found.mark.gap == ("\n\n" if head.endswith("\n") else gap)
+
+
 def test_a_number_of_two_digits_may_be_awaited() -> None:
     """From its first digit on; and no other number is held back."""
     assert all(may_be_head("12. **Twelfth**"[:end], goes_on=12) for end in range(1, 15))
@@ -137,13 +157,16 @@ WORDS = st.text("abcdef ", min_size=1, max_size=20).map(str.strip).filter(bool)
 BODIES = st.lists(WORDS, min_size=1, max_size=3).map(lambda words: "\n   - ".join(words))
 
 
-@given(st.lists(st.tuples(WORDS, BODIES), min_size=2, max_size=6, unique_by=lambda e: e[0]))
-def test_a_joined_list_reads_back_to_its_entries(entries: list[tuple[str, str]]) -> None:
+@given(
+    st.lists(st.tuples(WORDS, BODIES), min_size=2, max_size=6, unique_by=lambda e: e[0]),
+    st.sampled_from(["\n\n", "\n"]),
+)
+def test_a_joined_list_reads_back_to_its_entries(entries: list[tuple[str, str]], gap: str) -> None:
     """By a markdown parser, and by our own rules for heads and ends."""
     titles = [" ".join(title.split()) for title, _ in entries]
     if len(set(titles)) < len(titles):
         return
-    plan = NATIVE.given([Step(title=title) for title in titles])
+    plan = NATIVE.given([Step(title=title) for title in titles]).model_copy(update={"gap": gap})
     text = NATIVE.join(plan, [body for _, body in entries])
     tokens = MarkdownIt().parse(text)
     items = [t for t in tokens if t.type == "list_item_open" and t.level == 1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 ASKED = "Who?\n\nAnswer:\n"
@@ -23,9 +25,21 @@ GOES_ON: dict[str, str | list[str]] = {
     "is slow.": "\n\nThat is all.",
 }
 """A list that ends after two entries where its bodies are left out, and after four with them."""
+
+
+def tight(rules: Mapping[str, str | list[str]]) -> dict[str, str | list[str]]:
+    """The same list right under its lead-in, and without empty lines."""
+
+    def of(text: str) -> str:
+        return re.sub(r"\n\n(?=\d\.)", "\n", text).replace("...\n\n", "...\n")
+
+    return {of(cue): of(str(text)) for cue, text in rules.items()}
+
+
+TIGHT = tight(GOES_ON)
 UNWILLING = {cue: text for cue, text in LIST.items() if "..." not in cue}
 """The same model, which would not leave out a body."""
 WRITTEN = (
     "Some of them:\n\n1. **Ann**: is tall\n   - and old.\n\n2. **Ben**: is small.\n\nThat is all."
 )
-NATIVE: dict[str, Any] = {"outline": "native", "max_pressure": 0.9, "max_sequential_tokens": 120}
+NATIVE: dict[str, Any] = {"outline": "native", "max_pressure": 0.15, "max_sequential_tokens": 120}
