@@ -120,7 +120,7 @@ class NativeSkeleton(Skeleton):
         rules.append(f"rest{most + 1} ::= end")
         # A tight list may end in an empty line, too.
         more = "" if self._mark.gap == TIGHT else "\\n"
-        rules.append(f'end ::= "" | [^{first} \\t{more}]')
+        rules.append(f'end ::= "" | [^{first} \\t{more}] [^\\n]*')
         rules.append("title ::= [^ \\t\\n*#:：|`] [^\\n*:：|`]*")
         return "\n".join(rules) + "\n"
 
@@ -231,8 +231,8 @@ class NativeBounds:
     """
 
     def __init__(self, skeleton: NativeSkeleton, mark: Mark, settings: ReasoningSettings) -> None:
-        self._skeleton = skeleton
-        self._after, self._gap = mark.after, mark.gap
+        self._skeleton, self._mark = skeleton, mark
+        self._next = mark.mark(2).strip()  # how the next entry begins
         self._most = settings.max_title_tokens
         self._may_end = WOULD_END if skeleton.known else MAY_END
         if settings.max_pressure is None:
@@ -247,11 +247,14 @@ class NativeBounds:
     def note(self, text: str, tokens: int, likely: Callable[[], Sequence[float]] = tuple) -> None:
         """Take note of where the last entry began, and whether it is to be kept.
 
-        Without a grammar the model may write something else than the next entry: a line that has
-        no ellipsis where it ends.
+        The list is over where a line begins that is no entry. Without a grammar it may begin like
+        one, and have no ellipsis where it ends.
         """
         rest = text[text.rfind(ELLIPSIS) + len(ELLIPSIS) :].lstrip()
-        self.over = self.over or rest.count(NEW_LINE) > self._after.count(NEW_LINE)
+        begins = self._next.startswith(rest) or rest.startswith(self._next)
+        self.over = (
+            self.over or not begins or rest.count(NEW_LINE) > self._mark.after.count(NEW_LINE)
+        )
         if text.count(ELLIPSIS) == self._entries:
             return
         self._entries, self._tokens_at_entry = text.count(ELLIPSIS), tokens
@@ -266,7 +269,8 @@ class NativeBounds:
         if len(titles) > certain and self._kept is None and ends:
             self.over, self._kept = True, (self._whole, self._judged)
         self._judged = len(chosen)
-        self._whole = text[: text.rfind(ELLIPSIS) + len(ELLIPSIS)] + self._gap
+        self._next = self._mark.mark(len(titles) + 1).strip()
+        self._whole = text[: text.rfind(ELLIPSIS) + len(ELLIPSIS)] + self._mark.gap
 
     def kept(self, text: str) -> tuple[str, int | None]:
         """See `Bounds`."""
@@ -274,7 +278,7 @@ class NativeBounds:
 
     def text_to_force(self, text: str, tokens: int) -> str | None:
         """What closes a title that is too long."""
-        return self._after if tokens - self._tokens_at_entry > self._most else None
+        return self._mark.after if tokens - self._tokens_at_entry > self._most else None
 
 
 class NativeForm(Form):
