@@ -68,8 +68,8 @@ class OutlineInProgress:
 
     def whole(self, written: Written) -> Written:
         """The same, as far as it counts, and how much went against the model."""
-        text, count = self._bounds.kept(self._skeleton.begin + written.text)
-        chosen = self._logprobs.sampled(written.token_ids)[:count]
+        text, judged = self._bounds.kept(self._skeleton.begin + written.text)
+        chosen = self._logprobs.sampled(written.token_ids)[judged]
         against = -sum(token.allowed for token in chosen)
         pressure = max(against, 0.0) / len(chosen) if chosen else None
         return replace(written, text=text.removeprefix(self._skeleton.begin), pressure=pressure)

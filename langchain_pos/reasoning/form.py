@@ -55,8 +55,8 @@ class Bounds(Protocol):
             likely: gives the log-probabilities of those tokens that the model chose, if known.
         """
 
-    def kept(self, text: str) -> tuple[str, int | None]:
-        """As much of a skeleton as counts, and how many chosen tokens that has; None for all."""
+    def kept(self, text: str) -> tuple[str, slice]:
+        """As much of a skeleton as counts, and which of its chosen tokens tell its pressure."""
 
     def text_to_force(self, text: str, tokens: int) -> str | None:
         """What must be written now because a bound is reached; None where none is."""

@@ -25,6 +25,7 @@ from langchain_pos.reasoning.form import Form, OpenedStep, Skeleton
 from langchain_pos.reasoning.markdown_list import (
     BOLD_NUMBERS,
     LONGEST_TITLE,
+    LOOSE,
     TIGHT,
     EntryEnd,
     Head,
@@ -93,8 +94,12 @@ class NativeSkeleton(Skeleton):
 
     @property
     def _elided(self) -> str:
-        """What follows a head in place of its body; the gap to the next entry included."""
-        return f"{'' if self._mark.after.endswith(NEW_LINE) else ' '}{ELLIPSIS}{self._mark.gap}"
+        """What follows a head in place of its body; the gap to the next entry included.
+
+        That is an empty line, also in a list without any: with nothing but single line ends, models
+        list on without end (a next entry is likely by 0.9 and more up to the 20th).
+        """
+        return f"{'' if self._mark.after.endswith(NEW_LINE) else ' '}{ELLIPSIS}{LOOSE}"
 
     def _grammar(self, most: int) -> str:
         """The further entries, one after the other, each with its own mark; then the end.
@@ -118,9 +123,7 @@ class NativeSkeleton(Skeleton):
         rules = [f"root ::= {second}", "space ::= [ \\t]"]
         rules += [f"rest{place} ::= end | {entry(place)}" for place in range(3, most + 1)]
         rules.append(f"rest{most + 1} ::= end")
-        # A tight list may end in an empty line, too.
-        more = "" if self._mark.gap == TIGHT else "\\n"
-        rules.append(f'end ::= "" | [^{first} \\t{more}] [^\\n]*')
+        rules.append(f'end ::= "" | [^{first} \\t\\n] [^\\n]*')
         rules.append("title ::= [^ \\t\\n*#:：|`] [^\\n*:：|`]*")
         return "\n".join(rules) + "\n"
 
@@ -270,11 +273,17 @@ class NativeBounds:
             self.over, self._kept = True, (self._whole, self._judged)
         self._judged = len(chosen)
         self._next = self._mark.mark(len(titles) + 1).strip()
-        self._whole = text[: text.rfind(ELLIPSIS) + len(ELLIPSIS)] + self._mark.gap
+        self._whole = text[: text.rfind(ELLIPSIS) + len(ELLIPSIS)] + LOOSE
 
-    def kept(self, text: str) -> tuple[str, int | None]:
-        """See `Bounds`."""
-        return (text, None) if self._kept is None else self._kept
+    def kept(self, text: str) -> tuple[str, slice]:
+        """See `Bounds`.
+
+        The second number of a list without empty lines says nothing: it has one before it here, as
+        if the list were over.
+        """
+        begin = int(self._mark.numbered and self._mark.gap == TIGHT and not self._skeleton.known)
+        text, end = (text, None) if self._kept is None else self._kept
+        return text, slice(begin, end)
 
     def text_to_force(self, text: str, tokens: int) -> str | None:
         """What closes a title that is too long."""

@@ -198,9 +198,9 @@ class PaperBounds:
             titles = [step.partition(":")[0].strip().casefold() for step in steps]
             self.over = len(titles) - len(set(titles)) >= MOST_REPEATS
 
-    def kept(self, text: str) -> tuple[str, int | None]:
+    def kept(self, text: str) -> tuple[str, slice]:
         """See `Bounds`."""
-        return text, None
+        return text, slice(None)
 
     def text_to_force(self, text: str, tokens: int) -> str | None:
         """The text that closes what is too long.

@@ -34,7 +34,7 @@ def test_the_form_that_the_model_writes_is_recommended(
     lists: str, others: str, recommended: str
 ) -> None:
     """Lists where they suit and nowhere else: native; otherwise no form of its own."""
-    llm, _ = scripted_llm(answers(lists, others), max_pressure=0.15)
+    llm, _ = scripted_llm(answers(lists, others), max_pressure=0.2)
     *tried, last = try_out(llm)
     assert recommended in last
     assert len(tried) >= len(LISTS) + len(NO_LISTS)

@@ -29,11 +29,7 @@ GOES_ON: dict[str, str | list[str]] = {
 
 def tight(rules: Mapping[str, str | list[str]]) -> dict[str, str | list[str]]:
     """The same list right under its lead-in, and without empty lines."""
-
-    def of(text: str) -> str:
-        return re.sub(r"\n\n(?=\d\.)", "\n", text).replace("...\n\n", "...\n")
-
-    return {of(cue): of(str(text)) for cue, text in rules.items()}
+    return {cue: re.sub(r"\n\n(?=\d\.)", "\n", str(text)) for cue, text in rules.items()}
 
 
 TIGHT = tight(GOES_ON)
@@ -42,4 +38,4 @@ UNWILLING = {cue: text for cue, text in LIST.items() if "..." not in cue}
 WRITTEN = (
     "Some of them:\n\n1. **Ann**: is tall\n   - and old.\n\n2. **Ben**: is small.\n\nThat is all."
 )
-NATIVE: dict[str, Any] = {"outline": "native", "max_pressure": 0.15, "max_sequential_tokens": 120}
+NATIVE: dict[str, Any] = {"outline": "native", "max_pressure": 0.2, "max_sequential_tokens": 120}
