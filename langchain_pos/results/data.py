@@ -113,8 +113,9 @@ class Plan(_Frozen):
         gap: in native form, what stands between two entries: one line end or two, as the model has
             begun the list.
         pressure: how much the grammar that held the skeleton went against the model: the mean of
-            -log p, in nats, over the skeleton's tokens that the model chose, where p is the
-            probability that the model itself gave them; None where it is not known.
+            -log a, in nats, over the skeleton's tokens that the model chose, where a is the
+            probability that the model itself gave to all the tokens together that the grammar
+            allowed there; None where it is not known.
         first_seen: whether the other branches see the first one, which is written before them,
             unless it fails.
     """
