@@ -181,7 +181,6 @@ def sample(logits: torch.Tensor, rows: Sequence[RowSampling]) -> list[int | NonF
     """
     asked = [index for index, row in enumerate(rows) if row.logprobs is not None]
     logprobs = logits[asked].float().log_softmax(dim=-1) if asked else None
-    allowed = _allowed(logprobs, [rows[index].constraint for index in asked])
     # 1. Most rows need only the most likely token. The model's own failures show here too, before
     #    a grammar turns logits into minus infinity.
     best, tokens = likeliest(logits)
@@ -198,7 +197,9 @@ def sample(logits: torch.Tensor, rows: Sequence[RowSampling]) -> list[int | NonF
     # 3. One copy to the host.
     chosen_tokens, failures = torch.stack([tokens, broken.to(tokens.dtype)]).tolist()
     if logprobs is not None:
-        for index, row_logprobs, mass in zip(asked, logprobs.cpu(), allowed, strict=True):
+        allowed = _allowed(logprobs, [rows[index].constraint for index in asked])
+        told = zip(asked, logprobs.cpu(), allowed.tolist(), strict=True)
+        for index, row_logprobs, mass in told:
             sink = rows[index].logprobs
             if sink is not None and not failures[index]:
                 sink.note(rows[index].step, chosen_tokens[index], row_logprobs, mass)
@@ -213,15 +214,13 @@ def sample(logits: torch.Tensor, rows: Sequence[RowSampling]) -> list[int | NonF
     ]
 
 
-def _allowed(
-    logprobs: torch.Tensor | None, constraints: Sequence[ConstraintState | None]
-) -> list[float]:
-    """Logarithm of the probability of all tokens that each row's grammar allows."""
-    if logprobs is None or all(constraint is None for constraint in constraints):
-        return [0.0] * len(constraints)
+def _allowed(logprobs: torch.Tensor, constraints: Sequence[ConstraintState | None]) -> torch.Tensor:
+    """`[R]`: logarithm of the probability of all tokens that each row's grammar allows."""
+    if all(constraint is None for constraint in constraints):
+        return torch.zeros(len(constraints))
     kept = logprobs.clone()
     apply_constraints(kept, constraints)
-    return kept.logsumexp(dim=-1).tolist()
+    return kept.logsumexp(dim=-1)
 
 
 def _rows_of(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -71,7 +71,7 @@ class OutlineInProgress:
         text, judged = self._bounds.kept(self._skeleton.begin + written.text)
         chosen = self._logprobs.sampled(written.token_ids)[judged]
         against = -sum(token.allowed for token in chosen)
-        pressure = max(against, 0.0) / len(chosen) if chosen else None
+        pressure = max(0.0, against) / len(chosen) if chosen else None
         return replace(written, text=text.removeprefix(self._skeleton.begin), pressure=pressure)
 
     def _text(self, sequence: DecodingSequence) -> str:

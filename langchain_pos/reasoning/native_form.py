@@ -90,14 +90,15 @@ class NativeSkeleton(Skeleton):
         places = enumerate(self.known, 1 - len(self.known))
         self.so_far = "".join(f"{head.mark.head(at, t)}{self._elided}" for at, t in places)
         # All parts of a list together have no more entries than one that is whole.
-        self.grammar = self._grammar(max(settings.max_branches - len(self.known), 2))
+        self.most = max(settings.max_branches - len(self.known), 2)
+        self.grammar = self._grammar(self.most)
 
     @property
     def _elided(self) -> str:
         """What follows a head in place of its body; the gap to the next entry included.
 
-        That is an empty line, also in a list without any: with nothing but single line ends, models
-        list on without end (a next entry is likely by 0.9 and more up to the 20th).
+        That is an empty line, even in a list without any: after single line ends, models keep
+        listing (a next entry has a probability of 0.9 or more up to the 20th).
         """
         return f"{'' if self._mark.after.endswith(NEW_LINE) else ' '}{ELLIPSIS}{LOOSE}"
 
@@ -149,10 +150,14 @@ class NativeSkeleton(Skeleton):
 
     def titles(self, text: str) -> list[str]:
         """The titles of the entries whose bodies are elided, in order."""
+        return self.entries(text)[0]
+
+    def entries(self, text: str) -> tuple[list[str], int]:
+        """The titles of the entries whose bodies are elided, and where the last of these ends."""
         found: list[str] = []
         at = 0
         after = re.escape(self._mark.after)
-        for place in range(1, self._settings.max_branches + 1):
+        for place in range(1, self.most + 1):
             entry = re.compile(
                 rf"\s*{re.escape(self._mark.mark(place).strip())}\s*(?P<title>[^\n]+?){after}\s*"
                 r"(?:\.{3}|…)"
@@ -161,7 +166,7 @@ class NativeSkeleton(Skeleton):
                 break
             found.append(entry["title"].strip())
             at = entry.end()
-        return found
+        return found, at
 
     def read(self, text: str) -> Plan | None:
         """See `Skeleton`. The list ends where a title repeats."""
@@ -235,12 +240,11 @@ class NativeBounds:
 
     def __init__(self, skeleton: NativeSkeleton, mark: Mark, settings: ReasoningSettings) -> None:
         self._skeleton, self._mark = skeleton, mark
-        self._next = mark.mark(2).strip()  # how the next entry begins
         self._most = settings.max_title_tokens
         self._may_end = WOULD_END if skeleton.known else MAY_END
         if settings.max_pressure is None:
             self._may_end = 1.0
-        self._entries = skeleton.begin.count(ELLIPSIS)
+        self._entries = 1  # the one that it begins with
         self._tokens_at_entry = 0
         self._judged = 0  # of the chosen tokens, those of the entries so far
         self._whole = skeleton.begin  # the text of the entries so far
@@ -253,33 +257,40 @@ class NativeBounds:
         The list is over where a line begins that is no entry. Without a grammar it may begin like
         one, and have no ellipsis where it ends.
         """
-        rest = text[text.rfind(ELLIPSIS) + len(ELLIPSIS) :].lstrip()
-        begins = self._next.startswith(rest) or rest.startswith(self._next)
-        self.over = (
-            self.over or not begins or rest.count(NEW_LINE) > self._mark.after.count(NEW_LINE)
-        )
-        if text.count(ELLIPSIS) == self._entries:
-            return
-        self._entries, self._tokens_at_entry = text.count(ELLIPSIS), tokens
-        titles, chosen = self._skeleton.titles(text), likely()
-        *known, last = titles or [""]
-        known += self._skeleton.known
+        titles, end = self._skeleton.entries(text)
+        if len(titles) > self._entries:
+            self._entries, self._tokens_at_entry = len(titles), tokens
+            self._judge(titles, likely())
+            self._whole = text[:end] + LOOSE
+        rest, mark = text[end:].lstrip(), self._mark.mark(len(titles) + 1).strip()
+        begins = mark.startswith(rest) or rest.startswith(mark)
+        if not begins or rest.count(NEW_LINE) > self._mark.after.count(NEW_LINE):
+            self.over = True
+
+    def _judge(self, titles: Sequence[str], chosen: Sequence[float]) -> None:
+        """Whether the list ends with an entry or before it.
+
+        Args:
+            titles: of the entries so far.
+            chosen: log-probabilities of the chosen tokens so far.
+        """
+        *before, last = titles
         fault = _fault(titles, len(self._skeleton.known))
-        self.over = self.over or _same(last, known) or fault is not None
+        full = len(titles) == self._skeleton.most
+        if full or fault is not None or _same(last, [*self._skeleton.known, *before]):
+            self.over = True
         own = chosen[self._judged :]
         certain = 1 if self._skeleton.known else 2
         ends = bool(own) and -math.expm1(own[0]) > self._may_end
         if len(titles) > certain and self._kept is None and ends:
             self.over, self._kept = True, (self._whole, self._judged)
         self._judged = len(chosen)
-        self._next = self._mark.mark(len(titles) + 1).strip()
-        self._whole = text[: text.rfind(ELLIPSIS) + len(ELLIPSIS)] + LOOSE
 
     def kept(self, text: str) -> tuple[str, slice]:
         """See `Bounds`.
 
-        The second number of a list without empty lines says nothing: it has one before it here, as
-        if the list were over.
+        The second number of a list without empty lines says nothing: in a skeleton an empty line
+        comes before it, as if the list were over.
         """
         begin = int(self._mark.numbered and self._mark.gap == TIGHT and not self._skeleton.known)
         text, end = (text, None) if self._kept is None else self._kept
@@ -337,7 +348,8 @@ class NativeForm(Form):
     def opened(self, text: str, after: Sequence[Plan] = ()) -> OpenedStep | None:
         """See `Form`. A head that no entry of a plan may have opens nothing, nor does a procedure.
 
-        The list before may go on: what was too unlikely with its bodies left out may follow them.
+        The list before may go on: where it might have ended with its bodies left out, it need not
+        end after them.
         """
         number = _next_number(after)
         for head in heads(text, number):
@@ -345,13 +357,15 @@ class NativeForm(Form):
                 lead = text[: head.start].rstrip().rpartition(NEW_LINE)[2]
                 fits = _fault([head.title]) is None
                 fits = fits and not any(map(_PROCEDURE.search, (lead, head.title)))
+                if after and not text[: head.start].strip() and _goes_on(head, after[-1]):
+                    head = _like(head, after[-1])
                 return OpenedStep(head.title, head.start, (head, ())) if fits else None
             known = _titles_so_far(after)
             if not _goes_on(head, after[-1]):
                 continue
-            repeats = _same(head.title, known)
-            head = replace(head, mark=replace(head.mark, gap=after[-1].gap))
-            if not repeats or not text[: head.start].strip():
+            repeats, at_once = _same(head.title, known), not text[: head.start].strip()
+            if not repeats or at_once:
+                head = _like(head, after[-1]) if at_once else head
                 return OpenedStep(head.title, head.start, (head, known), True, repeats)
         return None
 
@@ -400,6 +414,11 @@ def _goes_on(head: Head, last: Plan) -> bool:
     mark = _mark_of(last)
     alike = (head.mark.kind, head.mark.indent) == (mark.kind, mark.indent)
     return alike and _fault([head.title]) is None
+
+
+def _like(head: Head, last: Plan) -> Head:
+    """A head that follows the last entry at once, with as many empty lines as are in that list."""
+    return replace(head, mark=replace(head.mark, gap=last.gap))
 
 
 def _titles_so_far(after: Sequence[Plan]) -> tuple[str, ...]:

@@ -208,7 +208,7 @@ class SkeletonSink(Sink):
         text = self._text.text
         full, end = skeleton.begin + text, ""
         if self.written.finish_reason != "stop" and self._text.stopped is None:
-            if not skeleton.is_plan(full):
+            if not skeleton.is_plan(full) and not self._bounds.over:
                 raise PlanFormatError("the skeleton was not closed within its budget", text=text)
             end = skeleton.close(full)
         elif not text.rstrip().endswith(skeleton.end) and (self.stop or not text):

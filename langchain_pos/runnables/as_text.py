@@ -37,6 +37,8 @@ class _Text:
 
     def _rest(self) -> str:
         text = "" if self._total is None else str(self._total)
+        if self._written.startswith(text):  # an answer that has begun anew says it once more
+            return ""
         rest, self._written = text.removeprefix(self._written), text
         return rest
 

@@ -37,6 +37,7 @@ def test_a_stream_adds_up_to_the_same_text(version: str, rules: dict[str, str | 
     """The first branch live, the others as they end, nothing out of order."""
     chat = native_chat(rules, output_version=version)
     pieces = [chunk.text for chunk in chat.stream("Who?")]
+    assert chat.invoke("Who?").response_metadata["mode"] == "parallel"
     assert "".join(pieces) == chat.invoke("Who?", mode="sequential").text
     assert sum(bool(piece) for piece in pieces) > 5
 

@@ -18,7 +18,17 @@ from langchain_pos.reasoning.native_form import NATIVE as NATIVE_FORM
 from langchain_pos.reasoning.native_form import NativeSkeleton
 from langchain_pos.reasoning.settings import ReasoningSettings
 from langchain_pos.results.data import Step
-from tests.support.native_list import ASKED, GOES_ON, LIST, NATIVE, TIGHT, UNWILLING, WRITTEN
+from tests.support.native_list import (
+    ASKED,
+    BULLETS,
+    EMPTY,
+    GOES_ON,
+    LIST,
+    NATIVE,
+    TIGHT,
+    UNWILLING,
+    WRITTEN,
+)
 from tests.support.scripted import TOKENIZERS, Script, random_llm, scripted_llm, without_clocks
 from tests.support.tokenizers import byte_level
 
@@ -136,11 +146,66 @@ class TestAList:
         heads = "1. **Ann**: ...\n\n2. **Ben**: ...\n\n3. **Cem**: ...\n\n"
         assert any(feed.text == heads for feeds in script.passes for feed in feeds)
 
+    def test_bullets_without_empty_lines(self) -> None:
+        """They go on without a number to tell, and without empty lines all the same."""
+        llm, _ = native_llm(BULLETS)
+        result = llm.invoke("Who?")
+        assert [block.plan.gap for block in result.blocks] == ["\n", "\n"]
+        assert result.text == llm.invoke("Who?", mode="sequential").conclusion
+        assert "is small.\n- **Cem**: is quick.\n- **Dan**: is slow.\n\nThat" in result.text
+
+    def test_after_a_line_of_its_own_it_goes_on_as_that_has_it(self) -> None:
+        """A list that begins with 3 right under a line would not be one."""
+        before = [NATIVE_FORM.given([Step(title="Ann"), Step(title="Ben")])]
+        before[0] = before[0].model_copy(update={"gap": "\n"})
+        for text, gap in (("", "\n"), ("\n\n", "\n"), ("More:\n\n", "\n\n")):
+            opened = NATIVE_FORM.opened(f"{text}3. **Cem**: x", before)
+            assert opened is not None
+            assert opened.goes_on
+            assert opened.marks[0].mark.gap == gap
+
+    def test_a_title_may_have_dots_in_it(self) -> None:
+        """They are no body that is left out."""
+        rules = {**LIST, "1. **Ann**: ...\n\n": "2. **Wait...and**: ...\n\n3. **Cem**: ...\n\nT"}
+        rules |= {"2. **Wait...and**:": " see.", "3. **Cem**:": " is slow.", "is slow.": ""}
+        llm, _ = native_llm(rules, max_title_tokens=48)
+        assert [b.title for b in llm.invoke("Who?").branches] == ["Ann", "Wait...and", "Cem"]
+
+    @pytest.mark.parametrize("most", [2, 3])
+    def test_its_end_is_nobodys_choice_where_no_more_entries_are_allowed(self, most: int) -> None:
+        """What the model would have listed after `max_branches` does not count against it."""
+        heads = "2. **Ben**: ...\n\n3. **Cem**: ...\n\n4. **Dan**: ...\n\nT"
+        rules = {**LIST, "1. **Ann**: ...\n\n": heads}
+        llm, _ = native_llm(rules, max_branches=most)
+        plan = llm.invoke("Who?").plan
+        assert plan is not None
+        assert len(plan.steps) == most
+        assert plan.pressure == pytest.approx(0, abs=1e-3)
+
+    def test_a_title_that_is_one_of_many_is_no_pressure(self) -> None:
+        """The model is undecided about letters, and sure of the marks."""
+        llm, _ = native_llm(LIST)
+        tokenizer, run = llm.engine.tokenizer, llm.engine.forward.run
+        letters = tokenizer.convert_tokens_to_ids(list("abcdefghijklmnopqrstuvwxyz"))
+
+        def undecided(*args: Any) -> Any:
+            logits = run(*args)
+            for row in logits:
+                if str(tokenizer.decode([int(row.argmax())])).strip().isalpha():
+                    row[letters] = row[letters].clamp_min(float(row.max()) - 0.01)
+            return logits
+
+        llm.engine.forward.run = undecided  # type: ignore[method-assign]
+        result = llm.invoke("Who?")
+        assert result.plan is not None, result.fallback_reason
+        assert result.plan.titles == ("Ann", "Ben")
+        assert result.plan.pressure == pytest.approx(0, abs=1e-3)
+
     def test_one_entry_may_be_left(self) -> None:
         """Nothing forces a second one where a list goes on: the last entry is only text."""
         rules = {**GOES_ON, "3. **Cem**: ...\n\n": "That is all."}
         rules["3. **Cem**:"] = " is quick.\n\nThat is all."
-        for most in (0.9, None):
+        for most in (0.2, None):
             llm, _ = native_llm(rules, max_pressure=most)
             result = llm.invoke("Who?")
             assert len(result.blocks) == 1
@@ -263,10 +328,10 @@ class TestAList:
 
 
 class TestAsText:
-    @pytest.mark.parametrize("rules", ["LIST", "GOES_ON", "TIGHT", "UNWILLING"])
-    async def test_a_parser_gets_the_whole_answer(self, rules: str) -> None:
+    @pytest.mark.parametrize("rules", [LIST, GOES_ON, TIGHT, BULLETS, UNWILLING, EMPTY])
+    async def test_a_parser_gets_the_whole_answer(self, rules: dict[str, str | list[str]]) -> None:
         """With the marks of its lists, at once and streamed."""
-        llm, _ = native_llm(globals()[rules])
+        llm, _ = native_llm(rules)
         result = llm.invoke("Who?")
         chain = llm | StrOutputParser()
         assert str(result) == result.text == chain.invoke("Who?")
@@ -485,7 +550,7 @@ def _skeleton(text: str, **settings: Any) -> NativeSkeleton:
         (None, [-3.0, -3.0], 3),
     ],
 )
-def test_a_list_ends_before_a_head_that_the_model_would_not_have_written(
+def test_a_list_ends_before_a_head_where_the_model_might_have_ended_it(
     most: float | None, own: list[float], kept: int
 ) -> None:
     """That head is left out of the plan, and of its pressure."""
@@ -529,6 +594,17 @@ def test_the_second_number_of_a_list_without_empty_lines_says_nothing(
 ) -> None:
     """The skeleton has one before it. Bullets count: one may well stand alone."""
     assert _skeleton(text).bounds(500).kept("")[1] == slice(begin, None)
+
+
+def test_a_piece_may_hold_several_entries() -> None:
+    """As servers send them; and the beginning of one."""
+    for end in ("3", "3. **Cem**: ...\n\n4. **Dan**: ...\n\n"):
+        skeleton = _skeleton("1. **Ann**: ")
+        bounds = skeleton.bounds(500)
+        bounds.note(f"{skeleton.begin}2. **Ben**: ...\n\n{end}", 1)
+        assert not bounds.over
+        bounds.note(f"{skeleton.begin}2. **Ben**: ...\n\n{end}\n\nThat", 2)
+        assert bounds.over
 
 
 def test_the_second_head_is_judged_with_the_whole_list() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from langchain_pos.results.data import NO_LIST
 from tests.support.completions_server import Server, told
 from tests.support.native_list import ASKED, GOES_ON, LIST, NATIVE
 from tests.support.scripted import scripted_llm
@@ -21,6 +22,14 @@ def test_the_answer_is_that_of_a_local_model(server: Server, name: str) -> None:
     assert theirs.text == ours.text
     assert [block.plan.titles for block in theirs.blocks] == [b.plan.titles for b in ours.blocks]
     assert told(theirs)["blocks"] == told(ours)["blocks"]
+
+
+def test_what_is_no_entry_is_no_list(server: Server) -> None:
+    """The request ends with the first words that are none; nothing was cut."""
+    server.rules.clear()
+    server.rules.update({**LIST, "1. **Ann**: ...\n\n": "That is all."})
+    result = server.llm(**NATIVE).invoke("Who?")
+    assert result.fallback_reason == NO_LIST
 
 
 def test_a_long_first_entry_is_asked_for_again(server: Server) -> None:

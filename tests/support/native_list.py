@@ -33,6 +33,12 @@ def tight(rules: Mapping[str, str | list[str]]) -> dict[str, str | list[str]]:
 
 
 TIGHT = tight(GOES_ON)
+BULLETS = {
+    re.sub(r"\d\. ", "- ", cue): re.sub(r"\d\. ", "- ", str(text)) for cue, text in TIGHT.items()
+}
+"""The same with bullets."""
+EMPTY = {**LIST, "1. **Ann**:": "", "2. **Ben**:": ""}
+"""Heads, and nothing under them."""
 UNWILLING = {cue: text for cue, text in LIST.items() if "..." not in cue}
 """The same model, which would not leave out a body."""
 WRITTEN = (
