@@ -111,8 +111,9 @@ of a few words, sequentially and in parallel. Peak memory is what CUDA had alloc
 CPU, the bytes of weights, keys and values.""",
     "quality": """## Quality
 
-`python -m benchmarks.quality` asks the shipped model the paper's retrieval questions (10 or 30
-students, one of whom has a GPA in a range), greedily, in parallel and sequentially in turn. A
+`python -m benchmarks.quality` asks a model, the shipped one unless another is named, the paper's
+retrieval questions (10 or 30 students, one of whom has a GPA in a range), greedily, in parallel and
+sequentially in turn. A
 final answer can be right by luck and hide a leak between branches, so every branch is judged as
 well: *values right* is the share of students whose own GPA was copied into their branch, *verdicts
 right* the share judged right. *Steps complete*: all students, in order, none invented. Medians over

@@ -24,7 +24,6 @@ from langchain_pos.errors import PlanFormatError
 from langchain_pos.reasoning.form import Form, OpenedStep, Skeleton
 from langchain_pos.reasoning.markdown_list import (
     BOLD_NUMBERS,
-    LONGEST_TITLE,
     LOOSE,
     TIGHT,
     EntryEnd,
@@ -34,7 +33,8 @@ from langchain_pos.reasoning.markdown_list import (
     heads,
     may_be_head,
 )
-from langchain_pos.results.data import STEP_MARK, Plan, Step
+from langchain_pos.reasoning.titles import fault_of, leads_in_to_steps, same
+from langchain_pos.results.data import Plan, Step
 
 if TYPE_CHECKING:
     from langchain_pos.reasoning.settings import ReasoningSettings
@@ -47,28 +47,6 @@ MAY_END = 0.15
 WOULD_END = 0.5
 """The same of a list that went on after such an end: there it ends where the model rather would."""
 NEW_LINE = "\n"
-_EMPTY_TITLE = re.compile(
-    r"(?:step|title|point|item|aspect|part|section|步骤|标题|要点)?\s*[\d.…:：-]*", re.IGNORECASE
-)
-_SEQUENTIAL = re.compile(
-    r"(?:step|stage|phase|day|schritt|paso|étape|etape|шаг)\s*\d+\b|第[\d一二三四五六七八九十]+[步阶天]"
-    r"|(?:introduction|conclusion|summary|example usage|explanation|dear\b)",
-    re.IGNORECASE,
-)
-"""Titles of parts that build on one another, or that are parts of one text."""
-_PROCEDURE = re.compile(
-    r"\b(?:the|these|those|following)\s+(?:(?!some\b|several\b|few\b|of\b)[\w,-]+\s+){0,3}steps\b"
-    r"(?!\s+(?:that\s+)?you\s+(?:can|could|may|might)\s+take)|\bstep[- ]by[- ]step\b"
-    r"|\b(?:diese|folgende)n?\s+(?:\w+\s+)?schritte|\bschritt für schritt\b"
-    r"|\b(?:les étapes|étapes suivantes|étape par étape)\b"
-    r"|\b(?:los pasos|siguientes pasos|estos pasos|paso a paso)\b"
-    r"|\b(?:следующие шаги|эти шаги|шаг за шагом|пошагов)|(?<!一些)步[骤驟]",
-    re.IGNORECASE,
-)
-"""Lines that lead in to steps of which each needs the one before. Measured on the first 160 tokens
-that Qwen2.5-Coder-0.5B answers to 299 everyday questions: of the lists in answers that a person
-judged not to suit parallel writing, 21 of 37 begin so; of those that suit, 5 of 55. "Some steps you
-can take" leads in to advice as a rule (1 of 37, 4 of 55)."""
 
 
 class NativeSkeleton(Skeleton):
@@ -172,12 +150,12 @@ class NativeSkeleton(Skeleton):
         """See `Skeleton`. The list ends where a title repeats."""
         titles: list[str] = []
         for title in self.titles(text):
-            if _same(title, [*self.known, *titles]):
+            if same(title, [*self.known, *titles]):
                 break
             titles.append(title)
         if len(titles) < 2:
             return None
-        if fault := _fault(titles, len(self.known)):
+        if fault := fault_of(titles, len(self.known)):
             raise PlanFormatError(fault, text=text)
         return _plan(Plan.of(titles), self._mark)
 
@@ -189,41 +167,9 @@ class NativeSkeleton(Skeleton):
         return 0
 
 
-def _fault(titles: Sequence[str], before: int = 0) -> str | None:
-    """What keeps entries with these titles from being written together.
-
-    Args:
-        titles: one after the other.
-        before: entries of the same list before them.
-    """
-    if any(_SEQUENTIAL.match(title) for title in titles[:2]):
-        return "its steps build on one another"
-    uncounted = {_without(place, title) for place, title in enumerate(titles[:2], before + 1)}
-    if len(titles) > 1 and len(uncounted) == 1:
-        return f"{titles[0]!r} and {titles[1]!r} only count, so their branches would be the same"
-    for title in titles:
-        if len(title) > LONGEST_TITLE or _EMPTY_TITLE.fullmatch(title) or STEP_MARK in title:
-            return f"{title!r} is not the title of an entry"
-    return None
-
-
 def _literal(text: str) -> str:
     """A text as the grammar writes it."""
     return json.dumps(text, ensure_ascii=False)
-
-
-def _same(title: str, titles: Sequence[str]) -> bool:
-    words = _words(title)
-    return any(words == _words(other) for other in titles)
-
-
-def _without(place: int, title: str) -> str:
-    """A title's words without its own place in the list."""
-    return re.sub(rf"(?<!\d)0*{place}(?!\d)", "", _words(title)).strip()
-
-
-def _words(title: str) -> str:
-    return " ".join(re.findall(r"\w+|[+#]+", title.casefold()))  # C, C++ and C# differ
 
 
 class NativeBounds:
@@ -275,9 +221,9 @@ class NativeBounds:
             chosen: log-probabilities of the chosen tokens so far.
         """
         *before, last = titles
-        fault = _fault(titles, len(self._skeleton.known))
+        fault = fault_of(titles, len(self._skeleton.known))
         full = len(titles) == self._skeleton.most
-        if full or fault is not None or _same(last, [*self._skeleton.known, *before]):
+        if full or fault is not None or same(last, [*self._skeleton.known, *before]):
             self.over = True
         own = chosen[self._judged :]
         certain = 1 if self._skeleton.known else 2
@@ -355,15 +301,15 @@ class NativeForm(Form):
         for head in heads(text, number):
             if number is None or head.mark.first != number:
                 lead = text[: head.start].rstrip().rpartition(NEW_LINE)[2]
-                fits = _fault([head.title]) is None
-                fits = fits and not any(map(_PROCEDURE.search, (lead, head.title)))
+                fits = fault_of([head.title]) is None
+                fits = fits and not any(map(leads_in_to_steps, (lead, head.title)))
                 if after and not text[: head.start].strip() and _goes_on(head, after[-1]):
                     head = _like(head, after[-1])
                 return OpenedStep(head.title, head.start, (head, ())) if fits else None
             known = _titles_so_far(after)
             if not _goes_on(head, after[-1]):
                 continue
-            repeats, at_once = _same(head.title, known), not text[: head.start].strip()
+            repeats, at_once = same(head.title, known), not text[: head.start].strip()
             if not repeats or at_once:
                 head = _like(head, after[-1]) if at_once else head
                 return OpenedStep(head.title, head.start, (head, known), True, repeats)
@@ -413,7 +359,7 @@ def _goes_on(head: Head, last: Plan) -> bool:
     """Whether a head with the right number is one of the same list, and may be an entry's."""
     mark = _mark_of(last)
     alike = (head.mark.kind, head.mark.indent) == (mark.kind, mark.indent)
-    return alike and _fault([head.title]) is None
+    return alike and fault_of([head.title]) is None
 
 
 def _like(head: Head, last: Plan) -> Head:

@@ -19,6 +19,7 @@ from langchain_pos.reasoning.decoder import Outline
 from langchain_pos.reasoning.expanding import lay_out
 from langchain_pos.reasoning.first_branch import First, is_example, waited_for
 from langchain_pos.reasoning.stage import StageWriter
+from langchain_pos.reasoning.titles import needs_order
 from langchain_pos.results.data import NO_LIST
 
 if TYPE_CHECKING:
@@ -300,6 +301,8 @@ class Planner(StageWriter):
                 raise
         if plan is None:
             return None
+        if fault := needs_order(plan.titles):
+            raise HopelessPlanError(fault, text=text)
         pressure, most = written.pressure, self._settings.max_pressure
         if pressure is not None and most is not None and pressure > most:
             raise HopelessPlanError(

@@ -53,12 +53,12 @@ class TestBudgets:
 
     def test_a_list_of_steps_that_never_ends_is_closed(self) -> None:
         """After `max_plan_tokens` the terminator is written, whatever the model would add."""
-        steps = "".join(f"####step {i}:......\n" for i in range(60))
+        steps = "".join(f"####part {i}:......\n" for i in range(60))
         llm, _ = scripted_llm({ASKED: steps + "####%%%%"}, max_branches=64, max_plan_tokens=64)
         result = llm.invoke("Who?", max_branch_tokens=2)
         assert result.plan is not None
         assert 2 < len(result.plan.steps) < 20
-        assert result.plan.titles[:2] == ("step 0", "step 1")
+        assert result.plan.titles[:2] == ("part 0", "part 1")
         assert result.plan_attempts == 1
 
     def test_a_list_that_goes_round_in_a_circle_is_ended(self) -> None:
@@ -73,11 +73,11 @@ class TestBudgets:
 
     def test_the_number_of_steps_is_bounded(self) -> None:
         """`max_branches` steps, then the grammar allows the terminator only."""
-        steps = "".join(f"####step {i}:......\n" for i in range(20))
+        steps = "".join(f"####part {i}:......\n" for i in range(20))
         llm, _ = scripted_llm({ASKED: steps + "####%%%%"}, max_branches=3, max_plan_tokens=256)
         result = llm.invoke("Who?")
         assert result.plan is not None
-        assert result.plan.titles == ("step 0", "step 1", "step 2")
+        assert result.plan.titles == ("part 0", "part 1", "part 2")
 
     def test_a_plan_too_long_for_the_context_is_answered_sequentially(self) -> None:
         """Steps that leave no room for their bodies are given up, with the numbers."""
@@ -186,6 +186,16 @@ class TestDeclining:
         assert result.plan_attempts == 1
         assert result.forward_passes.expand == 0
         assert result.forward_passes.total == len(script.passes)
+
+    def test_steps_that_build_on_one_another_are_declined(self) -> None:
+        """At once: what the question is like does not change with another attempt."""
+        skeleton = "####Step 1:......\n####Step 2:......\n####%%%%"
+        llm, _ = scripted_llm({ASKED: [skeleton, "Ann, at last."]})
+        result = llm.invoke("Who?")
+        assert result.fallback_reason == "no valid plan: its steps build on one another"
+        assert result.plan_attempts == 1
+        assert result.conclusion
+        assert llm.invoke({"question": "Who?", "steps": ["Step 1", "Step 2"]}).mode == "parallel"
 
     def test_declining_can_be_forbidden(self) -> None:
         """With `allow_decline=False` the terminator cannot come before the second step."""
