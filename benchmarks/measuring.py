@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.report import RESULTS, report, without_folders
+from benchmarks.report import RESULTS, report, short_name, without_folders
 from langchain_pos.engine.cpu.neighbours import Neighbours
 
 
@@ -163,9 +163,7 @@ def parse(
 
 def without_folder(args: argparse.Namespace) -> str:
     """Name `args.model` by its folder alone, in the command as well, and return that name."""
-    where = Path(args.model)
-    inner = where.name in ("hf", "model.gguf")
-    name = where.parent.name if inner else where.name
+    name = short_name(args.model)
     args.words = [name if word == args.model else word for word in args.words]
     args.model = name
     return name

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.report import data_folder, report
+from benchmarks.report import data_folder, report, short_name
 from benchmarks.scoring import Score
 from langchain_pos import ParallelReasoningLLM
 from langchain_pos.reasoning.prompts import ENGLISH
@@ -45,6 +45,7 @@ def main(
         visibility=visibility,
         prefix_cache_tokens=0,
     )
+    name_of_model = short_name(llm.reasoner.model_name if model is None else model)
     llm.invoke({"question": "warm-up", "steps": ["a", "b"]}, max_branch_tokens=4)
     table, details = [], []
     for stem in task or ["retrieval_10", "retrieval_30"]:
@@ -67,8 +68,8 @@ def main(
     report(
         name,
         table,
-        model=llm.reasoner.model_name,
-        engine=llm.engine.describe() | {"model": llm.reasoner.model_name},
+        model=name_of_model,
+        engine=llm.engine.describe() | {"model": name_of_model},
         runs=details,
     )
 

@@ -113,11 +113,12 @@ CPU, the bytes of weights, keys and values.""",
 
 `python -m benchmarks.quality` asks a model, the shipped one unless another is named, the paper's
 retrieval questions (10 or 30 students, one of whom has a GPA in a range), greedily, in parallel and
-sequentially in turn. A
-final answer can be right by luck and hide a leak between branches, so every branch is judged as
-well: *values right* is the share of students whose own GPA was copied into their branch, *verdicts
-right* the share judged right. *Steps complete*: all students, in order, none invented. Medians over
-the questions for passes, tokens and seconds; seconds include prefill.""",
+sequentially in turn. A final answer can be right by luck and hide a leak between branches, so every
+branch is judged as well: *values right* is the share of students whose own GPA was copied into
+their branch, *verdicts right* the share judged right. *Steps complete*: all students, in order,
+none invented. *Sequential, asked*: the question with the sentence that asks for a list, written one
+entry after the other. Medians over the questions for passes, tokens and seconds; seconds include
+prefill.""",
     "drafts": """## Drafts
 
 `python -m benchmarks.drafts` answers the same questions with and without drafts, in turn, and

@@ -95,15 +95,24 @@ def report(
 
 
 def without_folders(argv: Sequence[str]) -> list[str]:
-    """A command's words but for `--data` and `--out`: a result names no folder of its machine."""
+    """A command's words without folders, which a result of this machine does not name.
+
+    `--data` and `--out` are left out, and a model's folder is only its name.
+    """
     shown, words = [], list(argv)
     while words:
         word = words.pop(0)
         if word in ("--out", "--data"):
             words[:1] = []
         elif not word.startswith(("--out=", "--data=")):
-            shown.append(word)
+            shown.append(short_name(word) if Path(word).is_absolute() else word)
     return shown
+
+
+def short_name(model: str) -> str:
+    """A model's name without its folder; that of the folder above, if its own says nothing."""
+    where = Path(model)
+    return where.parent.name if where.name in ("hf", "model.gguf") else where.name
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:

@@ -15,9 +15,10 @@ def test_a_result_names_its_command_without_folders(
 ) -> None:
     """In either spelling; what else was asked for stays, in its order."""
     given = ["--rows", "5", "--data", "/some/where", "--dtype", "float32", "--out=/else/where"]
+    given += ["--model", "/models/small/hf"]
     monkeypatch.setattr("sys.argv", ["/some/repo/benchmarks/joins.py", *given])
     path = report("other_name", [{"a": 1}], folder=tmp_path)
     content = json.loads(path.read_text(encoding="utf-8"))
     assert path.name == "other_name.json"
-    assert content["command"] == "python -m benchmarks.joins --rows 5 --dtype float32"
+    assert content["command"] == "python -m benchmarks.joins --rows 5 --dtype float32 --model small"
     assert content["rows"] == [{"a": 1}]
