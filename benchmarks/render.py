@@ -204,9 +204,10 @@ def section(result: dict[str, Any]) -> str:
     )
     others = result.get("others_cores", 0)
     where += f", other processes used {others} cores meanwhile" if others >= NOTICED else ""
-    shape = [result["model"]] if "device" in result else []  # the older ones name it in the text
     dtype = result.get("dtype", "auto")
     engine = result.get("engine", {})
+    named = "device" in result or "device" in engine  # the older ones name it in the text
+    shape = [result["model"]] if named else []
     shape += [engine.get("dtype")] if dtype == "auto" else [dtype]
     shape += ["weights of eight bits"] if "packed in int8" in engine.get("weights", "") else []
     chosen = re.findall(r"--(?:outline|visibility) \w+|--suiting", str(result.get("command", "")))

@@ -295,23 +295,24 @@ class NativeForm(Form):
         """See `Form`. A head that no entry of a plan may have opens nothing, nor does a procedure.
 
         The list before may go on: where it might have ended with its bodies left out, it need not
-        end after them.
+        end after them. It does with its next number, or, without numbers, at once.
         """
         number = _next_number(after)
         for head in heads(text, number):
-            if number is None or head.mark.first != number:
+            at_once, alike = not text[: head.start].strip(), bool(after) and _alike(head, after[-1])
+            if number is not None and head.mark.first == number:
+                if not alike:
+                    continue
+            elif head.mark.numbered or not (alike and at_once):
                 lead = text[: head.start].rstrip().rpartition(NEW_LINE)[2]
                 fits = fault_of([head.title]) is None
                 fits = fits and not any(map(leads_in_to_steps, (lead, head.title)))
-                if after and not text[: head.start].strip() and _goes_on(head, after[-1]):
-                    head = _like(head, after[-1])
                 return OpenedStep(head.title, head.start, (head, ())) if fits else None
             known = _titles_so_far(after)
-            if not _goes_on(head, after[-1]):
-                continue
-            repeats, at_once = same(head.title, known), not text[: head.start].strip()
+            repeats = same(head.title, known)
             if not repeats or at_once:
-                head = _like(head, after[-1]) if at_once else head
+                if at_once:  # with as many empty lines as are in that list
+                    head = replace(head, mark=replace(head.mark, gap=after[-1].gap))
                 return OpenedStep(head.title, head.start, (head, known), True, repeats)
         return None
 
@@ -355,24 +356,23 @@ def _next_number(after: Sequence[Plan]) -> int | None:
     return mark.first + len(after[-1].steps) if mark is not None and mark.numbered else None
 
 
-def _goes_on(head: Head, last: Plan) -> bool:
-    """Whether a head with the right number is one of the same list, and may be an entry's."""
+def _alike(head: Head, last: Plan) -> bool:
+    """Whether a head has the marks of a list, and may be an entry's."""
     mark = _mark_of(last)
     alike = (head.mark.kind, head.mark.indent) == (mark.kind, mark.indent)
     return alike and fault_of([head.title]) is None
 
 
-def _like(head: Head, last: Plan) -> Head:
-    """A head that follows the last entry at once, with as many empty lines as are in that list."""
-    return replace(head, mark=replace(head.mark, gap=last.gap))
-
-
 def _titles_so_far(after: Sequence[Plan]) -> tuple[str, ...]:
     """The titles of a list that several plans are parts of, each but the first going on."""
     titles: tuple[str, ...] = ()
-    for plan in reversed(after):
+    for place in reversed(range(len(after))):
+        plan, mark = after[place], _mark_of(after[place])
         titles = plan.titles + titles
-        if _mark_of(plan).first == 1:
+        begins = mark.first == 1
+        if not mark.numbered and place and not plan.preamble:
+            begins = mark.kind != _mark_of(after[place - 1]).kind
+        if begins:
             break
     return titles
 
