@@ -281,6 +281,11 @@ class EntryEnd:
                     return None
                 if bare[1:2] in (" ", "\t"):
                     return True
+        if mark.gap == TIGHT and not after_blank and indent <= mark.indent:
+            # No empty line need stand before the line that leads in to the next list, either.
+            if len(bare) > LONGEST_TITLE:
+                return False
+            return bare.rstrip(" *").endswith((":", "：")) if whole else None
         if not after_blank or indent > mark.indent:
             return False
         if bare[0] in "|>":

@@ -281,7 +281,7 @@ class NativeForm(Form):
 
     def entry_end(self, plan: Plan) -> EntryEnd:
         """See `Form`."""
-        return EntryEnd(_mark_of(plan))
+        return EntryEnd(replace(_mark_of(plan), gap=plan.gap))
 
     def join(self, plan: Plan, bodies: Sequence[str]) -> str:
         """See `Form`."""
@@ -358,9 +358,13 @@ def _next_number(after: Sequence[Plan]) -> int | None:
 
 def _alike(head: Head, last: Plan) -> bool:
     """Whether a head has the marks of a list, and may be an entry's."""
-    mark = _mark_of(last)
-    alike = (head.mark.kind, head.mark.indent) == (mark.kind, mark.indent)
-    return alike and fault_of([head.title]) is None
+    return _style(head.mark) == _style(_mark_of(last)) and fault_of([head.title]) is None
+
+
+def _style(mark: Mark) -> tuple[object, ...]:
+    """What the marks of one list have in common."""
+    bullet = mark.before.strip()[0] if mark.kind == "bullet" else ""
+    return mark.kind, mark.numbered, mark.indent, mark.level, bullet
 
 
 def _titles_so_far(after: Sequence[Plan]) -> tuple[str, ...]:
@@ -371,7 +375,7 @@ def _titles_so_far(after: Sequence[Plan]) -> tuple[str, ...]:
         titles = plan.titles + titles
         begins = mark.first == 1
         if not mark.numbered and place and not plan.preamble:
-            begins = mark.kind != _mark_of(after[place - 1]).kind
+            begins = _style(mark) != _style(_mark_of(after[place - 1]))
         if begins:
             break
     return titles

@@ -19,7 +19,7 @@ from langchain_pos.reasoning.decoder import Outline
 from langchain_pos.reasoning.expanding import lay_out
 from langchain_pos.reasoning.first_branch import First, is_example, waited_for
 from langchain_pos.reasoning.stage import StageWriter
-from langchain_pos.reasoning.titles import needs_order
+from langchain_pos.reasoning.titles import NEEDS_ORDER, counts_steps
 from langchain_pos.results.data import NO_LIST
 
 if TYPE_CHECKING:
@@ -301,8 +301,8 @@ class Planner(StageWriter):
                 raise
         if plan is None:
             return None
-        if fault := needs_order(plan.titles):
-            raise HopelessPlanError(fault, text=text)
+        if self._settings.allow_decline and counts_steps(plan.titles):
+            raise HopelessPlanError(NEEDS_ORDER, text=text)
         pressure, most = written.pressure, self._settings.max_pressure
         if pressure is not None and most is not None and pressure > most:
             raise HopelessPlanError(

@@ -19,8 +19,14 @@ _SEQUENTIAL = re.compile(
     r"|(?:introduction|conclusion|summary|example usage|explanation|dear\b)",
     re.IGNORECASE,
 )
-"""Titles of parts that build on one another, or that are parts of one text. Of 4,037 titles in the
-paper's runs none is such a one; a 1.5B model that is asked for the paper's form writes "Step 1"."""
+"""Titles of parts that build on one another, or that are parts of one text."""
+_STEP = re.compile(
+    r"(?:step|phase|schritt|paso|étape|etape|шаг)\s*\d+\s*(?:[.:–—-].*)?|第[\d一二三四五六七八九十]+步",
+    re.IGNORECASE,
+)
+"""A 1.5B model that is asked for the paper's form writes "Step 1". Of 4,037 titles in the paper's
+runs none is such a one."""
+NEEDS_ORDER = "its steps build on one another"
 _PROCEDURE = re.compile(
     r"\b(?:the|these|those|following)\s+(?:(?!some\b|several\b|few\b|of\b)[\w,-]+\s+){0,3}steps\b"
     r"(?!\s+(?:that\s+)?you\s+(?:can|could|may|might)\s+take)|\bstep[- ]by[- ]step\b"
@@ -36,11 +42,9 @@ judged not to suit parallel writing, 21 of 37 begin so; of those that suit, 5 of
 can take" leads in to advice as a rule (1 of 37, 4 of 55)."""
 
 
-def needs_order(titles: Sequence[str]) -> str | None:
-    """What is wrong with steps that build on one another, if these do."""
-    if any(_SEQUENTIAL.match(title) for title in titles[:2]):
-        return "its steps build on one another"
-    return None
+def counts_steps(titles: Sequence[str]) -> bool:
+    """Whether titles only count the steps of a procedure, whatever the answer is about."""
+    return any(_STEP.fullmatch(title) for title in titles[:2])
 
 
 def fault_of(titles: Sequence[str], before: int = 0) -> str | None:
@@ -50,8 +54,8 @@ def fault_of(titles: Sequence[str], before: int = 0) -> str | None:
         titles: one after the other.
         before: entries of the same list before them.
     """
-    if fault := needs_order(titles):
-        return fault
+    if any(_SEQUENTIAL.match(title) for title in titles[:2]):
+        return NEEDS_ORDER
     uncounted = {_without(place, title) for place, title in enumerate(titles[:2], before + 1)}
     if len(titles) > 1 and len(uncounted) == 1:
         return f"{titles[0]!r} and {titles[1]!r} only count, so their branches would be the same"

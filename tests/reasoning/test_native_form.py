@@ -156,6 +156,40 @@ class TestAList:
         assert result.text == llm.invoke("Who?", mode="sequential").conclusion
         assert "is small.\n- **Cem**: is quick.\n- **Dan**: is slow.\n\nThat" in result.text
 
+    @pytest.mark.parametrize(
+        ("began", "text", "goes_on"),
+        [
+            ("### Rom\n", "### Oslo\n", True),
+            ("### Rom\n", "## Food\n", False),
+            ("### 1. Rom\n", "### Food\n", False),
+            ("- Rom: ", "- Oslo: ", True),
+            ("- Rom: ", "* Oslo: ", False),
+            ("- Rom: ", "More:\n- Oslo: ", False),
+            ("**Rom**\n", "**Oslo**\n", True),
+        ],
+    )
+    def test_a_list_without_numbers_goes_on_in_its_own_marks(
+        self, began: str, text: str, goes_on: bool
+    ) -> None:
+        """And at once; else it is another list."""
+        first = NATIVE_FORM.opened(began)
+        assert first is not None
+        plan = NATIVE_FORM.alone(first)
+        assert plan is not None
+        opened = NATIVE_FORM.opened(f"\n\n{text}", [plan])
+        assert opened is not None
+        assert opened.goes_on is goes_on
+
+    def test_a_line_that_leads_in_ends_a_list_without_empty_lines(self) -> None:
+        """As an empty line would."""
+        opened = NATIVE_FORM.opened("Pros:\n- Cost: low")
+        assert opened is not None
+        plan = NATIVE_FORM.alone(opened)
+        assert plan is not None
+        end = NATIVE_FORM.entry_end(plan)
+        assert end.find(" low\nor none.\nCons:\n- Cost: high") == len(" low\nor none.")
+        assert end.find(" low\nor: none at all\n") is None
+
     def test_after_a_line_of_its_own_it_goes_on_as_that_has_it(self) -> None:
         """A list that begins with 3 right under a line would not be one."""
         before = [NATIVE_FORM.given([Step(title="Ann"), Step(title="Ben")])]

@@ -196,6 +196,15 @@ class TestDeclining:
         assert result.plan_attempts == 1
         assert result.conclusion
         assert llm.invoke({"question": "Who?", "steps": ["Step 1", "Step 2"]}).mode == "parallel"
+        llm, _ = scripted_llm({ASKED: skeleton, "####%%%%\n": "done"})
+        assert llm.invoke("Who?", allow_decline=False).mode == "parallel"
+
+    @pytest.mark.parametrize("title", ["Stage 4 cancer", "Day 1", "Summary statistics", "Steps"])
+    def test_other_titles_with_such_words_are_not(self, title: str) -> None:
+        """Records in the question may be called so."""
+        skeleton = f"####{title}:......\n####Ben:......\n####%%%%"
+        llm, _ = scripted_llm({ASKED: skeleton, **REST, f"####{title}:": " a"})
+        assert llm.invoke("Who?").mode == "parallel"
 
     def test_declining_can_be_forbidden(self) -> None:
         """With `allow_decline=False` the terminator cannot come before the second step."""
