@@ -56,7 +56,8 @@ class TokenLogprob:
         logprob: natural logarithm of its probability, before temperature, penalties and grammar;
             0 for a token that a grammar forced without running the model.
         top: the most likely tokens at this place with theirs, in descending order.
-        allowed: logarithm of the probability of all tokens that a grammar allowed at this place.
+        allowed: natural logarithm of the probability, before all these, of all the tokens together
+            that a grammar allowed at this place; 0 without a grammar.
     """
 
     token_id: int

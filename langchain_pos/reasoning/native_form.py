@@ -214,7 +214,7 @@ class NativeBounds:
             self.over = True
 
     def _judge(self, titles: Sequence[str], chosen: Sequence[float]) -> None:
-        """Whether the list ends with an entry or before it.
+        """End the list with its last entry, or before it, if that is called for.
 
         Args:
             titles: of the entries so far.

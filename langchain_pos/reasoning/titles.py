@@ -14,14 +14,15 @@ from langchain_pos.results.data import STEP_MARK
 _EMPTY_TITLE = re.compile(
     r"(?:step|title|point|item|aspect|part|section|步骤|标题|要点)?\s*[\d.…:：-]*", re.IGNORECASE
 )
+_WORDS = "step|phase|schritt|paso|étape|etape|шаг"
 _SEQUENTIAL = re.compile(
-    r"(?:step|stage|phase|day|schritt|paso|étape|etape|шаг)\s*\d+\b|第[\d一二三四五六七八九十]+[步阶天]"
+    rf"(?:{_WORDS}|stage|day)\s*\d+\b|第[\d一二三四五六七八九十]+[步阶天]"
     r"|(?:introduction|conclusion|summary|example usage|explanation|dear\b)",
     re.IGNORECASE,
 )
 """Titles of parts that build on one another, or that are parts of one text."""
 _STEP = re.compile(
-    r"(?:step|phase|schritt|paso|étape|etape|шаг)\s*\d+\s*(?:[.:–—-].*)?|第[\d一二三四五六七八九十]+步",
+    rf"(?:{_WORDS})\s*\d+\s*(?:[.:–—-].*)?|第[\d一二三四五六七八九十]+步",
     re.IGNORECASE,
 )
 """A 1.5B model that is asked for the paper's form writes "Step 1". Of 4,037 titles in the paper's
@@ -43,7 +44,7 @@ can take" leads in to advice as a rule (1 of 37, 4 of 55)."""
 
 
 def counts_steps(titles: Sequence[str]) -> bool:
-    """Whether titles only count the steps of a procedure, whatever the answer is about."""
+    """Whether titles count the steps of a procedure; of the first two, one that does is enough."""
     return any(_STEP.fullmatch(title) for title in titles[:2])
 
 

@@ -6,6 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from langchain_pos import ParallelReasoningLLM
+from langchain_pos.reasoning.native_form import NATIVE as NATIVE_FORM
+from langchain_pos.reasoning.native_form import NativeSkeleton
+from langchain_pos.reasoning.settings import ReasoningSettings
+from tests.support.scripted import Script, scripted_llm
+
 ASKED = "Who?\n\nAnswer:\n"
 LIST: dict[str, str | list[str]] = {
     ASKED: "Some of them:\n\n1. **Ann**:",
@@ -45,3 +51,17 @@ WRITTEN = (
     "Some of them:\n\n1. **Ann**: is tall\n   - and old.\n\n2. **Ben**: is small.\n\nThat is all."
 )
 NATIVE: dict[str, Any] = {"outline": "native", "max_pressure": 0.2, "max_sequential_tokens": 120}
+
+
+def native_llm(
+    rules: dict[str, str | list[str]], **fields: Any
+) -> tuple[ParallelReasoningLLM, Script]:
+    """A runnable that answers in native form, and its script."""
+    return scripted_llm(rules, **{**NATIVE, **fields})
+
+
+def begun(text: str, **settings: Any) -> NativeSkeleton:
+    """The skeleton of a list that begins like this."""
+    opened = NATIVE_FORM.opened(text)
+    assert opened is not None
+    return NATIVE_FORM.skeleton(ReasoningSettings(**settings), "", opened)
