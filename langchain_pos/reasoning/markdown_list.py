@@ -283,7 +283,7 @@ class EntryEnd:
                     return True
         if mark.gap == TIGHT and not after_blank and indent <= mark.indent:
             # No empty line need stand before the line that leads in to the next list, either.
-            if len(bare) > LONGEST_TITLE:
+            if len(bare) > LONGEST_TITLE or re.match(r"[-*+•][ \t]", bare):
                 return False
             return bare.rstrip(" *").endswith((":", "：")) if whole else None
         if not after_blank or indent > mark.indent:

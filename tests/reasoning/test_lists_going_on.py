@@ -98,7 +98,7 @@ class TestGoesOn:
         assert opened.goes_on is goes_on
 
     def test_a_line_that_leads_in_ends_a_list_without_empty_lines(self) -> None:
-        """As an empty line would."""
+        """As an empty line would; but not an entry's own bullets."""
         opened = NATIVE_FORM.opened("Pros:\n- Cost: low")
         assert opened is not None
         plan = NATIVE_FORM.alone(opened)
@@ -106,6 +106,11 @@ class TestGoesOn:
         end = NATIVE_FORM.entry_end(plan)
         assert end.find(" low\nor none.\nCons:\n- Cost: high") == len(" low\nor none.")
         assert end.find(" low\nor: none at all\n") is None
+        opened = NATIVE_FORM.opened("Places:\n1. Rom: x")
+        assert opened is not None
+        plan = NATIVE_FORM.alone(opened)
+        assert plan is not None
+        assert NATIVE_FORM.entry_end(plan).find(" x\n- Food:\n- Sights:\n") is None
 
     def test_after_a_line_of_its_own_it_goes_on_as_that_has_it(self) -> None:
         """A list that begins with 3 right under a line would not be one."""
