@@ -123,6 +123,11 @@ class Watched:
         """What `WATCH` has noted."""
         return self.tab.evaluate(f"() => window.seen.{name}")
 
+    def settle(self) -> None:
+        """Wait until the page has answered a change of its layout, which it sees once a frame."""
+        frame = "await new Promise(requestAnimationFrame);"
+        self.tab.evaluate(f"async () => {{ {frame} {frame} }}")
+
     def fits(self) -> bool:
         """Whether nothing sticks out at the sides."""
         return bool(

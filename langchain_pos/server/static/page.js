@@ -137,9 +137,15 @@ $("new").addEventListener("click", startAnew);
 $("save").addEventListener("click", () => save(turns.filter((turn) => turn.whole)));
 $("key").addEventListener("change", introduced);
 
-// What gets the focus is scrolled clear of the form, whose height depends on fonts and messages.
-new ResizeObserver(([form]) => {
-  document.documentElement.style.scrollPaddingBottom = `${form.target.offsetHeight + 16}px`;
+// What has the focus stays clear of the form, whose height depends on fonts and messages: the browser
+// scrolls to what gets the focus, and this to what the form has grown over.
+new ResizeObserver(([{ target: form }]) => {
+  document.documentElement.style.scrollPaddingBottom = `${form.offsetHeight + 16}px`;
+  const focused = document.activeElement?.closest("main *");
+  if (!focused) return;
+  const { top, bottom } = focused.getBoundingClientRect();
+  const behind = bottom > form.getBoundingClientRect().top && top < innerHeight;
+  if (behind) focused.scrollIntoView({ block: "nearest" });
 }).observe($("ask"));
 
 if (document.documentElement.dataset.wantsKey === "yes") {

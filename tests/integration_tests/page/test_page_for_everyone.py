@@ -231,19 +231,41 @@ def test_on_a_narrow_screen_the_answer_comes_into_sight(
 def test_what_has_the_focus_is_not_behind_the_form(
     browser_in_any_font: Any, server: Running
 ) -> None:
-    """However high the form is, with its messages and in any font."""
+    """However high the form is, with its messages and in any font, and when it grows."""
     hidden = """() => {
       const box = document.activeElement.getBoundingClientRect();
       return box.bottom > document.getElementById("ask").getBoundingClientRect().top;
     }"""
     size = {"width": 320, "height": 640}
     with opened(browser_in_any_font, server, viewport=size, complains=True) as page:
+        message = page.tab.locator("#error")
         page.ask("Who? " * 5000)
         expect(page.tab.get_by_role("alert")).not_to_be_empty()
         page.tab.get_by_role("button", name="New", exact=True).click()
-        page.tab.locator("#error").evaluate("e => (e.textContent = 'no '.repeat(200))")
+        message.evaluate("e => (e.textContent = 'no '.repeat(200))")
+        page.settle()
         page.tab.locator("#open-settings").focus()
         for _ in range(6):  # the examples
             page.tab.keyboard.press("Tab")
             assert page.tab.evaluate("() => document.activeElement.className") == "example"
             assert not page.tab.evaluate(hidden)
+
+            message.evaluate("e => (e.textContent = '')")
+            page.settle()
+            page.tab.evaluate("() => document.activeElement.scrollIntoView({block: 'end'})")
+            covered = f"e => {{ e.textContent = 'no '.repeat(200); return ({hidden})(); }}"
+            assert message.evaluate(covered)
+            page.settle()
+            assert not page.tab.evaluate(hidden)
+
+
+def test_who_looks_elsewhere_is_not_called_back(browser: Any, server: Running) -> None:
+    """A form that grows scrolls to what it has covered, not to what was out of sight before."""
+    with opened(browser, server, viewport={"width": 320, "height": 640}) as page:
+        last = page.tab.locator(".example").last
+        last.focus()
+        page.tab.evaluate("() => scrollTo(0, 0)")
+        page.settle()
+        page.tab.locator("#error").evaluate("e => (e.textContent = 'no '.repeat(200))")
+        page.settle()
+        assert page.tab.evaluate("() => scrollY") == 0
