@@ -235,7 +235,8 @@ class Expander(StageWriter):
         )
 
     def _task(self, blocks: list[Block], index: int, opening: str, max_tokens: int) -> BranchTask:
-        step, settings = blocks[-1].plan.steps[index], self._settings
+        plan, settings = blocks[-1].plan, self._settings
+        step = plan.steps[index]
         seed = step.seed
         if seed is None:
             seed = derive_seed(self._seed, "branch", len(blocks), index)
@@ -247,8 +248,8 @@ class Expander(StageWriter):
             # In JSON, the form's marks and stop texts are text like any other.
             stop=() if self._schema else (*self._form.stop, *settings.stop, *step.stop),
             schema=self._schema,
-            strip=self._form.strip if self._schema is None else False,
-            end=self._form.entry_end(blocks[-1].plan) if self._schema is None else None,
+            strip=self._form.strip(plan, index) if self._schema is None else False,
+            end=self._form.entry_end(plan) if self._schema is None else None,
             on_text=partial(self._progress.branch_text, blocks, index),
         )
 

@@ -125,14 +125,12 @@ class Form(ABC):
         stop: texts that end a branch, besides those that the settings name.
         own_prompt: whether stage 1 has a prompt of its own; otherwise a block opens in the ordinary
             answer.
-        strip: what is left out at the ends of a body; see `StoppedText`.
         needs_conclusion: whether an answer without a conclusion is none.
     """
 
     name: str
     stop: tuple[str, ...]
     own_prompt: bool
-    strip: bool | str
     needs_conclusion: bool
 
     @abstractmethod
@@ -156,6 +154,10 @@ class Form(ABC):
     @abstractmethod
     def outline(self, plan: Plan) -> str:
         """A plan as every branch sees it with `visibility="titles"`."""
+
+    @abstractmethod
+    def strip(self, plan: Plan, index: int) -> bool | str:
+        """What is left out at the ends of a branch's body; see `StoppedText`."""
 
     @abstractmethod
     def entry_end(self, plan: Plan) -> TextEnd | None:

@@ -67,8 +67,7 @@ class NativeSkeleton(Skeleton):
         self.begin = f"{head.mark.head(1, head.title)}{self._elided}"
         places = enumerate(self.known, 1 - len(self.known))
         self.so_far = "".join(f"{head.mark.head(at, t)}{self._elided}" for at, t in places)
-        # All parts of a list together have no more entries than one that is whole.
-        self.most = max(settings.max_branches - len(self.known), 2)
+        self.most = settings.max_branches - len(self.known)
         self.grammar = self._grammar(self.most)
 
     @property
@@ -253,16 +252,23 @@ class NativeForm(Form):
     name = "native"
     stop = ()
     own_prompt = False
-    strip = " \t"
     needs_conclusion = False
 
     def skeleton(
         self, settings: ReasoningSettings, question: str, opened: OpenedStep | None
     ) -> NativeSkeleton:
-        """See `Form`. A skeleton always goes on from a head."""
+        """See `Form`. A skeleton always goes on from a head.
+
+        All parts of a list together have no more entries than one that is whole.
+        """
         if opened is None:
             raise ValueError("a list begins with a head that the model has written")
         head, known = opened.marks
+        if len(known) + 2 > (most := settings.max_branches):
+            raise PlanFormatError(
+                f"the list has {len(known)} entries already, and no room for two more; at most "
+                f"{most} are allowed (max_branches)"
+            )
         return NativeSkeleton(settings, head, known)
 
     def given(self, steps: Sequence[Step]) -> Plan:
@@ -277,7 +283,12 @@ class NativeForm(Form):
 
     def outline(self, plan: Plan) -> str:
         """See `Form`."""
-        return "".join(f"{head} {ELLIPSIS}\n" for head in plan.heads) + "\n"
+        entries = (plan.entry(index, ELLIPSIS) for index in range(len(plan.steps)))
+        return "".join(f"{entry}\n" for entry in entries) + "\n"
+
+    def strip(self, plan: Plan, index: int) -> str:
+        """See `Form`: where a line begins, spaces are a list's depth."""
+        return "" if plan.heads[index].endswith(NEW_LINE) else " \t"
 
     def entry_end(self, plan: Plan) -> EntryEnd:
         """See `Form`."""

@@ -121,7 +121,6 @@ class PaperForm(Form):
     name = "paper"
     stop = (STEP_MARK,)
     own_prompt = True
-    strip = True
     needs_conclusion = True
 
     def skeleton(
@@ -148,6 +147,10 @@ class PaperForm(Form):
         """See `Form`."""
         lines = [f"{STEP_MARK}{title}:{BODY_PLACEHOLDER}\n" for title in plan.titles]
         return "".join([*lines, END_MARK, "\n"])
+
+    def strip(self, plan: Plan, index: int) -> bool:
+        """See `Form`: all white space."""
+        return True
 
     def entry_end(self, plan: Plan) -> None:
         """See `Form`: the stop text is all."""

@@ -104,10 +104,14 @@ class Planner(StageWriter):
         """
         if so_far.opened is None:
             return None
-        skeleton = self._form.skeleton(
-            self._settings, self._question.request.question, so_far.opened
-        )
         progress = self._progress
+        try:
+            skeleton = self._form.skeleton(
+                self._settings, self._question.request.question, so_far.opened
+            )
+        except PlanFormatError as error:  # e.g. the list has as many entries as are allowed
+            self.declined = f"declined: {error}"
+            return None
         base, written = trunk.count(skeleton.so_far), progress.output_tokens
         max_tokens = self._decoder.budget.further_plan(base, written)
         if not max_tokens:

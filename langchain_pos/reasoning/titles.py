@@ -78,8 +78,8 @@ def leads_in_to_steps(line: str) -> bool:
 
 
 def _without(place: int, title: str) -> str:
-    """A title's words without its own place in the list."""
-    return re.sub(rf"(?<!\d)0*{place}(?!\d)", "", _words(title)).strip()
+    """A title's words without its own place in the list, be that counted from one or from none."""
+    return re.sub(rf"(?<!\d)0*(?:{place}|{place - 1})(?!\d)", "", _words(title)).strip()
 
 
 def _words(title: str) -> str:

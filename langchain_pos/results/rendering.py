@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from html import escape
+from textwrap import dedent
 from typing import TYPE_CHECKING
 
 from langchain_pos.results.data import NO_LIST, NOT_ANSWERED
@@ -159,7 +160,7 @@ def _escape(text: str) -> str:
 
 def _text(text: str, kind: str = "") -> str:
     """A block of untrusted text. `dir` keeps right-to-left text from reversing what follows."""
-    return f'<div class="lcpos-text {kind}" dir="auto">{_escape(text.strip())}</div>'
+    return f'<div class="lcpos-text {kind}" dir="auto">{_escape(dedent(text).strip())}</div>'
 
 
 def _card(number: int, title: str, branch: BranchResult | None) -> str:

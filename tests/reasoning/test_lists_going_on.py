@@ -132,6 +132,17 @@ class TestGoesOn:
             assert len(result.blocks) == 1
             assert result.conclusion == "3. **Cem**: is quick.\n\nThat is all."
 
+    @pytest.mark.parametrize("most", [2, 3, 4, 5])
+    def test_all_its_parts_together_have_at_most_max_branches(self, most: int) -> None:
+        """What the model lists beyond that is text, as it writes it."""
+        rules = {**GOES_ON, "is slow.": "\n\n5. **Eva**:", "5. **Eva**:": " is odd.\n\nAll."}
+        room = {"max_sequential_tokens": 400, "max_conclusion_tokens": 400}
+        llm, _ = native_llm(rules, max_branches=most, **room)
+        result = llm.invoke("Who?")
+        assert len(result.branches) == most - most % 2
+        assert "is small.\n\n3. **Cem**:" in result.text
+        assert result.text == llm.invoke("Who?", mode="sequential").conclusion
+
     def test_every_title_of_a_list_is_remembered(self) -> None:
         """Also those of blocks before the last one."""
         llm, _ = native_llm({**GOES_ON, "is slow.": "\n\n5. **Ann**:"})

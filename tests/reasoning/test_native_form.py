@@ -72,6 +72,39 @@ class TestAList:
         assert (result.mode, result.conclusion, result.error) == ("parallel", "", None)
         assert result.text == WRITTEN.removesuffix("\n\nThat is all.")
 
+    @pytest.mark.parametrize("gap", [" ", "\n", "\n   "])
+    @pytest.mark.parametrize("visibility", ["first", "isolated", "titles"])
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            *(("1. **", "**:"), ("1. **", "**\n"), ("1. ", ":"), ("1) **", ":**")),
+            *(("- **", "**:"), ("- **", "**\n"), ("* ", ":")),
+            *(("### ", "\n"), ("## 1. ", "\n"), ("**", "**\n"), ("**", ":**\n")),
+        ],
+    )
+    def test_a_body_stands_where_the_model_puts_it(
+        self, before: str, after: str, gap: str, visibility: Any
+    ) -> None:
+        """Beside its title or below it; there, a list's depth are the spaces before it."""
+
+        def head(place: int, title: str) -> str:
+            return before.replace("1", str(place)) + title + after
+
+        below = after.endswith("\n")
+        ann, ben = (f"{gap.removeprefix(chr(10)) if below else gap}- {x}\n   - old" for x in "xy")
+        elided = "...\n\n" if below else " ...\n\n"
+        rules = {
+            ASKED: f"Some of them:\n\n{head(1, 'Ann')}",
+            head(1, "Ann"): f"{ann}\n\n{head(2, 'Ben')}",
+            head(2, "Ben"): f"{ben}\n\nThat is all.",
+            head(1, "Ann") + elided: f"{head(2, 'Ben')}{elided}T",
+            ben: "\n\nThat is all.",
+        }
+        llm, _ = native_llm(rules, visibility=visibility, max_branch_tokens=64)
+        result = llm.invoke("Who?")
+        assert [branch.title for branch in result.branches] == ["Ann", "Ben"]
+        assert result.text == llm.invoke("Who?", mode="sequential").text
+
     def test_it_ends_where_a_title_repeats(self) -> None:
         """What the model lists twice is written once."""
         rules = {**LIST, "1. **Ann**: ...\n\n": "2. **Ben**: ...\n\n3. **ann**: ...\n\n4. **Cem"}
@@ -295,6 +328,9 @@ class TestDeclined:
         [
             ("Challenge 1", "Challenge 2", True),
             ("Option #1", "option #2", True),
+            ("Echo-Craft", "Echo-Craft-1", True),
+            ("Level 0", "Level 1", True),
+            ("World War", "World War 2", True),
             ("World Cup 2014", "World Cup 2018", False),
             ("Python 2", "Python 3", False),
             ("Area 51", "Area 52", False),

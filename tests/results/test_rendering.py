@@ -80,6 +80,12 @@ def test_every_text_is_shown_letter_by_letter() -> None:
         assert text.strip() in shown
 
 
+def test_a_branch_begins_at_the_edge() -> None:
+    """Its lines keep the depth that they have below its first one."""
+    shown = Skeleton(hostile_result(("   - a\n     - b\n   - c",))._repr_html_()).text
+    assert "- a\n  - b\n- c" in shown
+
+
 def test_control_characters_are_left_out() -> None:
     """HTML forbids most of them."""
     assert "ab[31mc" in hostile_result(("a\x00b\x1b[31m\x9bc",))._repr_html_()

@@ -42,8 +42,8 @@ class StoppedText:
 
     Args:
         stop: texts that end the sequence; they and what follows are left out.
-        strip: leave out white space at both ends; of a text, these characters at the beginning, and
-            white space at the end.
+        strip: leave out white space at both ends; of a text, these characters at the beginning
+            (none if it is empty), and white space at the end.
         end: a further rule by which the text ends.
 
     Attributes:
@@ -57,7 +57,8 @@ class StoppedText:
         check_stop(stop)
         self._end = end
         self._stop = tuple(stop)
-        self._strip = strip
+        self._begin = "" if strip is False else strip
+        self._strip = strip is not False
         self._held = ""
         self.text = ""
         self.stopped: str | None = None
@@ -108,7 +109,7 @@ class StoppedText:
         return keep
 
     def _emit(self, piece: str) -> str:
-        if self._strip and not self.text:
-            piece = piece.lstrip(self._strip if isinstance(self._strip, str) else None)
+        if self._begin and not self.text:
+            piece = piece.lstrip(None if self._begin is True else self._begin)
         self.text += piece
         return piece

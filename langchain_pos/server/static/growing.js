@@ -57,8 +57,15 @@ export class Growing {
   }
 
   draw() {
-    showMarkdown(this.place, this.#whole ? this.text : closed(this.text));
+    const text = outdented(this.text);
+    showMarkdown(this.place, this.#whole ? text : closed(text));
   }
+}
+
+/** A text without the depth at which it stands in a list, which is its first line's. */
+function outdented(text) {
+  const depth = text.search(/[^ ]|$/);
+  return depth ? text.replace(new RegExp(`^ {1,${depth}}`, "gm"), "") : text;
 }
 
 /** A text whose last line is not yet written: bold print that it has begun ends with it. */

@@ -243,6 +243,18 @@ def test_a_list_of_the_models_own_is_shown_as_a_list(browser: Any) -> None:
             ]
 
 
+def test_a_branch_stands_at_the_edge_of_its_card(browser: Any, server: Running) -> None:
+    """At the depth at which a sub-list stands in the answer, it would be code there."""
+    with opened(browser, server) as page:
+        page.answer_with(streamed(many(2, "    - tall\n      - very\n    - old"), size=3))
+        page.ask("Who?")
+        page.done()
+        page.unfold()
+        cards = page.tab.locator(".card .text")
+        assert cards.locator("> ul > li").count() == 4
+        assert cards.locator("li li").all_inner_texts() == ["very"] * 2
+
+
 def test_the_shipped_model_answers_an_example(browser: Any) -> None:
     """It says what it is; one press asks about ten students, as another client would."""
     chat = ChatParallelReasoning()
