@@ -40,6 +40,7 @@ from langchain_pos.engine import Engine
 from langchain_pos.engine.forest.segments import Ledger
 from langchain_pos.reasoning.chat_template import encode_prompt
 from langchain_pos.reasoning.markdown_list import first_head
+from langchain_pos.reasoning.sentences import sentences
 
 _ENTRY = re.compile(r"^(?:[0-9]{1,2}[.)] |[-*•] |#{2,4} |\*\*)", re.MULTILINE)
 _ODD = re.compile(r"(?:title|step|point|item|conclusion)?\s*[\d.…:]*", re.IGNORECASE)
@@ -130,14 +131,9 @@ def _tokens(llm: ParallelReasoningLLM, result: ReasoningResult) -> int:
     return len(llm.engine.tokenizer(result.text)["input_ids"])
 
 
-def _sentences(text: str) -> list[str]:
-    parts = re.split(r"(?<=[.!?。！？])\s+|\n+", text)
-    return [part.strip(" -*") for part in parts if len(part.split()) > 3]
-
-
 def _twice(texts: Sequence[str]) -> tuple[int, int]:
     """Sentences in all texts, and how many of them stand in an earlier one, too."""
-    every = [sentence for text in texts for sentence in set(_sentences(text))]
+    every = [sentence for text in texts for sentence in set(sentences(text))]
     return len(every), len(every) - len(set(every))
 
 

@@ -28,11 +28,13 @@ class Conclusion(Ending):
 
     Attributes:
         opened: the step of a further block that it has just opened.
+        gap: the white space between the text and that step.
         written: what was written last, where it opened one or is a sequential answer.
         tokens: how many were written.
     """
 
     opened: OpenedStep | None = None
+    gap: str = ""
     written: Written | None = None
     tokens: int = 0
 
@@ -89,12 +91,12 @@ class Concluder(StageWriter):
             return Conclusion("", "error", error)
         may_open = may_open and self._question.options.constraint is None
         listed = after if goes_on else []
-        opens = partial(self._form.opened, after=listed)
         held = HeldText(self._progress.conclusion_text)
         held.push(carried)
+        before += carried
+        opens = partial(self._form.opened, after=listed, before=before)
         if may_open:
             held.wait_for(opens, partial(self._form.may_open, after=listed))
-        before += carried
         seed = (
             derive_seed(self._seed, "conclusion", block) if block else _sequential_seed(self._seed)
         )
@@ -118,8 +120,10 @@ class Concluder(StageWriter):
         if written.opened is not None:
             step = opens(written.raw[written.own :]) or written.opened
             trunk.keep(written, written.own + step.start)
-            text = (before + written.text[: written.opened.start]).rstrip()
-            return Conclusion(text, opened=step, written=written, tokens=tokens)
+            whole = before + written.text[: written.opened.start]
+            text = whole.rstrip()
+            gap = whole[len(text) :] if text else ""
+            return Conclusion(text, opened=step, gap=gap, written=written, tokens=tokens)
         held.flush()
         text = (before + written.text).rstrip()
         if written.failure is not None:  # the branches are whole all the same
@@ -166,9 +170,9 @@ class Concluder(StageWriter):
         """Settle a step that opened no block after all; what has been held back of the text."""
         if so_far.written is None or so_far.opened is None:
             return ""
-        raw, start = so_far.written.raw, so_far.written.own + so_far.opened.start
+        raw = so_far.written.raw
         trunk.keep(so_far.written, len(raw))
-        return raw[len(raw[:start].rstrip()) if so_far.text else start :]
+        return so_far.gap + raw[so_far.written.own + so_far.opened.start :]
 
 
 def _sequential_seed(seed: int) -> int:

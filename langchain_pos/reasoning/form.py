@@ -172,12 +172,13 @@ class Form(ABC):
         """What follows the last body in a join."""
 
     @abstractmethod
-    def opened(self, text: str, after: Sequence[Plan] = ()) -> OpenedStep | None:
+    def opened(self, text: str, after: Sequence[Plan] = (), before: str = "") -> OpenedStep | None:
         """The first step in a text that opens a block.
 
         Args:
             text: it may break off anywhere.
             after: the plans of the blocks that come before the text.
+            before: what stands between those and the text, and opens nothing.
         """
 
     def alone(self, opened: OpenedStep) -> Plan | None:

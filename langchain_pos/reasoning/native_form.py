@@ -302,14 +302,17 @@ class NativeForm(Form):
         """See `Form`: the model says what follows the last entry."""
         return ""
 
-    def opened(self, text: str, after: Sequence[Plan] = ()) -> OpenedStep | None:
+    def opened(self, text: str, after: Sequence[Plan] = (), before: str = "") -> OpenedStep | None:
         """See `Form`. A head that no entry of a plan may have opens nothing, nor does a procedure.
 
         The list before may go on: where it might have ended with its bodies left out, it need not
         end after them. It does with its next number, or, without numbers, at once.
         """
         number = _next_number(after)
+        text, begin = before + text, len(before)
         for head in heads(text, number):
+            if head.start < begin:
+                continue
             at_once, alike = not text[: head.start].strip(), bool(after) and _alike(head, after[-1])
             if number is not None and head.mark.first == number:
                 if not alike:
@@ -318,13 +321,13 @@ class NativeForm(Form):
                 lead = text[: head.start].rstrip().rpartition(NEW_LINE)[2]
                 fits = fault_of([head.title]) is None
                 fits = fits and not any(map(leads_in_to_steps, (lead, head.title)))
-                return OpenedStep(head.title, head.start, (head, ())) if fits else None
+                return OpenedStep(head.title, head.start - begin, (head, ())) if fits else None
             known = _titles_so_far(after)
             repeats = same(head.title, known)
             if not repeats or at_once:
                 if at_once:  # with as many empty lines as are in that list
                     head = replace(head, mark=replace(head.mark, gap=after[-1].gap))
-                return OpenedStep(head.title, head.start, (head, known), True, repeats)
+                return OpenedStep(head.title, head.start - begin, (head, known), True, repeats)
         return None
 
     def alone(self, opened: OpenedStep) -> Plan | None:

@@ -165,7 +165,7 @@ class PaperForm(Form):
         """See `Form`."""
         return f"\n{END_MARK}\n"
 
-    def opened(self, text: str, after: Sequence[Plan] = ()) -> OpenedStep | None:
+    def opened(self, text: str, after: Sequence[Plan] = (), before: str = "") -> OpenedStep | None:
         """See `Form`."""
         step = _OPENED_STEP.search(text)
         return None if step is None else OpenedStep(step["title"], step.start())

@@ -20,6 +20,7 @@ from langchain_pos.reasoning.expanding import Expander
 from langchain_pos.reasoning.planning import Planner
 from langchain_pos.reasoning.progress import Progress
 from langchain_pos.reasoning.question import NO_OPTIONS, AnswerOptions, Question
+from langchain_pos.reasoning.sentences import go_in_circles
 from langchain_pos.reasoning.stage import share_out
 from langchain_pos.results.data import NOT_ANSWERED, Block
 from langchain_pos.results.result import ReasoningChunk
@@ -186,9 +187,10 @@ class Reasoning:
         where no block does.
         """
         text, may_open = Conclusion(""), len(blocks) < self.settings.max_blocks
-        # The caller's list is whole.
+        # The caller's list is whole, and one that only repeats itself is not worth going on with.
         whole = len(blocks) == 1 and self.question.given is not None
-        list_is_over, goes_on, failed = whole, True, 0
+        circles = bool(blocks) and go_in_circles([b.text for b in blocks[-1].branches])
+        list_is_over, goes_on, failed = whole or circles, not circles, 0
         while True:
             with self.progress.stage("conclude"):
                 self.progress.open("conclude", blocks, text.text)

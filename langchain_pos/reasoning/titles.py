@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 from langchain_pos.reasoning.markdown_list import LONGEST_TITLE
 from langchain_pos.results.data import STEP_MARK
@@ -27,6 +28,7 @@ _STEP = re.compile(
 )
 """A 1.5B model that is asked for the paper's form writes "Step 1". Of 4,037 titles in the paper's
 runs none is such a one."""
+_ORDINALS = "zeroth first second third fourth fifth sixth seventh eighth ninth tenth".split()
 NEEDS_ORDER = "its steps build on one another"
 _PROCEDURE = re.compile(
     r"\b(?:the|these|those|following)\s+(?:(?!some\b|several\b|few\b|of\b)[\w,-]+\s+){0,3}steps\b"
@@ -57,9 +59,10 @@ def fault_of(titles: Sequence[str], before: int = 0) -> str | None:
     """
     if any(_SEQUENTIAL.match(title) for title in titles[:2]):
         return NEEDS_ORDER
-    uncounted = {_without(place, title) for place, title in enumerate(titles[:2], before + 1)}
-    if len(titles) > 1 and len(uncounted) == 1:
-        return f"{titles[0]!r} and {titles[1]!r} only count, so their branches would be the same"
+    uncounted = [_without(place, title) for place, title in enumerate(titles, before + 1)]
+    for (one, other), (stem, again) in zip(pairwise(titles), pairwise(uncounted), strict=True):
+        if stem == again:
+            return f"{one!r} and {other!r} only count, so their branches would be the same"
     for title in titles:
         if len(title) > LONGEST_TITLE or _EMPTY_TITLE.fullmatch(title) or STEP_MARK in title:
             return f"{title!r} is not the title of an entry"
@@ -78,8 +81,15 @@ def leads_in_to_steps(line: str) -> bool:
 
 
 def _without(place: int, title: str) -> str:
-    """A title's words without its own place in the list, be that counted from one or from none."""
-    return re.sub(rf"(?<!\d)0*(?:{place}|{place - 1})(?!\d)", "", _words(title)).strip()
+    """A title's words without its own place in the list, or the place before that.
+
+    Counting may begin with none, or after an entry such as "Warm-up".
+    """
+    words = _words(title)
+    for number in (place, place - 1):
+        word = _ORDINALS[number] if number < len(_ORDINALS) else "-"
+        words = re.sub(rf"(?<!\d)0*{number}(?:st|nd|rd|th)?(?!\d)|\b{word}\b", "", words)
+    return words.strip()
 
 
 def _words(title: str) -> str:

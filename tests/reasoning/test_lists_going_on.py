@@ -143,6 +143,52 @@ class TestGoesOn:
         assert "is small.\n\n3. **Cem**:" in result.text
         assert result.text == llm.invoke("Who?", mode="sequential").conclusion
 
+    @pytest.mark.parametrize(
+        ("under", "second"), [("\n", "2. **Yan**:"), ("\n\n", "2. **Yan**:"), ("\n\n", "")]
+    )
+    def test_a_list_under_a_single_further_entry(self, under: str, second: str) -> None:
+        """That entry is text; what stands between it and the list is not lost, list or not."""
+        gap = under if second else ""
+        further = f"\n\n### Cem{under}1. **Xia**:"
+        rules = {
+            ASKED: "Some:\n\n### Ann\n",
+            "### Ann\n": "Tall.\n\n### Ben\n",
+            "### Ben\n": f"Small.{further}",
+            "Small.": further,
+            "### Ann\n...\n\n": "### Ben\n...\n\nT",
+            "### Cem\n...\n\n": "That",
+            f"### Cem{under}": "1. **Xia**:",
+            "1. **Xia**:": f" Quick.{gap}{second}" if second else " Quick.\n\nThat is all.",
+            "1. **Xia**: ...\n\n": "2. **Yan**: ...\n\nT" if second else "That",
+            "2. **Yan**:": " Slow.\n\nThat is all.",
+            "Slow.": "\n\nThat is all.",
+        }
+        llm, _ = native_llm(rules, max_branch_tokens=99, max_conclusion_tokens=99)
+        result = llm.invoke("Who?")
+        assert len(result.blocks) == (2 if second else 1)
+        assert result.text == llm.invoke("Who?", mode="sequential").text
+        chunks = [chunk for chunk in llm.stream("Who?") if chunk.stage == "conclude"]
+        assert reduce(add, llm.stream("Who?")).result().text == result.text
+        assert "".join(chunk.delta for chunk in chunks).endswith("That is all.")
+
+    @pytest.mark.parametrize("circles", [True, False])
+    def test_not_where_its_entries_repeat_one_another(self, circles: bool) -> None:
+        """A small model lists on for ever then; else it may."""
+        same = "He is as tall as any."
+        bodies = [same, same if circles else "He is not so tall.", same if circles else "So is he."]
+        titles = ["Ann", "Ben", "Cem", "Dan", "Eva"]
+        rules = {ASKED: "Some:\n\n1. **Ann**:", "1. **Ann**: ...\n\n": ""}
+        for place, title in enumerate(titles[:-1], 1):
+            body = bodies[min(place - 1, 2)]
+            rules[f"{place}. **{title}**:"] = f" {body}\n\n{place + 1}. **{titles[place]}**:"
+        rules["1. **Ann**: ...\n\n"] = "2. **Ben**: ...\n\n3. **Cem**: ...\n\nT"
+        rules[bodies[2]] = "\n\n4. **Dan**:"
+        rules |= {"4. **Dan**: ...\n\n": "5. **Eva**: ...\n\nT", "5. **Eva**:": " Yes."}
+        llm, _ = native_llm(rules, max_branch_tokens=64)
+        result = llm.invoke("Who?")
+        assert [len(block.branches) for block in result.blocks] == ([3] if circles else [3, 2])
+        assert ("4. **Dan**" in result.text) is not circles
+
     def test_every_title_of_a_list_is_remembered(self) -> None:
         """Also those of blocks before the last one."""
         llm, _ = native_llm({**GOES_ON, "is slow.": "\n\n5. **Ann**:"})

@@ -331,6 +331,9 @@ class TestDeclined:
             ("Echo-Craft", "Echo-Craft-1", True),
             ("Level 0", "Level 1", True),
             ("World War", "World War 2", True),
+            ("1st Level", "2nd Level", True),
+            ("First Level", "Second Level", True),
+            ("First Aid", "Second Opinion", False),
             ("World Cup 2014", "World Cup 2018", False),
             ("Python 2", "Python 3", False),
             ("Area 51", "Area 52", False),
@@ -345,6 +348,28 @@ class TestDeclined:
                 skeleton.read(text)
         else:
             assert skeleton.read(text) is not None
+
+    @pytest.mark.parametrize(
+        ("titles", "only"),
+        [
+            (["Warm-up", "First Level", "Second Level"], True),
+            (["Ann", "Ben", "Week 3", "Week 4"], True),
+            (["Ann", "Ben", "Week 2", "Week 3"], True),
+            (["Ann", "Ben", "Python 2", "Python 3"], True),
+            (["Ann", "Python 2", "Python 3"], True),
+            (["Ann", "World Cup 2014", "World Cup 2018"], False),
+            (["Ann", "Area 51", "Area 52"], False),
+        ],
+    )
+    def test_nor_where_they_begin_to(self, titles: list[str], only: bool) -> None:
+        """A list that counts from somewhere on is none, either; nor is one that seems to."""
+        entries = [f"{place}. **{title}**: ..." for place, title in enumerate(titles, 1)]
+        skeleton = begun(entries[0])
+        if only:
+            with pytest.raises(PlanFormatError, match="only count"):
+                skeleton.read("\n\n".join(entries) + "\n\n")
+        else:
+            assert skeleton.read("\n\n".join(entries) + "\n\n") is not None
 
     @pytest.mark.parametrize("tokenizer", TOKENIZERS)
     @pytest.mark.parametrize("temperature", [0.0, 0.8])
