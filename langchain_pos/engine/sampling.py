@@ -8,7 +8,7 @@ cumulative distribution. So a branch draws the same tokens whatever runs beside 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -116,6 +116,11 @@ class Logprobs:
         values, ids = logprobs.topk(min(self.top, len(logprobs)))
         top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
         self._seen[step] = TokenLogprob(token_id, float(logprobs[token_id]), top, allowed)
+
+    def forget(self, steps: Iterable[int]) -> None:
+        """Drop what was recorded for these places."""
+        for step in steps:
+            self._seen.pop(step, None)
 
     def sampled(self, token_ids: Sequence[int]) -> list[TokenLogprob]:
         """One entry for each token of a finished sequence that was sampled."""

@@ -90,7 +90,7 @@ class OutlineInProgress:
             sequence.finish("stop")
 
     def _guess(self, sequence: DecodingSequence) -> Draft:
-        """The next titles, where the records in the question have a pattern."""
+        """What may come next, as `Skeleton.guess` has it."""
         text = self._text(sequence)
         most = max(self._engine.scheduler.budget.draft_rows, DRAFT_ROWS)  # a pass takes fewer
         encode = partial(encode_continuation, self._engine.tokenizer)
@@ -102,10 +102,12 @@ class OutlineInProgress:
             both = encode(mark + title)
             token_ids += both[len(head) :] if both[: len(head)] == head else encode(title)
             expected += token_ids[len(expected) :]
-            close, choice = encode(closing), encode(closing[:1])
+            close = encode(closing)
+            # The model chooses the first character, or the first token where a line begins; what
+            # that forces is encoded as one text.
+            choice = encode(closing[:1]) if title else close[:1]
             if len(choice) != 1 or len(token_ids) >= most:
                 break
-            # The model chooses the first character; what that forces is encoded as one text.
             token_ids += close
             expected += [choice[0], *[None] * (len(close) - 1)]
         if not token_ids:

@@ -95,7 +95,10 @@ class Skeleton(ABC):
 
     @abstractmethod
     def guess(self, text: str, most: int) -> Sequence[tuple[str, str]]:
-        """Titles that may come next, from the records in the question, each with what closes it."""
+        """What may come next, and is worth a guess: pairs of a title and of what closes it.
+
+        The first title may be empty: then what follows is guessed, such as a next entry's mark.
+        """
 
     @abstractmethod
     def read(self, text: str) -> Plan | None:

@@ -122,8 +122,12 @@ class NativeSkeleton(Skeleton):
         return len(self.titles(text)) > 1
 
     def guess(self, text: str, most: int) -> list[tuple[str, str]]:
-        """See `Skeleton`: lists of everyday answers quote nothing."""
-        return []
+        """See `Skeleton`: another entry, where one may begin. Its title quotes nothing."""
+        titles, end = self.entries(text)
+        between = text.endswith(LOOSE) and not text[end:].strip()
+        if not between or not 0 < len(titles) < self.most:
+            return []
+        return [("", self._mark.mark(len(titles) + 1).removesuffix(" "))]
 
     def titles(self, text: str) -> list[str]:
         """The titles of the entries whose bodies are elided, in order."""

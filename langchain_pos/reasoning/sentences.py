@@ -19,8 +19,9 @@ def sentences(text: str) -> list[str]:
 def go_in_circles(texts: Sequence[str]) -> bool:
     """Whether most of these texts mostly say what those before them have said.
 
-    Of some sixty lists that models of 135M to 1.5B wrote for everyday questions, the two that ran on
-    to 64 entries do, with 12 of the first 20 and 67 of 68; the others have at most half of such ones.
+    Of some sixty lists that models of 135M to 1.5B wrote for everyday questions, the two that ran
+    on to 64 entries do, with 12 of the first 20 and 67 of 68; the others have at most half of such
+    ones.
     """
     said: set[str] = set()
     nothing_new = 0

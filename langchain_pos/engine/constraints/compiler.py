@@ -58,7 +58,9 @@ class ConstraintCompiler:
         info = xgrammar.TokenizerInfo.from_huggingface(
             tokenizer, vocab_size=vocabulary, stop_token_ids=list(stop_token_ids) or None
         )
-        self._compiler = xgrammar.GrammarCompiler(info, max_threads=2)
+        # Its cache shares masks between the rules of different grammars by a hash that takes some
+        # rules for each other: after thousands of schemas, one got another's tokens (0.2.8).
+        self._compiler = xgrammar.GrammarCompiler(info, max_threads=2, cache_enabled=False)
         self._vocabulary = vocabulary
         self._unknown = unknown
         self._tokens = StringTokens(info.decoded_vocab, vocabulary)

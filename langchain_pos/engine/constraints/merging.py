@@ -47,7 +47,7 @@ def merge(one: Any, other: Any) -> Any:
 
 def both(one: Any, other: Any) -> Any:
     """As `merge`, later: it may recur."""
-    if one is True or one == other:
+    if one is True or _same(one, other):
         return other
     if other is True:
         return one
@@ -58,8 +58,13 @@ def _bare(schema: Any) -> dict[str, Any]:
     return {key: value for key, value in schema.items() if key not in _ANNOTATIONS}
 
 
+def _same(one: Any, other: Any) -> bool:
+    """Whether they are equal in JSON, where 1 is not true."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
 def _both(key: str, one: Any, other: Any) -> Any:
-    if one == other and type(one) is type(other):
+    if _same(one, other):
         return one
     if key in _LEAST and not isinstance(one, bool) and not isinstance(other, bool):
         return max(one, other)
@@ -93,6 +98,10 @@ def _both(key: str, one: Any, other: Any) -> Any:
         case "pattern":
             # As one pattern, which only the reader can check.
             return f"(?=[\\s\\S]*(?:{one}))(?=[\\s\\S]*(?:{other}))"
+        case "format":
+            return f"{one} and {other}"  # the same
+        case "propertyNames":
+            return both(one, other)
     return one  # a keyword that is checked, in whole, by the reader of the text
 
 

@@ -204,7 +204,28 @@ class _Reader:
             found += unheld
         if not found:
             raise reason
+        if _may_disagree(found):
+            # Of the bounds of alternatives, the widest is held to (lengths.py).
+            self.checked |= self._lengths_in(found)
         return found[0] if len(found) == 1 else {"anyOf": found}
+
+    def _lengths_in(self, nodes: list[Node]) -> set[str]:
+        """The bounds of lengths in rewritten schemas, and in what they refer to."""
+        waiting: list[Any] = list(nodes)
+        seen: set[str] = set()
+        found: set[str] = set()
+        while waiting:
+            part = waiting.pop()
+            if isinstance(part, list):
+                waiting += part
+            elif isinstance(part, dict):
+                found |= {"minLength", "maxLength"} & set(part)
+                waiting += part.values()
+                name = str(part.get("$ref", "")).removeprefix("#/$defs/")
+                if name not in seen:
+                    seen.add(name)
+                    waiting.append(self.defs.get(name))
+        return found
 
     # ---------------------------------------------------------------------- types
 
@@ -279,6 +300,8 @@ class _Reader:
         closed = node["additionalProperties"] is False and "patternProperties" not in node
         if closed and least > len(properties):
             raise Impossible(f"minProperties={least} is more than there are")
+        if not closed and least > max(len(needed), 1):
+            self.checked.add("minProperties")  # a further field may be written twice
         return node
 
     def _further_fields(self, node: Node, own: Node, patterns: Node, others: Any) -> None:
@@ -330,3 +353,10 @@ class _Reader:
             return False
         node["propertyNames"] = {"pattern": named["pattern"]}
         return True
+
+
+def _may_disagree(alternatives: list[Node]) -> bool:
+    """Whether strings of several alternatives may stand in one place."""
+    scalars = ("null", "boolean", "integer", "number")
+    types = [node.get("type") for node in alternatives if node.get("type") not in scalars]
+    return len(types) > 1 and (None in types or len(set(types)) < len(types))

@@ -224,6 +224,9 @@ class DecodingSequence:
         """Write the sampled tokens, as far as the draft's tokens between them were right."""
         sampled = verified.token_ids
         guesses = self._draft.token_ids[: verified.accepted]
+        if self._logprobs is not None:  # sampled after a wrong guess, they are no tokens of it
+            first = len(self.token_ids) + len(sampled)
+            self._logprobs.forget(range(first, first + len(self._draft)))
         self.drafts += DraftUsage(verified.drafted, len(guesses))
         if self._draft.source == "lookup":
             self._draft_length.learn(verified.drafted, len(guesses))
@@ -274,7 +277,9 @@ class DecodingSequence:
             ahead = state.fork() if state is not None and free else None
             guessed = () if self._history is None else draft.token_ids[: place + 1]
             step = sampling.step + place + 1
-            rows.append(replace(sampling, step=step, ahead=guessed, constraint=ahead))
+            row = replace(sampling, step=step, ahead=guessed, constraint=ahead)
+            # What the grammar forces, nobody has chosen.
+            rows.append(row if free else replace(row, logprobs=None))
         return draft.shortened(len(rows)), rows
 
     @staticmethod

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from jsonschema import Draft202012Validator
 
 from langchain_pos.engine.constraints import Constraint
@@ -48,6 +48,12 @@ def valid(schema: Any, text: str) -> bool:
     return bool(kind(schema, format_checker=kind.FORMAT_CHECKER).is_valid(json.loads(text)))
 
 
+@example({"anyOf": [{"type": "string", "format": "date"}, {"type": "string", "maxLength": 0}]})
+@example({"anyOf": [{"$ref": "#/$defs/D"}, {"maxLength": 1}], "$defs": {"D": {"minLength": 3}}})
+@example({"type": "object", "minProperties": 2, "patternProperties": {"^[ab]$": {"const": "a"}}})
+@example({"type": "string", "allOf": [{"format": "date"}, {"format": "uuid"}]})
+@example({"allOf": [{"propertyNames": {"pattern": p}} for p in ("^a", "b$")], "type": "object"})
+@example({"enum": ["B", 1], "allOf": [{"enum": ["B", True]}]})
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(schema=SCHEMAS)
 def test_nothing_invalid_is_taken_for_valid(schema: Any) -> None:
@@ -63,6 +69,13 @@ def test_nothing_invalid_is_taken_for_valid(schema: Any) -> None:
             assert checked, f"{text} does not fit, and no keyword is left to be checked"
             with pytest.raises(ValueError, match=r"."):
                 BranchSchema(schema).parse(text)
+
+
+def test_grammars_share_nothing() -> None:
+    """Masks that xgrammar keeps of one grammar, it has taken for those of another one."""
+    for schema in ({"type": "array"}, {"anyOf": [{"type": "array"}, {"const": "a"}]}):
+        compiler().state(Constraint("json_schema", json.dumps(schema)))
+    assert compiler()._compiler.get_cache_size_bytes() == 0
 
 
 def test_the_table_is_found() -> None:
