@@ -335,7 +335,7 @@ class _Reader:
         try:
             node["additionalProperties"] = self.node(True if others is None else others)
         except Impossible:
-            return
+            pass  # there is none, then; the names of declared fields remain
         if named is not None and not self._name_is_held(node, named):
             self.checked.add("propertyNames")
 

@@ -54,6 +54,24 @@ def valid(schema: Any, text: str) -> bool:
 @example({"type": "string", "allOf": [{"format": "date"}, {"format": "uuid"}]})
 @example({"allOf": [{"propertyNames": {"pattern": p}} for p in ("^a", "b$")], "type": "object"})
 @example({"enum": ["B", 1], "allOf": [{"enum": ["B", True]}]})
+@example(
+    {
+        "type": "object",
+        "properties": {"kind": {}},
+        "required": ["kind"],
+        "additionalProperties": False,
+        "propertyNames": {"pattern": "^[a-j]+$"},
+    }
+)
+@example(
+    {
+        "type": "object",
+        "properties": {"kind": {}},
+        "required": ["kind"],
+        "additionalProperties": {"type": "string", "maxLength": 0, "format": "date"},
+        "propertyNames": {"pattern": "^[a-j]+$"},
+    }
+)
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(schema=SCHEMAS)
 def test_nothing_invalid_is_taken_for_valid(schema: Any) -> None:
