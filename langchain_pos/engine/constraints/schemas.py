@@ -310,13 +310,13 @@ class _Reader:
         named = own.get("propertyNames")
         if node["properties"]:
             if patterns or others not in (None, False):
-                self._other_fields(node, patterns, others, named)
-            elif named is not None:
-                self.checked.add("propertyNames")
+                self._other_fields(node, patterns, others)
         elif "properties" not in own or others not in (None, False) or patterns:
-            self._other_fields(node, patterns, others, named)
+            self._other_fields(node, patterns, others)
+        if named is not None and not self._name_is_held(node, named):
+            self.checked.add("propertyNames")
 
-    def _other_fields(self, node: Node, patterns: Node, others: Any, named: Any) -> None:
+    def _other_fields(self, node: Node, patterns: Node, others: Any) -> None:
         held = {}
         for pattern, value in patterns.items():
             try:
@@ -335,14 +335,14 @@ class _Reader:
         try:
             node["additionalProperties"] = self.node(True if others is None else others)
         except Impossible:
-            pass  # there is none, then; the names of declared fields remain
-        if named is not None and not self._name_is_held(node, named):
-            self.checked.add("propertyNames")
+            return
 
     def _name_is_held(self, node: Node, named: Any) -> bool:
         """Whether the grammar can hold the names of further fields to a pattern."""
         if (
             node["properties"]
+            or node["additionalProperties"] is False
+            or "patternProperties" in node
             or not isinstance(named, dict)
             or set(named) - {"type"} != {"pattern"}
         ):
