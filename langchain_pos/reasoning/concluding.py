@@ -28,13 +28,13 @@ class Conclusion(Ending):
 
     Attributes:
         opened: the step of a further block that it has just opened.
-        gap: the white space between the text and that step.
+        space: the white space between the text and that step.
         written: what was written last, where it opened one or is a sequential answer.
         tokens: how many were written.
     """
 
     opened: OpenedStep | None = None
-    gap: str = ""
+    space: str = ""
     written: Written | None = None
     tokens: int = 0
 
@@ -122,8 +122,8 @@ class Concluder(StageWriter):
             trunk.keep(written, written.own + step.start)
             whole = before + written.text[: written.opened.start]
             text = whole.rstrip()
-            gap = whole[len(text) :] if text else ""
-            return Conclusion(text, opened=step, gap=gap, written=written, tokens=tokens)
+            space = whole[len(text) :] if text else ""
+            return Conclusion(text, opened=step, space=space, written=written, tokens=tokens)
         held.flush()
         text = (before + written.text).rstrip()
         if written.failure is not None:  # the branches are whole all the same
@@ -172,7 +172,7 @@ class Concluder(StageWriter):
             return ""
         raw = so_far.written.raw
         trunk.keep(so_far.written, len(raw))
-        return so_far.gap + raw[so_far.written.own + so_far.opened.start :]
+        return so_far.space + raw[so_far.written.own + so_far.opened.start :]
 
 
 def _sequential_seed(seed: int) -> int:

@@ -140,7 +140,11 @@ class Form(ABC):
     def skeleton(
         self, settings: ReasoningSettings, question: str, opened: OpenedStep | None
     ) -> Skeleton:
-        """A skeleton to be written, or to be written on after its first step."""
+        """A skeleton to be written, or to be written on after its first step.
+
+        Raises:
+            PlanFormatError: the step goes on with a list that has as many steps as are allowed.
+        """
 
     @abstractmethod
     def given(self, steps: Sequence[Step]) -> Plan:

@@ -187,9 +187,11 @@ class Reasoning:
         where no block does.
         """
         text, may_open = Conclusion(""), len(blocks) < self.settings.max_blocks
-        # The caller's list is whole, and one that only repeats itself is not worth going on with.
+        # The caller's list is whole, and one that only repeats itself is not worth going on with,
+        # unless it was asked for.
         whole = len(blocks) == 1 and self.question.given is not None
-        circles = bool(blocks) and go_in_circles([b.text for b in blocks[-1].branches])
+        circles = bool(blocks) and not self.question.asks_for_conclusion
+        circles = circles and go_in_circles([b.text for b in blocks[-1].branches])
         list_is_over, goes_on, failed = whole or circles, not circles, 0
         while True:
             with self.progress.stage("conclude"):

@@ -19,14 +19,16 @@ def sentences(text: str) -> list[str]:
 def go_in_circles(texts: Sequence[str]) -> bool:
     """Whether most of these texts mostly say what those before them have said.
 
-    Of some sixty lists that models of 135M to 1.5B wrote for everyday questions, the two that ran
-    on to 64 entries do, with 12 of the first 20 and 67 of 68; the others have at most half of such
-    ones.
+    One sentence may stand in all of them: that a candidate is too young is said of several. Of some
+    sixty lists that models of 135M to 1.5B wrote for everyday questions, the two that ran on to 64
+    entries go in circles, with 12 of the first 20 and 67 of 68; the others have at most a quarter of
+    such ones.
     """
     said: set[str] = set()
     nothing_new = 0
     for text in texts:
         own = sentences(text)
-        nothing_new += 2 * sum(sentence in said for sentence in own) > max(len(own), 1)
+        again = sum(sentence in said for sentence in own)
+        nothing_new += again > 1 and 2 * again > len(own)
         said.update(own)
     return 2 * nothing_new > len(texts)

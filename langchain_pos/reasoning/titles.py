@@ -28,7 +28,7 @@ _STEP = re.compile(
 )
 """A 1.5B model that is asked for the paper's form writes "Step 1". Of 4,037 titles in the paper's
 runs none is such a one."""
-_ORDINALS = "zeroth first second third fourth fifth sixth seventh eighth ninth tenth".split()
+_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
 NEEDS_ORDER = "its steps build on one another"
 _PROCEDURE = re.compile(
     r"\b(?:the|these|those|following)\s+(?:(?!some\b|several\b|few\b|of\b)[\w,-]+\s+){0,3}steps\b"
@@ -87,8 +87,10 @@ def _without(place: int, title: str) -> str:
     """
     words = _words(title)
     for number in (place, place - 1):
-        word = _ORDINALS[number] if number < len(_ORDINALS) else "-"
-        words = re.sub(rf"(?<!\d)0*{number}(?:st|nd|rd|th)?(?!\d)|\b{word}\b", "", words)
+        forms = [rf"(?<!\d)0*{number}(?:st|nd|rd|th)?(?!\d)"]
+        if 0 < number <= len(_ORDINALS):
+            forms.append(rf"\b{_ORDINALS[number - 1]}\b")
+        words = re.sub("|".join(forms), "", words)
     return words.strip()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import reduce
 from operator import add
+from typing import Any
 
 import pytest
 
@@ -171,20 +172,25 @@ class TestGoesOn:
         assert reduce(add, llm.stream("Who?")).result().text == result.text
         assert "".join(chunk.delta for chunk in chunks).endswith("That is all.")
 
-    @pytest.mark.parametrize("circles", [True, False])
-    def test_not_where_its_entries_repeat_one_another(self, circles: bool) -> None:
-        """A small model lists on for ever then; else it may."""
-        same = "He is as tall as any."
-        bodies = [same, same if circles else "He is not so tall.", same if circles else "So is he."]
+    @pytest.mark.parametrize(
+        ("repeats", "outline", "circles"),
+        [(True, "native", True), (False, "native", False), (True, "ask", False)],
+    )
+    def test_not_where_its_entries_repeat_one_another(
+        self, repeats: bool, outline: Any, circles: bool
+    ) -> None:
+        """A small model lists on for ever then; else it may, and a list asked for goes on."""
+        same = "He is as tall as any. He is also quite old."
+        bodies = [same, same if repeats else "He is not so tall.", same if repeats else "So is he."]
         titles = ["Ann", "Ben", "Cem", "Dan", "Eva"]
-        rules = {ASKED: "Some:\n\n1. **Ann**:", "1. **Ann**: ...\n\n": ""}
+        rules = {"Answer:\n": "Some:\n\n1. **Ann**:"}
         for place, title in enumerate(titles[:-1], 1):
             body = bodies[min(place - 1, 2)]
             rules[f"{place}. **{title}**:"] = f" {body}\n\n{place + 1}. **{titles[place]}**:"
         rules["1. **Ann**: ...\n\n"] = "2. **Ben**: ...\n\n3. **Cem**: ...\n\nT"
         rules[bodies[2]] = "\n\n4. **Dan**:"
         rules |= {"4. **Dan**: ...\n\n": "5. **Eva**: ...\n\nT", "5. **Eva**:": " Yes."}
-        llm, _ = native_llm(rules, max_branch_tokens=64)
+        llm, _ = native_llm(rules, max_branch_tokens=64, outline=outline)
         result = llm.invoke("Who?")
         assert [len(block.branches) for block in result.blocks] == ([3] if circles else [3, 2])
         assert ("4. **Dan**" in result.text) is not circles

@@ -32,7 +32,8 @@ def test_sentences_of_a_body() -> None:
         ([SAME, "Another one is not like it.", SAME], False),
         (["Not in range."] * 9, False),
         (["", "", ""], False),
-        (["今天的天气非常好。"] * 3, True),
+        (["今天的天气非常好。我们可以一起去公园。"] * 3, True),
+        ([f"GPA: 3.{n}. This is not in the range of 2.0 to 2.5." for n in range(9)], False),
         (["So it is here and there.", "So it is here and there. But not so at all."] * 2, False),
     ],
 )
