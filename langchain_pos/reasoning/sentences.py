@@ -21,8 +21,8 @@ def go_in_circles(texts: Sequence[str]) -> bool:
 
     One sentence may stand in all of them: that a candidate is too young is said of several. Of some
     sixty lists that models of 135M to 1.5B wrote for everyday questions, the two that ran on to 64
-    entries go in circles, with 12 of the first 20 and 67 of 68; the others have at most a quarter of
-    such ones.
+    entries go in circles, with 12 of the first 20 and 67 of 68; the others have at most one such
+    entry in four.
     """
     said: set[str] = set()
     nothing_new = 0
